@@ -1,0 +1,41 @@
+"""The one exception type for users: what was wrong, the value seen, what to do. The CLI prints it as one line."""
+
+
+class CdiffError(Exception):
+    """`exit_code` is the command's: 2 usage, 3 bad input, 4 bad artefact, 5 environment, 6 resource."""
+
+    exit_code = 1
+
+    def __init__(self, what: str, seen: str, remedy: str):
+        super().__init__(f"{what}: {seen}; {remedy}")
+        self.what, self.seen, self.remedy = what, seen, remedy
+
+
+class BadRequest(CdiffError):
+    """A parameter of the call is out of range or contradicts another."""
+
+    exit_code = 2
+
+
+class BadInput(CdiffError):
+    """A mask, an image or a text cannot be used."""
+
+    exit_code = 3
+
+
+class BadArtefact(CdiffError):
+    """A bundle, a checkpoint or an engine is not what it should be."""
+
+    exit_code = 4
+
+
+class BadEnvironment(CdiffError):
+    """Something this needs is not installed or does not work here."""
+
+    exit_code = 5
+
+
+class OutOfResource(CdiffError):
+    """Memory, disk or time ran out."""
+
+    exit_code = 6

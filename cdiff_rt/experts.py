@@ -1,0 +1,24 @@
+"""The experts of one run: the engines of the chosen modalities, with all that does not depend on x_t computed once."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from cdiff_rt.engines import Engine
+
+
+@dataclass(frozen=True)
+class Experts:
+    """Calling it maps x_t at step i to every expert's prediction and influence logit."""
+
+    engines: list[Engine]
+    contexts: list[np.ndarray]  # per modality [B, T_m, K_m]: cross-attention keys and values
+    rows: list[np.ndarray]  # per modality [S, E_m]: time projections
+
+    def __call__(self, x: np.ndarray, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """x [B, C, *latent] -> outs [M, B, C, *latent], logits [M, B, 1, *latent]."""
+        results = [
+            engine(x=x, rows=rows[step : step + 1], context=context)
+            for engine, rows, context in zip(self.engines, self.rows, self.contexts, strict=True)
+        ]
+        return np.stack([result["out"] for result in results]), np.stack([result["logit"] for result in results])

@@ -1,0 +1,1 @@
+"""The networks in PyTorch, for training, export and the eager backend: tensors in, tensors out, no files."""

@@ -1,0 +1,26 @@
+"""Noise that depends on the seed, the image's number and the draw's number, and on nothing else."""
+
+import numpy as np
+
+from cdiff_rt.errors import BadRequest
+
+LARGEST_SEED = 2**63 - 1
+
+
+def check_seed(seed: int) -> int:
+    if not 0 <= seed <= LARGEST_SEED:
+        raise BadRequest("seed", f"{seed} is outside 0-2^63-1", "choose a number of that range")
+    return seed
+
+
+def normal(seed: int, images: range, draw: int, shape: tuple[int, ...]) -> np.ndarray:
+    """[len(images), *shape] float32 standard normal; draw 0 is x_T, draw k the noise added by the k-th step.
+
+    Counter-based (Philox, Salmon et al. 2011): image i's noise is the same in any batch, on any backend.
+    """
+    return np.stack([_one(seed, image, draw, shape) for image in images])
+
+
+def _one(seed: int, image: int, draw: int, shape: tuple[int, ...]) -> np.ndarray:
+    generator = np.random.Generator(np.random.Philox(key=seed, counter=(0, 0, image, draw)))
+    return generator.standard_normal(shape, dtype=np.float32)

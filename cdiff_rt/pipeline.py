@@ -1,0 +1,154 @@
+"""The whole way from conditions to images: `Pipeline.from_pretrained().generate(mask=..., text=...)`."""
+
+import logging
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from cdiff_rt import fusion, images, noise, solvers
+from cdiff_rt.engines import Engine, load_engine
+from cdiff_rt.errors import BadArtefact, BadRequest
+from cdiff_rt.experts import Experts
+from cdiff_rt.manifest import NAME, Bundle, Modality, sha256
+from cdiff_rt.modalities import KINDS, Condition
+from cdiff_rt.sampler import Callback, sample
+
+MODELS = Path(__file__).parent / "models"
+DEFAULT_MODEL = "faces-128"
+DEFAULT_BACKEND = "onnxruntime"
+LARGEST_BATCH = 256
+log = logging.getLogger("cdiff_rt")
+
+
+@dataclass(frozen=True)
+class Generated:
+    images: np.ndarray  # [B, H, W, 3] uint8
+    latents: np.ndarray  # [B, C, *latent] float32, as the loop left them
+    record: dict  # every parameter of the run, as stored in PNG files
+
+
+def find_model(model: str | Path) -> Path:
+    """The folder of an embedded model's name or of a path."""
+    embedded = MODELS / str(model)
+    if str(model) == Path(model).name and embedded.is_dir():
+        return embedded
+    if not Path(model).is_dir():
+        known = ", ".join(sorted(path.name for path in MODELS.iterdir())) if MODELS.is_dir() else "none"
+        raise BadArtefact("model", f"there is no bundle {str(model)!r}", f"give a bundle's folder or one of: {known}")
+    return Path(model)
+
+
+class Pipeline:
+    """A bundle and a backend. Engines load at first use and stay loaded."""
+
+    def __init__(self, bundle: Bundle, backend: str = DEFAULT_BACKEND):
+        self.bundle, self.manifest, self.backend = bundle, bundle.manifest, backend
+        self._engines: dict[str, Engine] = {}
+
+    @classmethod
+    def from_pretrained(cls, model: str | Path = DEFAULT_MODEL, *, backend: str = DEFAULT_BACKEND) -> "Pipeline":
+        """`model` is the name of an embedded model or a bundle's folder. Raises BadArtefact if it isn't intact."""
+        return cls(Bundle.open(find_model(model)), backend)
+
+    def generate(
+        self,
+        *,
+        steps: int = 50,
+        seed: int = 0,
+        batch: int = 1,
+        first: int = 0,
+        eta: float = 1.0,
+        callback_on_step_end: Callback | None = None,
+        **conditions: Condition | None,
+    ) -> Generated:
+        """Images that follow every condition given, by the names of the model's modalities, e.g. `mask=`, `text=`.
+
+        Only the experts of those modalities run. The images are numbers `first` to `first + batch - 1` of the seed:
+        image i is the same in any batch. `steps` and `eta` are DDIM's. Raises BadRequest or BadInput.
+        """
+        _check_range("batch", batch, 1, LARGEST_BATCH)
+        _check_range("first", first, 0, 2**31)
+        _check_range("eta", eta, 0.0, 1.0)
+        noise.check_seed(seed)
+        table = solvers.ddim(self.manifest.schedule, steps, eta=eta)
+        modalities, inputs = self._read(conditions)
+        adjust = self._adjustment(modalities, table)
+        numbers = range(first, first + batch)
+        shape = self.manifest.latent_shape
+        latents = sample(
+            self._experts(modalities, inputs, table, batch),
+            noise.normal(seed, numbers, 0, shape),
+            lambda i: noise.normal(seed, numbers, i + 1, shape),
+            table,
+            adjust,
+            callback_on_step_end,
+        )
+        given = {name: _shown(value) for name, value in conditions.items() if value is not None}
+        record = {"steps": steps, "eta": eta, "seed": seed, "first": first, "batch": batch, "conditions": given}
+        return Generated(self.decode(latents), latents, record | self._identity())
+
+    def decode(self, latents: np.ndarray) -> np.ndarray:
+        """[B, C, *latent] of the loop -> [B, H, W, 3] uint8."""
+        scaled = latents / np.float32(self.manifest.latent_scale)
+        return images.to_uint8(self.engine("vae.decode")(z=scaled)["image"])
+
+    def engine(self, network: str) -> Engine:
+        """The engine of a network of the manifest, loaded once."""
+        if network not in self._engines:
+            self._engines[network] = load_engine(self.backend, self.bundle, network)
+        return self._engines[network]
+
+    def _read(self, conditions: dict[str, Condition | None]) -> tuple[list[Modality], list[np.ndarray]]:
+        known = {modality.name: modality for modality in self.manifest.modalities}
+        given = {name: value for name, value in conditions.items() if value is not None}
+        strange = sorted(set(given) - set(known))
+        if strange:
+            raise BadRequest("condition", f"{strange[0]!r}", f"{self.manifest.name} knows {', '.join(known)}")
+        if not given:
+            raise BadRequest("conditions", "none given", f"give at least one of {', '.join(known)}")
+        chosen = [modality for name, modality in known.items() if name in given]
+        return chosen, [KINDS[modality.kind](given[modality.name], modality, self.bundle) for modality in chosen]
+
+    def _experts(
+        self, modalities: list[Modality], inputs: list[np.ndarray], table: solvers.SolverTable, batch: int
+    ) -> Experts:
+        contexts, rows = [], []
+        for modality, value in zip(modalities, inputs, strict=True):
+            context = self.engine(f"condition.{modality.name}")(inputs=value)["context"]
+            contexts.append(np.repeat(context, batch, axis=0))
+            rows.append(self.engine(f"time.{modality.name}")(t=table.timesteps)["rows"])
+        return Experts([self.engine(f"expert.{modality.name}") for modality in modalities], contexts, rows)
+
+    def _adjustment(self, modalities: list[Modality], table: solvers.SolverTable) -> fusion.Adjustment:
+        default = self.manifest.influence
+        anchors = [i for i, modality in enumerate(modalities) if modality.anchor]
+        gain = fusion.decay(default.decay, table.timesteps, self.manifest.schedule.train_steps)
+        decays = [modality.decays for modality in modalities]
+        return fusion.adjustment(decays, anchors[0] if anchors else None, gain, default.factor)
+
+    def _identity(self) -> dict:
+        from cdiff_rt import __version__
+
+        manifest_hash = sha256(self.bundle.path(NAME))
+        name, size = self.manifest.name, self.manifest.image_size
+        return {
+            "model": name,
+            "model_hash": manifest_hash,
+            "size": size,
+            "backend": self.backend,
+            "version": __version__,
+        }
+
+
+def _check_range(name: str, value: float, low: float, high: float) -> None:
+    if not math.isfinite(value) or not low <= value <= high:
+        raise BadRequest(name, f"{value} is outside {low:g}-{high:g}", "choose a number of that range")
+
+
+def _shown(value: Condition) -> str:
+    """A condition as it may stand in a picture's parameters: texts whole, files by name, arrays by shape."""
+    if isinstance(value, np.ndarray):
+        return f"array {'x'.join(map(str, value.shape))}"
+    return value.name if isinstance(value, Path) else value

@@ -1,0 +1,60 @@
+"""A solver is a table. Every solver used here is linear in what it has, so a schedule turns it into numbers:
+
+    x'    = c_x x + c_out out + c_hist hist + c_noise noise
+    hist' = d_x x + d_out out
+    x_0   = e_x x + e_out out
+
+`out` is the fused prediction, eps or v; which of the two shows in the coefficients only.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from cdiff_rt.schedule import Schedule
+
+C_X, C_OUT, C_HIST, C_NOISE, D_X, D_OUT, E_X, E_OUT = range(8)
+
+
+@dataclass(frozen=True)
+class SolverTable:
+    """In the order of execution, from noise to image."""
+
+    timesteps: np.ndarray  # [S] int64
+    rows: np.ndarray  # [S, 8] float64, columns C_X ... E_OUT
+
+
+def x0_coefficients(alpha_bar: np.ndarray, prediction: str) -> tuple[np.ndarray, np.ndarray]:
+    """(on x_t, on the prediction) of x_0. eps: x_t = sqrt(a) x_0 + sqrt(1 - a) eps; v: sqrt(a) eps - sqrt(1 - a) x_0."""
+    if prediction == "v":
+        return np.sqrt(alpha_bar), -np.sqrt(1 - alpha_bar)
+    return 1 / np.sqrt(alpha_bar), -np.sqrt((1 - alpha_bar) / alpha_bar)
+
+
+def eps_coefficients(alpha_bar: np.ndarray, prediction: str) -> tuple[np.ndarray, np.ndarray]:
+    """(on x_t, on the prediction) of eps."""
+    if prediction == "v":
+        return np.sqrt(1 - alpha_bar), np.sqrt(alpha_bar)
+    return np.zeros_like(alpha_bar), np.ones_like(alpha_bar)
+
+
+def ddim(schedule: Schedule, steps: int, *, eta: float = 1.0, temperature: float = 1.0) -> SolverTable:
+    """DDIM (Song et al. 2021, eq. 12 and 16) on the reference's grid, which ends at alpha_bar of timestep 0, not at 1.
+
+    sigma = eta sqrt((1 - a') / (1 - a)) sqrt(1 - a / a')
+    x'    = sqrt(a') x_0 + sqrt(1 - a' - sigma^2) eps + sigma noise
+    """
+    timesteps = schedule.timesteps(steps)
+    alpha_bars = schedule.alpha_bars()
+    a = alpha_bars[timesteps]
+    a_next = np.concatenate([alpha_bars[:1], a[:-1]])
+    sigma = eta * np.sqrt((1 - a_next) / (1 - a) * (1 - a / a_next))
+    to_eps = np.sqrt(1 - a_next - sigma**2)
+    x0_x, x0_out = x0_coefficients(a, schedule.prediction)
+    eps_x, eps_out = eps_coefficients(a, schedule.prediction)
+    rows = np.zeros((steps, 8))
+    rows[:, C_X] = np.sqrt(a_next) * x0_x + to_eps * eps_x
+    rows[:, C_OUT] = np.sqrt(a_next) * x0_out + to_eps * eps_out
+    rows[:, C_NOISE] = sigma * temperature
+    rows[:, E_X], rows[:, E_OUT] = x0_x, x0_out
+    return SolverTable(timesteps[::-1].copy(), rows[::-1].copy())

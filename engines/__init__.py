@@ -1,0 +1,64 @@
+"""Engines run one network of a bundle on one backend. `BACKENDS` is the table; nothing is imported until asked for."""
+
+import importlib
+import importlib.util
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from cdiff_rt.errors import BadEnvironment, BadRequest
+from cdiff_rt.manifest import Bundle, NetworkSpec
+
+
+class Engine(Protocol):
+    """A loaded network. Calling it takes and gives arrays by the names of its spec."""
+
+    spec: NetworkSpec
+
+    def __call__(self, **inputs: np.ndarray) -> dict[str, np.ndarray]: ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Backend:
+    loader: str  # "module:function" with the signature (bundle, network) -> Engine
+    requires: tuple[str, ...]  # the libraries it imports
+    extra: str  # the extra of cdiff-rt that installs them
+
+
+BACKENDS: dict[str, Backend] = {
+    "onnxruntime": Backend("cdiff_rt.engines.ort:load", ("onnxruntime",), "cpu"),
+    "torch": Backend("cdiff_rt.engines.eager:load", ("torch", "safetensors"), "export"),
+}
+
+
+def why_not(backend: str) -> str | None:
+    """What keeps a backend from working here, or None. Imports nothing."""
+    missing = [name for name in BACKENDS[backend].requires if importlib.util.find_spec(name) is None]
+    return f"{', '.join(missing)} not installed" if missing else None
+
+
+def load_engine(backend: str, bundle: Bundle, network: str) -> Engine:
+    """The engine of one network. Raises BadRequest for an unknown backend and BadEnvironment for a missing one."""
+    if backend not in BACKENDS:
+        raise BadRequest("backend", repr(backend), f"choose one of {', '.join(BACKENDS)}")
+    reason = why_not(backend)
+    if reason:
+        raise BadEnvironment(
+            f"backend {backend}", reason, f"run `pip install cdiff-rt[{BACKENDS[backend].extra}]` or choose another"
+        )
+    module, function = BACKENDS[backend].loader.split(":")
+    return getattr(importlib.import_module(module), function)(bundle, network)
+
+
+def check_inputs(spec: NetworkSpec, inputs: dict[str, np.ndarray]) -> None:
+    """Our own invariant: names, types and shapes are those of the manifest, and equal names are equal sizes."""
+    sizes: dict[str, int] = {}
+    assert set(inputs) == {tensor.name for tensor in spec.inputs}, f"{spec.file} takes other inputs than {set(inputs)}"
+    for tensor in spec.inputs:
+        array = inputs[tensor.name]
+        expected = tuple(sizes.setdefault(d, n) if isinstance(d, str) else d for d, n in zip(tensor.shape, array.shape))
+        fits = array.shape == expected and len(array.shape) == len(tensor.shape) and str(array.dtype) == tensor.dtype
+        assert fits, f"{spec.file}: {tensor.name} is {array.dtype} {array.shape}, expected {tensor}"

@@ -1,0 +1,41 @@
+"""PyTorch, eagerly, from the same weights as the bundle's ONNX graphs: the baseline and the check of the others."""
+
+from collections.abc import Callable
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cdiff_rt.engines import check_inputs
+from cdiff_rt.manifest import Bundle, NetworkSpec
+from cdiff_rt.nets.collaborative import CollaborativeModel, ModelConfig, network_functions
+
+
+class EagerEngine:
+    def __init__(self, spec: NetworkSpec, function: Callable[..., tuple[Tensor, ...]]):
+        self.spec, self._function = spec, function
+
+    def __call__(self, **inputs: np.ndarray) -> dict[str, np.ndarray]:
+        check_inputs(self.spec, inputs)
+        with torch.inference_mode():
+            outputs = self._function(*(torch.from_numpy(inputs[tensor.name]) for tensor in self.spec.inputs))
+        return {tensor.name: value.numpy() for tensor, value in zip(self.spec.outputs, outputs, strict=True)}
+
+    def close(self) -> None:
+        del self._function
+
+
+@lru_cache(maxsize=1)
+def load_model(bundle: Bundle) -> CollaborativeModel:
+    """The bundle's networks in fp32; one bundle's are kept, since every engine of it shares them."""
+    from safetensors.torch import load_file
+
+    model = CollaborativeModel(ModelConfig.from_json(bundle.manifest.source))
+    weights = load_file(bundle.path(bundle.manifest.weights))
+    model.load_state_dict({name: weight.float() for name, weight in weights.items()})
+    return model.eval()
+
+
+def load(bundle: Bundle, network: str) -> EagerEngine:
+    return EagerEngine(bundle.manifest.networks[network], network_functions(load_model(bundle))[network])

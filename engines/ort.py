@@ -1,0 +1,38 @@
+"""ONNX Runtime on the CPU: the default backend, which needs neither PyTorch nor a GPU."""
+
+import os
+
+import numpy as np
+
+from cdiff_rt.engines import check_inputs
+from cdiff_rt.errors import BadArtefact
+from cdiff_rt.manifest import Bundle, NetworkSpec
+
+
+class OrtEngine:
+    def __init__(self, bundle: Bundle, network: str):
+        import onnxruntime as ort
+
+        self.spec: NetworkSpec = bundle.manifest.networks[network]
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
+        options.log_severity_level = 3
+        try:
+            self._session = ort.InferenceSession(
+                str(bundle.path(self.spec.file)), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # onnxruntime's own exceptions share no base class but this
+            reason = str(error).splitlines()[0]
+            raise BadArtefact(f"network {network}", f"onnxruntime refuses it ({reason})", "export the bundle again") from error
+        self._outputs = [tensor.name for tensor in self.spec.outputs]
+
+    def __call__(self, **inputs: np.ndarray) -> dict[str, np.ndarray]:
+        check_inputs(self.spec, inputs)
+        return dict(zip(self._outputs, self._session.run(self._outputs, inputs), strict=True))
+
+    def close(self) -> None:
+        del self._session
+
+
+def load(bundle: Bundle, network: str) -> OrtEngine:
+    return OrtEngine(bundle, network)

@@ -1,0 +1,266 @@
+"""Train `faces-128`, stage by stage. Each stage needs the ones before it; each can be stopped and resumed.
+
+    python -m recipes.faces.train vae       --minutes 25 --data data --out work
+    python -m recipes.faces.train mask      --minutes 35 --data data --out work
+    python -m recipes.faces.train text      --minutes 30 --data data --out work
+    python -m recipes.faces.train diffusers --minutes 12 --data data --out work
+"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from cdiff_rt.nets.collaborative import CollaborativeModel, Expert
+from recipes.faces.config import FACES_128, MASK_CLASSES, MASK_SIZE, SCHEDULE, VOCABULARY
+from recipes.faces.data import Portraits, small_masks, token_ids
+from recipes.faces.training import Loss, Plan, fit
+
+LATENT_NOISE = 0.05  # the sampler leaves errors of this size, so the decoder must not read finer detail
+UNKNOWN_WORDS = 0.03  # share of words hidden in training, so that the model bears words it doesn't know
+
+
+@dataclass(frozen=True)
+class Stage:
+    plan: Plan
+    portraits: Portraits
+    model: CollaborativeModel
+
+    def batch_of_images(self, indices: Tensor) -> Tensor:
+        """[B, 3, 128, 128] in [-1, 1]."""
+        pixels = torch.from_numpy(self.portraits.images[np.sort(indices.numpy())])
+        return pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def save_weights(model: CollaborativeModel, folder: Path, part: str) -> None:
+    """`part` of the model ("vae", "mask.unet", ...) as fp32 safetensors; stages read each other's."""
+    tensors = {k: v.contiguous() for k, v in model.get_submodule(part).state_dict().items()}
+    save_file(tensors, folder / f"{part}.safetensors")
+
+
+def load_weights(model: CollaborativeModel, folder: Path, part: str, name: str | None = None) -> None:
+    model.get_submodule(part).load_state_dict(load_file(folder / f"{name or part}.safetensors"))
+
+
+# --- vae -------------------------------------------------------------------------------------------------------------
+
+
+def start_at_pca(model: CollaborativeModel, images: Tensor) -> None:
+    """The linear code of the autoencoder becomes the principal components of image blocks, partly whitened."""
+    vae, side = model.vae, model.vae.config.factor
+    blocks = F.pixel_unshuffle(images, side).permute(0, 2, 3, 1).flatten(0, 2)  # [n, 3 * side^2]
+    values, vectors = torch.linalg.eigh(torch.cov((blocks - blocks.mean(0)).T))
+    count = vae.config.z_channels
+    basis = vectors.flip(1)[:, :count].T.reshape(count, 3, side, side)
+    scale = values.flip(0)[:count].sqrt().pow(0.6).reshape(-1, 1, 1, 1)
+    colour = images.mean((0, 2, 3))
+    with torch.no_grad():
+        vae.linear_in.weight.copy_(basis / scale)
+        vae.linear_in.bias.copy_(-(basis / scale * colour[:, None, None]).sum((1, 2, 3)))
+        vae.linear_out.weight.copy_(basis * scale)
+        vae.linear_out.bias.copy_(colour)
+        for last in (vae.encoder.conv_out, vae.decoder.conv_out):
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+        vae.quant_conv.bias[:count] = 0
+        vae.quant_conv.bias[count:] = -6
+
+
+def edges(image: Tensor) -> tuple[Tensor, Tensor]:
+    return image[..., 1:] - image[..., :-1], image[..., 1:, :] - image[..., :-1, :]
+
+
+def vae_loss(stage: Stage) -> Loss:
+    vae = stage.model.vae
+
+    def loss(indices: Tensor, generator: torch.Generator) -> Tensor:
+        image = stage.batch_of_images(indices)
+        mean, logvar = (part.float() for part in vae.encode(image))
+        std = (0.5 * logvar).exp() + LATENT_NOISE
+        again = vae.decode(mean + std * torch.randn(mean.shape, generator=generator)).float()
+        sharp = sum(F.l1_loss(a, b) for a, b in zip(edges(again), edges(image), strict=True))
+        divergence = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).mean()
+        return F.l1_loss(again, image) + F.mse_loss(again, image) + 0.7 * sharp + 1e-6 * divergence
+
+    return loss
+
+
+def train_vae(stage: Stage) -> None:
+    first = torch.arange(1500).clamp(max=stage.portraits.train_count - 1)
+    start_at_pca(stage.model, stage.batch_of_images(first))
+    fit(stage.plan, stage.model.vae, vae_loss(stage))
+    save_weights(stage.model, stage.plan.folder, "vae")
+    with torch.no_grad():
+        held_out = torch.arange(stage.portraits.train_count, stage.portraits.train_count + 256)
+        errors = []
+        for part in held_out.split(32):
+            image = stage.batch_of_images(part)
+            errors.append(((stage.model.vae.decode(stage.model.vae.encode(image)[0]).clamp(-1, 1) - image) ** 2).mean())
+    print(f"psnr {-10 * math.log10(torch.stack(errors).mean().item() / 4):.2f} dB on held-out portraits")
+
+
+# --- branches and diffusers ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Examples:
+    """All that the diffusion stages read: latents of unit variance, and each modality's condition."""
+
+    latents: Tensor  # [N, C, h, w]
+    conditions: dict[str, Tensor]  # mask: [N, 1024] labels; text: [N, TOKENS] ids
+
+    def condition(self, modality: str, indices: Tensor, generator: torch.Generator) -> Tensor:
+        """What the modality's encoder takes."""
+        rows = self.conditions[modality][indices]
+        if modality == "mask":
+            return F.one_hot(rows.long(), MASK_CLASSES).transpose(1, 2).float()
+        hidden = (torch.rand(rows.shape, generator=generator) < UNKNOWN_WORDS) & (rows >= 4)
+        return torch.where(hidden, VOCABULARY.index("[UNK]"), rows)
+
+
+def latent_scale(latents: Tensor) -> float:
+    return 1 / latents.std().item()
+
+
+def encode_all(stage: Stage) -> Examples:
+    """Encodes every training portrait once; the latents are kept beside the weights that made them."""
+    cache = stage.plan.folder / "latents.safetensors"
+    weights = stage.plan.folder / "vae.safetensors"
+    load_weights(stage.model, stage.plan.folder, "vae")
+    if not cache.exists() or cache.stat().st_mtime < weights.stat().st_mtime:
+        indices = torch.arange(stage.portraits.train_count)
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            parts = [stage.model.vae.encode(stage.batch_of_images(part))[0].float() for part in indices.split(64)]
+        latents = torch.cat(parts)
+        save_file({"latents": latents * latent_scale(latents), "scale": torch.tensor(latent_scale(latents))}, cache)
+    labels = small_masks(stage.portraits.labels[: stage.portraits.train_count])
+    conditions = {
+        "mask": torch.from_numpy(labels.reshape(len(labels), -1)),
+        "text": torch.from_numpy(token_ids(stage.portraits.captions[: stage.portraits.train_count])),
+    }
+    return Examples(load_file(cache)["latents"], conditions)
+
+
+ALPHA_BARS = torch.from_numpy(SCHEDULE.alpha_bars())
+
+
+def diffuse(z: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """A random timestep and noise for each latent -> x_t, t and the v that a branch should predict."""
+    t = torch.randint(SCHEDULE.train_steps, (len(z),), generator=generator)
+    noise = torch.randn(z.shape, generator=generator)
+    signal = ALPHA_BARS[t].sqrt().float()[:, None, None, None]
+    spread = (1 - ALPHA_BARS[t]).sqrt().float()[:, None, None, None]
+    return signal * z + spread * noise, t, signal * noise - spread * z
+
+
+def start_at_cosines(linear: nn.Linear) -> None:
+    """The mask encoder begins as the lowest two-dimensional cosines, so class tokens say at once where things are."""
+    k = torch.arange(MASK_SIZE)
+    waves = torch.cos(math.pi / MASK_SIZE * (k[None] + 0.5) * k[:, None]) * (2 / MASK_SIZE) ** 0.5
+    waves[0] /= 2**0.5
+    planes = torch.einsum("ay,bx->abyx", waves, waves).reshape(MASK_SIZE**2, -1)
+    lowest = (k[:, None] ** 2 + k[None] ** 2).flatten().argsort()[: linear.out_features]
+    with torch.no_grad():
+        linear.weight.copy_(0.35 * planes[lowest])
+        linear.bias.zero_()
+
+
+def zero_last_layers(expert: Expert) -> None:
+    for net in (expert.unet, expert.diffuser):
+        nn.init.zeros_(net.out[2].weight)
+        nn.init.zeros_(net.out[2].bias)
+
+
+def branch_loss(expert: Expert, modality: str, examples: Examples) -> Loss:
+    def loss(indices: Tensor, generator: torch.Generator) -> Tensor:
+        x, t, v = diffuse(examples.latents[indices], generator)
+        tokens = expert.encoder(examples.condition(modality, indices, generator))
+        return F.mse_loss(expert.unet(x, t, tokens).float(), v)
+
+    return loss
+
+
+def train_branch(stage: Stage, modality: str) -> None:
+    """One modality's UNet and encoder. Text starts from the mask's UNet, which already draws faces."""
+    examples, expert = encode_all(stage), stage.model.experts[modality]
+    if modality == "text":
+        load_weights(stage.model, stage.plan.folder, "experts.text.unet", "experts.mask.unet")
+        nn.init.normal_(expert.encoder.transformer.token_emb.weight, std=0.1)
+        nn.init.normal_(expert.encoder.transformer.pos_emb.emb.weight, std=0.1)
+    else:
+        start_at_cosines(expert.encoder.linear)
+        zero_last_layers(expert)
+    branch = nn.ModuleDict({"encoder": expert.encoder, "unet": expert.unet})
+    fit(stage.plan, branch, branch_loss(expert, modality, examples))
+    for part in branch:
+        save_weights(stage.model, stage.plan.folder, f"experts.{modality}.{part}")
+
+
+def diffusers_loss(experts: nn.ModuleDict, examples: Examples) -> Loss:
+    """The loss of the fused prediction under the plain softmax (Collaborative Diffusion, eq. 5-7 and section 3.3)."""
+
+    def loss(indices: Tensor, generator: torch.Generator) -> Tensor:
+        x, t, v = diffuse(examples.latents[indices], generator)
+        outs, logits = [], []
+        for modality, expert in experts.items():
+            with torch.no_grad():
+                tokens = expert.encoder(examples.condition(modality, indices, generator))
+                outs.append(expert.unet(x, t, tokens).float())
+            logits.append(expert.diffuser(x, t, tokens).float())
+        influence = torch.softmax(torch.stack(logits), dim=0)
+        return F.mse_loss((influence * torch.stack(outs)).sum(0), v)
+
+    return loss
+
+
+def train_diffusers(stage: Stage) -> None:
+    examples, experts = encode_all(stage), stage.model.experts
+    stage.model.requires_grad_(False)
+    for modality, expert in experts.items():
+        for part in ("encoder", "unet"):
+            load_weights(stage.model, stage.plan.folder, f"experts.{modality}.{part}")
+        nn.init.zeros_(expert.diffuser.out[2].weight)
+        nn.init.zeros_(expert.diffuser.out[2].bias)
+        expert.diffuser.requires_grad_(True)
+    diffusers = nn.ModuleDict({modality: expert.diffuser for modality, expert in experts.items()})
+    fit(stage.plan, diffusers, diffusers_loss(experts, examples))
+    for modality in experts:
+        save_weights(stage.model, stage.plan.folder, f"experts.{modality}.diffuser")
+
+
+STAGES = {
+    "vae": (train_vae, dict(batch=16, learning_rate=1e-3)),
+    "mask": (lambda stage: train_branch(stage, "mask"), dict(batch=32, learning_rate=1.5e-3)),
+    "text": (lambda stage: train_branch(stage, "text"), dict(batch=32, learning_rate=1.2e-3)),
+    "diffusers": (train_diffusers, dict(batch=32, learning_rate=1e-3)),
+}
+
+
+@click.command()
+@click.argument("stage", type=click.Choice(list(STAGES)))
+@click.option("--minutes", type=click.FloatRange(min=0), required=True, help="Of computing, over all resumed runs.")
+@click.option("--resume", is_flag=True, help="Go on from the state in OUT.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--data", type=click.Path(path_type=Path, exists=True, file_okay=False), required=True)
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True)
+def main(stage: str, minutes: float, resume: bool, seed: int, data: Path, out: Path) -> None:
+    """Train one STAGE and leave its weights in OUT."""
+    torch.manual_seed(seed)
+    torch.set_flush_denormal(True)
+    out.mkdir(parents=True, exist_ok=True)
+    portraits = Portraits.load(data)
+    run, settings = STAGES[stage]
+    plan = Plan(stage, out, minutes, resume, seed, examples=portraits.train_count, **settings)
+    with sdpa_kernel(SDPBackend.MATH):  # faster than the fused kernel for these few tokens, forwards and backwards
+        run(Stage(plan, portraits, CollaborativeModel(FACES_128)))
+
+
+if __name__ == "__main__":
+    main()
