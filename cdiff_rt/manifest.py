@@ -117,7 +117,7 @@ def _network(data: dict) -> NetworkSpec:
     return NetworkSpec(data["file"], tensors(data["inputs"]), tensors(data["outputs"]))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Bundle:
     """A folder that was checked against its manifest."""
 

@@ -1,14 +1,16 @@
 """The whole way from conditions to images: `Pipeline.from_pretrained().generate(mask=..., text=...)`."""
 
-import logging
 import math
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from cdiff_rt import fusion, images, noise, solvers
-from cdiff_rt.engines import Engine, load_engine
+from cdiff_rt.engines import BACKENDS, Engine, cores, load_engine
 from cdiff_rt.errors import BadArtefact, BadRequest
 from cdiff_rt.experts import Experts
 from cdiff_rt.manifest import NAME, Bundle, Modality, sha256
@@ -19,7 +21,6 @@ MODELS = Path(__file__).parent / "models"
 DEFAULT_MODEL = "faces-128"
 DEFAULT_BACKEND = "onnxruntime"
 LARGEST_BATCH = 256
-log = logging.getLogger("cdiff_rt")
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Pipeline:
 
     def __init__(self, bundle: Bundle, backend: str = DEFAULT_BACKEND):
         self.bundle, self.manifest, self.backend = bundle, bundle.manifest, backend
-        self._engines: dict[str, Engine] = {}
+        self._engines: dict[tuple[str, int], Engine] = {}
 
     @classmethod
     def from_pretrained(cls, model: str | Path = DEFAULT_MODEL, *, backend: str = DEFAULT_BACKEND) -> "Pipeline":
@@ -74,17 +75,17 @@ class Pipeline:
         noise.check_seed(seed)
         table = solvers.ddim(self.manifest.schedule, steps, eta=eta)
         modalities, inputs = self._read(conditions)
-        adjust = self._adjustment(modalities, table)
         numbers = range(first, first + batch)
         shape = self.manifest.latent_shape
-        latents = sample(
-            self._experts(modalities, inputs, table, batch),
-            noise.normal(seed, numbers, 0, shape),
-            lambda i: noise.normal(seed, numbers, i + 1, shape),
-            table,
-            adjust,
-            callback_on_step_end,
-        )
+        with self._experts(modalities, inputs, table, batch) as experts:
+            latents = sample(
+                experts,
+                noise.normal(seed, numbers, 0, shape),
+                lambda i: noise.normal(seed, numbers, i + 1, shape),
+                table,
+                self._adjustment(modalities, table),
+                callback_on_step_end,
+            )
         given = {name: _shown(value) for name, value in conditions.items() if value is not None}
         record = {"steps": steps, "eta": eta, "seed": seed, "first": first, "batch": batch, "conditions": given}
         return Generated(self.decode(latents), latents, record | self._identity())
@@ -94,11 +95,12 @@ class Pipeline:
         scaled = latents / np.float32(self.manifest.latent_scale)
         return images.to_uint8(self.engine("vae.decode")(z=scaled)["image"])
 
-    def engine(self, network: str) -> Engine:
-        """The engine of a network of the manifest, loaded once."""
-        if network not in self._engines:
-            self._engines[network] = load_engine(self.backend, self.bundle, network)
-        return self._engines[network]
+    def engine(self, network: str, *, share: int = 1) -> Engine:
+        """The engine of a network of the manifest, loaded once; `share` engines run at a time and share the cores."""
+        threads = max(1, cores() // share)
+        if (network, threads) not in self._engines:
+            self._engines[network, threads] = load_engine(self.backend, self.bundle, network, threads=threads)
+        return self._engines[network, threads]
 
     def _read(self, conditions: dict[str, Condition | None]) -> tuple[list[Modality], list[np.ndarray]]:
         known = {modality.name: modality for modality in self.manifest.modalities}
@@ -111,15 +113,19 @@ class Pipeline:
         chosen = [modality for name, modality in known.items() if name in given]
         return chosen, [KINDS[modality.kind](given[modality.name], modality, self.bundle) for modality in chosen]
 
+    @contextmanager
     def _experts(
         self, modalities: list[Modality], inputs: list[np.ndarray], table: solvers.SolverTable, batch: int
-    ) -> Experts:
+    ) -> Iterator[Experts]:
         contexts, rows = [], []
         for modality, value in zip(modalities, inputs, strict=True):
             context = self.engine(f"condition.{modality.name}")(inputs=value)["context"]
             contexts.append(np.repeat(context, batch, axis=0))
             rows.append(self.engine(f"time.{modality.name}")(t=table.timesteps)["rows"])
-        return Experts([self.engine(f"expert.{modality.name}") for modality in modalities], contexts, rows)
+        side_by_side = len(modalities) if BACKENDS[self.backend].parallel else 1
+        engines = [self.engine(f"expert.{modality.name}", share=side_by_side) for modality in modalities]
+        with ThreadPoolExecutor(side_by_side) as pool:
+            yield Experts(engines, contexts, rows, pool.map)
 
     def _adjustment(self, modalities: list[Modality], table: solvers.SolverTable) -> fusion.Adjustment:
         default = self.manifest.influence
@@ -140,6 +146,33 @@ class Pipeline:
             "backend": self.backend,
             "version": __version__,
         }
+
+
+def image_paths(out: Path, seed: int, batch: int, *, force: bool = False) -> list[Path]:
+    """Where a run's images go: `out` itself if it is a .png, else files of the folder `out`, named by seed and number.
+
+    Makes the folder. Raises BadRequest if a file exists and `force` is not set, BadInput if none can be written.
+    """
+    _check_range("batch", batch, 1, LARGEST_BATCH)
+    noise.check_seed(seed)
+    one_file = out.suffix.lower() == ".png"
+    if one_file and batch > 1:
+        raise BadRequest("out", f"one file, {out.name}, for {batch} images", "give a folder")
+    paths = [out] if one_file else [out / f"seed{seed}-{i:03d}.png" for i in range(batch)]
+    images.check_folder(paths[0].parent)
+    for path in paths:
+        if path.is_dir():
+            raise BadRequest("out", f"{path} is a folder", "choose another name")
+        if path.exists() and not force:
+            raise BadRequest("out", f"{path} exists", "choose another name or overwrite it with --force")
+    return paths
+
+
+def save_images(result: Generated, paths: list[Path]) -> None:
+    """Writes image i to paths[i], with all parameters of the run inside. Raises OutOfResource."""
+    for i, (image, path) in enumerate(zip(result.images, paths, strict=True)):
+        number = result.record["first"] + i
+        images.write_png(path, image, images.parameters_text(result.record | {"image": number}))
 
 
 def _check_range(name: str, value: float, low: float, high: float) -> None:

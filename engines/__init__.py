@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import os
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -23,13 +24,14 @@ class Engine(Protocol):
 
 @dataclass(frozen=True)
 class Backend:
-    loader: str  # "module:function" with the signature (bundle, network) -> Engine
+    loader: str  # "module:function" with the signature (bundle, network, threads) -> Engine
     requires: tuple[str, ...]  # the libraries it imports
     extra: str  # the extra of cdiff-rt that installs them
+    parallel: bool = False  # whether its engines run side by side, each on its own threads
 
 
 BACKENDS: dict[str, Backend] = {
-    "onnxruntime": Backend("cdiff_rt.engines.ort:load", ("onnxruntime",), "cpu"),
+    "onnxruntime": Backend("cdiff_rt.engines.ort:load", ("onnxruntime",), "cpu", parallel=True),
     "torch": Backend("cdiff_rt.engines.eager:load", ("torch", "safetensors"), "export"),
 }
 
@@ -40,8 +42,16 @@ def why_not(backend: str) -> str | None:
     return f"{', '.join(missing)} not installed" if missing else None
 
 
-def load_engine(backend: str, bundle: Bundle, network: str) -> Engine:
-    """The engine of one network. Raises BadRequest for an unknown backend and BadEnvironment for a missing one."""
+def cores() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def load_engine(backend: str, bundle: Bundle, network: str, *, threads: int | None = None) -> Engine:
+    """The engine of one network, on `threads` of the machine's cores (None: all).
+
+    Raises BadRequest for an unknown backend and BadEnvironment for one that isn't installed.
+    """
     if backend not in BACKENDS:
         raise BadRequest("backend", repr(backend), f"choose one of {', '.join(BACKENDS)}")
     reason = why_not(backend)
@@ -50,7 +60,7 @@ def load_engine(backend: str, bundle: Bundle, network: str) -> Engine:
             f"backend {backend}", reason, f"run `pip install cdiff-rt[{BACKENDS[backend].extra}]` or choose another"
         )
     module, function = BACKENDS[backend].loader.split(":")
-    return getattr(importlib.import_module(module), function)(bundle, network)
+    return getattr(importlib.import_module(module), function)(bundle, network, threads or cores())
 
 
 def check_inputs(spec: NetworkSpec, inputs: dict[str, np.ndarray]) -> None:

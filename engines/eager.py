@@ -37,5 +37,6 @@ def load_model(bundle: Bundle) -> CollaborativeModel:
     return model.eval()
 
 
-def load(bundle: Bundle, network: str) -> EagerEngine:
+def load(bundle: Bundle, network: str, threads: int) -> EagerEngine:
+    torch.set_num_threads(threads)
     return EagerEngine(bundle.manifest.networks[network], network_functions(load_model(bundle))[network])

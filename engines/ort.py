@@ -1,7 +1,5 @@
 """ONNX Runtime on the CPU: the default backend, which needs neither PyTorch nor a GPU."""
 
-import os
-
 import numpy as np
 
 from cdiff_rt.engines import check_inputs
@@ -10,12 +8,14 @@ from cdiff_rt.manifest import Bundle, NetworkSpec
 
 
 class OrtEngine:
-    def __init__(self, bundle: Bundle, network: str):
+    def __init__(self, bundle: Bundle, network: str, threads: int):
         import onnxruntime as ort
 
         self.spec: NetworkSpec = bundle.manifest.networks[network]
         options = ort.SessionOptions()
-        options.intra_op_num_threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
+        options.intra_op_num_threads = threads
+        # Threads that spin while they wait would take the cores from the other engines of the step.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3
         try:
             self._session = ort.InferenceSession(
@@ -34,5 +34,5 @@ class OrtEngine:
         del self._session
 
 
-def load(bundle: Bundle, network: str) -> OrtEngine:
-    return OrtEngine(bundle, network)
+def load(bundle: Bundle, network: str, threads: int) -> OrtEngine:
+    return OrtEngine(bundle, network, threads)

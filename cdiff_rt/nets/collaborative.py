@@ -98,5 +98,5 @@ def network_functions(model: CollaborativeModel) -> dict[str, Callable[..., tupl
     for name, expert in model.experts.items():
         functions[f"condition.{name}"] = lambda inputs, expert=expert: (expert.condition(inputs),)
         functions[f"time.{name}"] = lambda t, expert=expert: (expert.time(t),)
-        functions[f"expert.{name}"] = expert
+        functions[f"expert.{name}"] = expert.forward
     return functions

@@ -1,0 +1,1 @@
+"""How fast are the backends? Measured interleaved, each in its own process, told with machine and versions."""

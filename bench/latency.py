@@ -1,0 +1,118 @@
+"""Latency of one image from conditions to pixels, backend against backend, in turns, so that drift hits all alike."""
+
+import json
+import platform
+import subprocess
+import sys
+from dataclasses import dataclass
+
+import numpy as np
+
+from cdiff_rt import __version__
+from cdiff_rt.doctor import LIBRARIES, _version
+from cdiff_rt.engines import BACKENDS, why_not
+from cdiff_rt.errors import BadEnvironment, BadRequest
+
+BASELINE = "torch"
+WARM_UP = 2
+DRIFT = 1e-3  # backends whose outputs differ by more do different work, and their times don't compare
+
+
+@dataclass(frozen=True)
+class Timing:
+    backend: str
+    load_s: float  # import, load and the first image
+    memory_mib: float  # peak resident
+    ms: list[float]  # counted runs, in order
+
+    def percentile(self, q: float) -> float:
+        return float(np.percentile(self.ms, q))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    machine: dict[str, str]
+    settings: dict[str, int | str]
+    timings: list[Timing]
+
+    def ratio(self, timing: Timing) -> float | None:
+        """How many times faster than the baseline: the median of the ratios run by run."""
+        base = next((t for t in self.timings if t.backend == BASELINE), None)
+        return float(np.median(np.array(base.ms) / np.array(timing.ms))) if base else None
+
+
+def compare(model: str, backends: tuple[str, ...], *, steps: int, batch: int, repeats: int) -> Comparison:
+    """Runs every backend `repeats` times in turn. Raises BadEnvironment if one fails or computes something else."""
+    if steps < 1 or batch < 1:
+        raise BadRequest("steps and batch", f"{steps} and {batch}", "both are at least 1")
+    chosen = backends or tuple(name for name in BACKENDS if why_not(name) is None)
+    workers = {name: Worker(model, name, steps, batch) for name in chosen}
+    try:
+        greetings = {name: worker.receive() for name, worker in workers.items()}
+        _check_same_work({name: greeting["checksum"] for name, greeting in greetings.items()})
+        rounds = [{name: worker.run() for name, worker in workers.items()} for _ in range(WARM_UP + repeats)]
+        timings = [
+            Timing(name, greetings[name]["load_s"], worker.finish(), [row[name] for row in rounds[WARM_UP:]])
+            for name, worker in workers.items()
+        ]
+    finally:
+        for worker in workers.values():
+            worker.process.kill()
+    return Comparison(machine(), {"model": model, "steps": steps, "batch": batch, "repeats": repeats}, timings)
+
+
+class Worker:
+    """A child process that times one backend."""
+
+    def __init__(self, model: str, backend: str, steps: int, batch: int):
+        self.backend = backend
+        command = [sys.executable, "-m", "cdiff_rt.bench.worker", model, backend, str(steps), str(batch)]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def receive(self) -> dict:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise BadEnvironment(f"backend {self.backend}", "its process ended", "see the message above and `cdiff-rt doctor`")
+        return json.loads(line)
+
+    def run(self) -> float:
+        """One timed run, in ms."""
+        assert self.process.stdin is not None
+        self.process.stdin.write("run\n")
+        self.process.stdin.flush()
+        return self.receive()["ms"]
+
+    def finish(self) -> float:
+        """Ends the process; its peak memory in MiB."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        return self.receive()["memory_mib"]
+
+
+def _check_same_work(checksums: dict[str, float]) -> None:
+    values = list(checksums.values())
+    if max(values) - min(values) > DRIFT * max(values):
+        raise BadEnvironment("benchmark", f"the backends' outputs differ ({checksums})", "run `cdiff-rt doctor`")
+
+
+def machine() -> dict[str, str]:
+    import os
+
+    versions = {name: _version(name) for name in LIBRARIES}
+    return {
+        "cdiff-rt": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu": _cpu(),
+        "cores": str(os.cpu_count()),
+        **{name: version for name, version in versions.items() if version != "not installed"},
+    }
+
+
+def _cpu() -> str:
+    try:
+        with open("/proc/cpuinfo") as file:
+            return next(line.split(":")[1].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or "unknown"

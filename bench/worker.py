@@ -1,0 +1,42 @@
+"""One backend in a process of its own: loads a pipeline, then makes one run for each line it is sent.
+
+Speaks JSON lines: {"load_s"} once, then {"ms"} per run, at the end {"memory_mib"}.
+"""
+
+import json
+import sys
+import time
+
+
+def serve(model: str, backend: str, steps: int, batch: int) -> None:
+    import resource
+
+    import numpy as np
+
+    start = time.perf_counter()
+    from cdiff_rt.pipeline import Pipeline
+
+    pipeline = Pipeline.from_pretrained(model, backend=backend)
+    conditions = {m.name: _example(m.kind, m.classes) for m in pipeline.manifest.modalities}
+    first = pipeline.generate(steps=steps, batch=batch, **conditions)
+    checksum = float(np.abs(first.latents).mean())
+    print(json.dumps({"load_s": time.perf_counter() - start, "checksum": checksum}), flush=True)
+    for _ in sys.stdin:
+        start = time.perf_counter()
+        pipeline.generate(steps=steps, batch=batch, **conditions)
+        print(json.dumps({"ms": 1000 * (time.perf_counter() - start)}), flush=True)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(json.dumps({"memory_mib": peak / 1024}), flush=True)
+
+
+def _example(kind: str, classes: int):  # noqa: ANN202 - a condition of the kind
+    """A condition whose content doesn't matter: latency depends on sizes only."""
+    import numpy as np
+
+    if kind == "words":
+        return "This man has a long beard. He is in his fifties."
+    return np.arange(64 * 64).reshape(64, 64) // 216 % classes
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))

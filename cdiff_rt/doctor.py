@@ -1,0 +1,47 @@
+"""What is installed, which backends work here, and why others don't."""
+
+import os
+import platform
+from importlib import metadata
+
+from cdiff_rt import __version__
+from cdiff_rt.engines import BACKENDS, load_engine, why_not
+from cdiff_rt.errors import CdiffError
+from cdiff_rt.manifest import Bundle
+from cdiff_rt.pipeline import DEFAULT_MODEL, MODELS
+
+LIBRARIES = ("numpy", "pillow", "onnxruntime", "torch", "safetensors", "onnx", "onnxscript")
+
+
+def examine() -> tuple[list[str], bool]:
+    """Lines to print, and whether a picture can be made: an intact model and a backend that loads it."""
+    rows = [f"cdiff-rt {__version__}, Python {platform.python_version()}, {platform.platform()}, {os.cpu_count()} cores"]
+    rows += [f"library {name:16} {_version(name)}" for name in LIBRARIES]
+    bundles = {}
+    for folder in sorted(MODELS.iterdir()) if MODELS.is_dir() else []:
+        try:
+            bundles[folder.name] = Bundle.open(folder)
+            rows.append(f"model   {folder.name:16} intact")
+        except CdiffError as error:
+            rows.append(f"model   {folder.name:16} {error}")
+    states = {name: _state(name, bundles.get(DEFAULT_MODEL)) for name in BACKENDS}
+    rows += [f"backend {name:16} {state}" for name, state in states.items()]
+    return rows, "works" in states.values()
+
+
+def _version(library: str) -> str:
+    try:
+        return metadata.version(library)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _state(backend: str, bundle: Bundle | None) -> str:
+    reason = why_not(backend)
+    if reason or bundle is None:
+        return reason or "no intact model to try it on"
+    try:
+        load_engine(backend, bundle, "vae.decode").close()
+    except CdiffError as error:
+        return str(error)
+    return "works"

@@ -1,0 +1,100 @@
+"""Trained weights in one file: safetensors with the model's description in its metadata.
+
+The description is all of a manifest that isn't made by exporting: sizes, schedule, modalities, word pieces, licence.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from cdiff_rt.errors import BadArtefact
+from cdiff_rt.manifest import Influence, Modality
+from cdiff_rt.nets.collaborative import ModelConfig
+from cdiff_rt.schedule import Schedule
+
+_KEY = "cdiff_rt"
+_HELP = "give a file that a recipe's `finish` stage wrote"
+
+
+@dataclass(frozen=True)
+class Description:
+    name: str
+    image_size: int
+    latent_scale: float
+    config: ModelConfig
+    schedule: Schedule
+    influence: Influence
+    modalities: tuple[Modality, ...]
+    vocabularies: dict[str, list[str]]  # file name -> word pieces
+    provenance: dict
+    licence: str
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        side = self.image_size // self.config.vae.factor
+        return (self.config.vae.z_channels, side, side)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    description: Description
+    weights: dict[str, Tensor]
+
+
+def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    from safetensors.torch import save_file
+
+    description = asdict(checkpoint.description)
+    save_file(checkpoint.weights, path, metadata={_KEY: json.dumps(description)})
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Raises BadArtefact unless the file describes itself and holds exactly its model's weights, all finite."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise BadArtefact(f"checkpoint {path}", "there is no such file", "check the path")
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    except (SafetensorError, OSError) as error:
+        raise BadArtefact(f"checkpoint {path.name}", f"not a safetensors file ({error})", _HELP) from None
+    if _KEY not in metadata:
+        raise BadArtefact(f"checkpoint {path.name}", "it does not describe its model", _HELP)
+    checkpoint = Checkpoint(_description(json.loads(metadata[_KEY])), weights)
+    _check_weights(path.name, checkpoint)
+    return checkpoint
+
+
+def _description(data: dict) -> Description:
+    return Description(
+        **data
+        | {
+            "config": ModelConfig.from_json(data["config"]),
+            "schedule": Schedule(**data["schedule"]),
+            "influence": Influence(**data["influence"]),
+            "modalities": tuple(Modality(**modality) for modality in data["modalities"]),
+        }
+    )
+
+
+def _check_weights(name: str, checkpoint: Checkpoint) -> None:
+    import torch
+
+    from cdiff_rt.nets.collaborative import CollaborativeModel
+
+    with torch.device("meta"):
+        expected = CollaborativeModel(checkpoint.description.config).state_dict()
+    wrong = sorted(set(expected) ^ set(checkpoint.weights))
+    if wrong:
+        role = "missing" if wrong[0] in expected else "surplus"
+        raise BadArtefact(f"checkpoint {name}", f"{len(wrong)} keys differ, e.g. {wrong[0]} is {role}", _HELP)
+    for key, weight in checkpoint.weights.items():
+        if weight.shape != expected[key].shape:
+            shapes = f"{key} is {list(weight.shape)}, expected {list(expected[key].shape)}"
+            raise BadArtefact(f"checkpoint {name}", shapes, _HELP)
+        if not torch.isfinite(weight).all():
+            raise BadArtefact(f"checkpoint {name}", f"{key} holds values that are not finite", "train it again")

@@ -1,0 +1,123 @@
+"""One network of a model as an ONNX graph whose weights lie in the bundle's safetensors file.
+
+The graph stores no weight itself: an initializer is a pointer into that file, where the weight is kept as fp16, and a
+Cast brings it to fp32. So all graphs and PyTorch share one copy of the weights, and runtimes fold the casts at load.
+"""
+
+import json
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from cdiff_rt.manifest import NetworkSpec
+
+OPSET = 23
+LARGEST_INLINE = 4096  # bytes of a constant that may stay in the graph
+_TORCH_DTYPES = {"float32": torch.float32, "int64": torch.int64}
+
+
+class _Network(nn.Module):
+    """Gives a function of the model the model's parameter names."""
+
+    def __init__(self, model: nn.Module, function: Callable[..., tuple[Tensor, ...]]):
+        super().__init__()
+        self.model, self._function = model, function
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        return self._function(*inputs)
+
+
+def example_inputs(spec: NetworkSpec, size: int = 2) -> tuple[Tensor, ...]:
+    """Inputs of the network's shapes, named sizes being `size`."""
+
+    def example(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        return torch.randn(shape) if dtype.is_floating_point else torch.arange(shape[-1]).expand(shape).contiguous()
+
+    return tuple(
+        example(tuple(size if isinstance(d, str) else d for d in tensor.shape), _TORCH_DTYPES[tensor.dtype])
+        for tensor in spec.inputs
+    )
+
+
+def export_network(
+    model: nn.Module, function: Callable[..., tuple[Tensor, ...]], spec: NetworkSpec, folder: Path, weights: str
+) -> None:
+    """Writes `spec.file` into `folder`, with its weights taken from the safetensors file `weights` there."""
+    program = torch.onnx.export(
+        _Network(model, function).eval(),
+        example_inputs(spec),
+        input_names=[tensor.name for tensor in spec.inputs],
+        output_names=[tensor.name for tensor in spec.outputs],
+        dynamic_shapes=(_dynamic_shapes(spec),),
+        opset_version=OPSET,
+        dynamo=True,
+        optimize=False,
+        verbose=False,
+    )
+    assert program is not None
+    _simplify(program.model)
+    proto = program.model_proto
+    _point_into(proto.graph, folder / weights)
+    _strip(proto)
+    (folder / spec.file).write_bytes(proto.SerializeToString())
+
+
+def _simplify(graph) -> None:  # noqa: ANN001 - an onnx_ir.Model
+    """Constant folding and the like, which must leave the weights as they are: they are shared with other graphs."""
+    from onnxscript.optimizer import optimize_ir
+
+    def is_weight(value) -> bool:  # noqa: ANN001
+        return value is not None and value.is_initializer() and value.name.startswith("model.")
+
+    optimize_ir(graph, should_fold=lambda node: False if any(map(is_weight, node.inputs)) else None)
+
+
+def _dynamic_shapes(spec: NetworkSpec) -> tuple[dict[int, object], ...]:
+    named = torch.export.Dim.DYNAMIC
+    return tuple({axis: named for axis, d in enumerate(t.shape) if isinstance(d, str)} for t in spec.inputs)
+
+
+def _point_into(graph, weights: Path) -> None:  # noqa: ANN001 - onnx is imported where it is used
+    """Replaces the graph's weights by pointers to the fp16 tensors of the same names, and casts."""
+    import onnx
+
+    places = _places(weights)
+    casts = []
+    for tensor in graph.initializer:
+        name = tensor.name.removeprefix("model.")
+        if name not in places:
+            size = len(tensor.raw_data)
+            assert size <= LARGEST_INLINE, f"{tensor.name} ({size} bytes) is no weight of the model"
+            continue
+        offset, length = places[name]
+        stored = f"{tensor.name}.fp16"
+        casts.append(onnx.helper.make_node("Cast", [stored], [tensor.name], to=onnx.TensorProto.FLOAT))
+        tensor.name, tensor.data_type = stored, onnx.TensorProto.FLOAT16
+        tensor.ClearField("raw_data")
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+        for key, value in (("location", weights.name), ("offset", str(offset)), ("length", str(length))):
+            tensor.external_data.add(key=key, value=value)
+    nodes = [*casts, *graph.node]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    del graph.value_info[:]
+
+
+def _strip(proto) -> None:  # noqa: ANN001 - an onnx.ModelProto
+    """Drops the exporter's notes, which hold source lines and paths of the exporting machine."""
+    for part in (proto, proto.graph, *proto.graph.node, *proto.graph.input, *proto.graph.output):
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")
+
+
+def _places(weights: Path) -> dict[str, tuple[int, int]]:
+    """name -> (offset in the file, length) of every tensor of a safetensors file."""
+    with weights.open("rb") as file:
+        (size,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(size))
+    start = 8 + size
+    tensors = {name: row["data_offsets"] for name, row in header.items() if name != "__metadata__"}
+    return {name: (start + begin, end - begin) for name, (begin, end) in tensors.items()}

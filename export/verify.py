@@ -1,0 +1,36 @@
+"""Does ONNX Runtime compute what PyTorch computes? Asked of every network before a bundle is handed out."""
+
+import numpy as np
+import torch
+
+from cdiff_rt.engines import load_engine
+from cdiff_rt.errors import BadArtefact
+from cdiff_rt.export.to_onnx import example_inputs
+from cdiff_rt.manifest import Bundle
+
+TOLERANCE = 2e-5  # relative error of one network call in fp32; measured errors lie near 1e-6
+
+
+def compare_networks(bundle: Bundle) -> dict[str, float]:
+    """network -> largest relative error of its outputs on random inputs. Raises BadArtefact above TOLERANCE."""
+    errors = {name: network_error(bundle, name) for name in bundle.manifest.networks}
+    for name, error in errors.items():
+        if not error <= TOLERANCE:
+            raise BadArtefact(
+                f"network {name}", f"onnxruntime differs from torch by {error:.1e}", "report this model; it cannot be exported"
+            )
+    return errors
+
+
+def network_error(bundle: Bundle, network: str) -> float:
+    """max |a - b| / std(b), the worst of the outputs."""
+    torch.manual_seed(0)
+    spec = bundle.manifest.networks[network]
+    tensors = example_inputs(spec, size=3)  # not the size traced with: shapes must not be frozen
+    inputs = {tensor.name: value.numpy() for tensor, value in zip(spec.inputs, tensors, strict=True)}
+    ours, reference = (load_engine(name, bundle, network)(**inputs) for name in ("onnxruntime", "torch"))
+    return max(relative_error(ours[name], reference[name]) for name in reference)
+
+
+def relative_error(ours: np.ndarray, reference: np.ndarray) -> float:
+    return float(np.abs(ours - reference).max() / max(reference.std(), 1e-6))

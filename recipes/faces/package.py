@@ -1,0 +1,61 @@
+"""The stages' weights, put together into the one checkpoint that `cdiff-rt export` takes.
+
+    python -m recipes.faces.package --work work --out faces-128.safetensors
+"""
+
+import json
+from pathlib import Path
+
+import click
+from safetensors.torch import load_file
+
+from cdiff_rt.export.checkpoint import Checkpoint, Description, write_checkpoint
+from cdiff_rt.manifest import Influence, Modality
+from cdiff_rt.nets.collaborative import CollaborativeModel
+from recipes.faces.config import FACES_128, IMAGE_SIZE, MASK_CLASSES, MASK_SIZE, SCHEDULE, TOKENS, VOCABULARY
+from recipes.faces.train import STAGES, load_weights
+
+VOCABULARY_FILE = "vocab.txt"
+MODALITIES = (
+    Modality("mask", "labels", decays=True, anchor=False, size=MASK_SIZE, classes=MASK_CLASSES),
+    Modality("text", "words", decays=False, anchor=True, tokens=TOKENS, vocabulary=VOCABULARY_FILE),
+)
+
+
+def training_log(work: Path) -> dict[str, dict]:
+    """stage -> its last report: steps, images, minutes of computing, loss."""
+    logs = {stage: work / f"{stage}.jsonl" for stage in STAGES}
+    return {stage: json.loads(log.read_text().splitlines()[-1]) for stage, log in logs.items()}
+
+
+def describe(latent_scale: float, training: dict[str, dict]) -> Description:
+    return Description(
+        name="faces-128",
+        image_size=IMAGE_SIZE,
+        latent_scale=latent_scale,
+        config=FACES_128,
+        schedule=SCHEDULE,
+        influence=Influence(decay="cosine", factor=2.0),
+        modalities=MODALITIES,
+        vocabularies={VOCABULARY_FILE: VOCABULARY},
+        provenance={"recipe": "recipes/faces", "data": "synthetic portraits, painted by the recipe", "training": training},
+        licence="Apache-2.0",
+    )
+
+
+@click.command()
+@click.option("--work", type=click.Path(path_type=Path, exists=True, file_okay=False), required=True)
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), required=True)
+def main(work: Path, out: Path) -> None:
+    """Collect the weights in WORK into the checkpoint OUT."""
+    model = CollaborativeModel(FACES_128)
+    load_weights(model, work, "vae")
+    for modality in FACES_128.experts:
+        for part in ("encoder", "unet", "diffuser"):
+            load_weights(model, work, f"experts.{modality}.{part}")
+    scale = load_file(work / "latents.safetensors")["scale"].item()
+    write_checkpoint(out, Checkpoint(describe(scale, training_log(work)), model.state_dict()))
+
+
+if __name__ == "__main__":
+    main()
