@@ -70,7 +70,9 @@ Examples:
 @click.option("--seed", type=int, default=0, show_default=True, help="Equal seeds give equal images.")
 @click.option("--batch", type=int, default=1, show_default=True, help="How many images of the seed.")
 @click.option("--steps", type=int, default=50, show_default=True, help="Denoising steps.")
-@click.option("--eta", type=float, default=1.0, show_default=True, help="DDIM's eta: 1 adds noise at each step, 0 none.")
+@click.option(
+    "--eta", type=float, default=1.0, show_default=True, help="DDIM's eta: 1 adds noise at each step, 0 none."
+)
 @click.option("--backend", type=click.Choice(BACKENDS), default=BACKENDS[0], show_default=True)
 @click.option("--model", default="faces-128", show_default=True, help="An embedded model's name or a bundle's folder.")
 @click.option("--force", is_flag=True, help="Overwrite images that exist.")
@@ -145,7 +147,9 @@ Example:
 @click.option("--backend", "backends", type=click.Choice(BACKENDS), multiple=True, help="Default: all that work here.")
 @click.option("--steps", type=int, default=50, show_default=True)
 @click.option("--batch", type=int, default=1, show_default=True)
-@click.option("--repeats", type=click.IntRange(min=3), default=10, show_default=True, help="Counted runs of each backend.")
+@click.option(
+    "--repeats", type=click.IntRange(min=3), default=10, show_default=True, help="Counted runs of each backend."
+)
 @click.option("--json", "json_file", type=FOLDER, help="Also write all figures to this file.")
 def bench(model: str, backends: tuple[str, ...], steps: int, batch: int, repeats: int, json_file: Path | None) -> None:
     """Time the backends against eager PyTorch: interleaved, each in its own process."""

@@ -64,7 +64,7 @@ def compare(model: str, backends: tuple[str, ...], *, steps: int, batch: int, re
 class Worker:
     """A child process that times one backend."""
 
-    def __init__(self, model: str, backend: str, steps: int, batch: int):
+    def __init__(self, model: str, backend: str, steps: int, batch: int) -> None:
         self.backend = backend
         command = [sys.executable, "-m", "cdiff_rt.bench.worker", model, backend, str(steps), str(batch)]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -73,7 +73,9 @@ class Worker:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
-            raise BadEnvironment(f"backend {self.backend}", "its process ended", "see the message above and `cdiff-rt doctor`")
+            raise BadEnvironment(
+                f"backend {self.backend}", "its process ended", "see the message above and `cdiff-rt doctor`"
+            )
         return json.loads(line)
 
     def run(self) -> float:

@@ -33,8 +33,6 @@ def table(comparison: Comparison) -> str:
 
 
 def write_json(comparison: Comparison, path: Path) -> None:
-    timings = [
-        asdict(timing) | {f"p{q}": timing.percentile(q) for q in (50, 90, 99)} for timing in comparison.timings
-    ]
+    timings = [asdict(timing) | {f"p{q}": timing.percentile(q) for q in (50, 90, 99)} for timing in comparison.timings]
     data = {"machine": comparison.machine, "settings": comparison.settings, "timings": timings}
     path.write_text(json.dumps(data, indent=1) + "\n")

@@ -15,7 +15,9 @@ LIBRARIES = ("numpy", "pillow", "onnxruntime", "torch", "safetensors", "onnx", "
 
 def examine() -> tuple[list[str], bool]:
     """Lines to print, and whether a picture can be made: an intact model and a backend that loads it."""
-    rows = [f"cdiff-rt {__version__}, Python {platform.python_version()}, {platform.platform()}, {os.cpu_count()} cores"]
+    rows = [
+        f"cdiff-rt {__version__}, Python {platform.python_version()}, {platform.platform()}, {os.cpu_count()} cores"
+    ]
     rows += [f"library {name:16} {_version(name)}" for name in LIBRARIES]
     bundles = {}
     for folder in sorted(MODELS.iterdir()) if MODELS.is_dir() else []:

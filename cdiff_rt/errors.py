@@ -6,7 +6,7 @@ class CdiffError(Exception):
 
     exit_code = 1
 
-    def __init__(self, what: str, seen: str, remedy: str):
+    def __init__(self, what: str, seen: str, remedy: str) -> None:
         super().__init__(f"{what}: {seen}; {remedy}")
         self.what, self.seen, self.remedy = what, seen, remedy
 

@@ -139,7 +139,9 @@ def write_png(path: Path, image: np.ndarray, texts: dict[str, str]) -> None:
     except OSError as error:
         if partial and os.path.exists(partial):
             os.unlink(partial)
-        raise OutOfResource(f"writing {path}", error.strerror or str(error), "free some space or choose another folder") from None
+        raise OutOfResource(
+            f"writing {path}", error.strerror or str(error), "free some space or choose another folder"
+        ) from None
 
 
 def parameters_text(record: dict) -> dict[str, str]:

@@ -106,7 +106,7 @@ def _unique(pairs: list[tuple[str, object]]) -> dict:
     names = [name for name, _ in pairs]
     twice = {name for name in names if names.count(name) > 1}
     if twice:
-        raise ValueError(f"{sorted(twice)[0]!r} stands twice")
+        raise ValueError(f"{min(twice)!r} stands twice")
     return dict(pairs)
 
 
@@ -135,7 +135,9 @@ class Bundle:
             check_file(folder, name, expected)
         surplus = sorted({path.name for path in folder.iterdir()} - set(manifest.files) - {NAME})
         if surplus:
-            raise BadArtefact(f"bundle {folder.name}", f"{surplus[0]!r} is not in its {NAME}", f"remove it or {REBUILD}")
+            raise BadArtefact(
+                f"bundle {folder.name}", f"{surplus[0]!r} is not in its {NAME}", f"remove it or {REBUILD}"
+            )
         return cls(folder, manifest)
 
     def path(self, file: str) -> Path:
@@ -168,7 +170,9 @@ def check_file(folder: Path, name: str, expected: str) -> None:
     actual = sha256(folder / name)
     if actual != expected:
         raise BadArtefact(
-            what, f"{name} was altered: sha256 {actual[:12]}..., expected {str(expected)[:12]}...", f"copy it again or {REBUILD}"
+            what,
+            f"{name} was altered: sha256 {actual[:12]}..., expected {str(expected)[:12]}...",
+            f"copy it again or {REBUILD}",
         )
 
 

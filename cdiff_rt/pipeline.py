@@ -44,7 +44,7 @@ def find_model(model: str | Path) -> Path:
 class Pipeline:
     """A bundle and a backend. Engines load at first use and stay loaded."""
 
-    def __init__(self, bundle: Bundle, backend: str = DEFAULT_BACKEND):
+    def __init__(self, bundle: Bundle, backend: str = DEFAULT_BACKEND) -> None:
         self.bundle, self.manifest, self.backend = bundle, bundle.manifest, backend
         self._engines: dict[tuple[str, int], Engine] = {}
 

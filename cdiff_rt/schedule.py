@@ -28,7 +28,9 @@ class Schedule:
         for, or read past the end of its schedule, this raises BadRequest and names the nearest counts that work.
         """
         if not 1 <= steps <= self.train_steps:
-            raise BadRequest("steps", f"{steps} is outside 1-{self.train_steps}", "choose a number of that range, e.g. 50")
+            raise BadRequest(
+                "steps", f"{steps} is outside 1-{self.train_steps}", "choose a number of that range, e.g. 50"
+            )
         if not self._fits(steps):
             near = [n for n in range(1, self.train_steps + 1) if self._fits(n)]
             below = max((n for n in near if n < steps), default=near[0])

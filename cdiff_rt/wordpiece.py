@@ -23,7 +23,7 @@ class Tokens:
 
 
 class WordPiece:
-    def __init__(self, pieces: Iterable[str]):
+    def __init__(self, pieces: Iterable[str]) -> None:
         self.index = {piece: i for i, piece in enumerate(pieces)}
 
     @classmethod

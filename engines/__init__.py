@@ -69,6 +69,8 @@ def check_inputs(spec: NetworkSpec, inputs: dict[str, np.ndarray]) -> None:
     assert set(inputs) == {tensor.name for tensor in spec.inputs}, f"{spec.file} takes other inputs than {set(inputs)}"
     for tensor in spec.inputs:
         array = inputs[tensor.name]
-        expected = tuple(sizes.setdefault(d, n) if isinstance(d, str) else d for d, n in zip(tensor.shape, array.shape))
+        expected = tuple(
+            sizes.setdefault(d, n) if isinstance(d, str) else d for d, n in zip(tensor.shape, array.shape, strict=False)
+        )
         fits = array.shape == expected and len(array.shape) == len(tensor.shape) and str(array.dtype) == tensor.dtype
         assert fits, f"{spec.file}: {tensor.name} is {array.dtype} {array.shape}, expected {tensor}"

@@ -13,7 +13,7 @@ from cdiff_rt.nets.collaborative import CollaborativeModel, ModelConfig, network
 
 
 class EagerEngine:
-    def __init__(self, spec: NetworkSpec, function: Callable[..., tuple[Tensor, ...]]):
+    def __init__(self, spec: NetworkSpec, function: Callable[..., tuple[Tensor, ...]]) -> None:
         self.spec, self._function = spec, function
 
     def __call__(self, **inputs: np.ndarray) -> dict[str, np.ndarray]:

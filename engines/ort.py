@@ -8,7 +8,7 @@ from cdiff_rt.manifest import Bundle, NetworkSpec
 
 
 class OrtEngine:
-    def __init__(self, bundle: Bundle, network: str, threads: int):
+    def __init__(self, bundle: Bundle, network: str, threads: int) -> None:
         import onnxruntime as ort
 
         self.spec: NetworkSpec = bundle.manifest.networks[network]
@@ -23,7 +23,9 @@ class OrtEngine:
             )
         except Exception as error:  # onnxruntime's own exceptions share no base class but this
             reason = str(error).splitlines()[0]
-            raise BadArtefact(f"network {network}", f"onnxruntime refuses it ({reason})", "export the bundle again") from error
+            raise BadArtefact(
+                f"network {network}", f"onnxruntime refuses it ({reason})", "export the bundle again"
+            ) from error
         self._outputs = [tensor.name for tensor in self.spec.outputs]
 
     def __call__(self, **inputs: np.ndarray) -> dict[str, np.ndarray]:

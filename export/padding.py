@@ -13,12 +13,12 @@ from torch import Tensor
 from cdiff_rt.nets.collaborative import ModelConfig
 from cdiff_rt.nets.unet import UNetConfig
 
-_ATTENTION = re.compile(r"experts\.(?P<expert>[^.]+)\.(?P<net>unet|diffuser)\..*\.attn[12]\.(?P<layer>to_[qkv]|to_out\.0)\.weight")
+_ATTENTION = re.compile(
+    r"experts\.(?P<expert>[^.]+)\.(?P<net>unet|diffuser)\..*\.attn[12]\.(?P<layer>to_[qkv]|to_out\.0)\.weight"
+)
 
 
-def pad_heads(
-    config: ModelConfig, weights: dict[str, Tensor], multiple: int
-) -> tuple[ModelConfig, dict[str, Tensor]]:
+def pad_heads(config: ModelConfig, weights: dict[str, Tensor], multiple: int) -> tuple[ModelConfig, dict[str, Tensor]]:
     """The same model with every UNet's heads as wide as the next multiple of `multiple`."""
     experts = {
         name: dataclasses.replace(

@@ -22,7 +22,7 @@ _TORCH_DTYPES = {"float32": torch.float32, "int64": torch.int64}
 class _Network(nn.Module):
     """Gives a function of the model the model's parameter names."""
 
-    def __init__(self, model: nn.Module, function: Callable[..., tuple[Tensor, ...]]):
+    def __init__(self, model: nn.Module, function: Callable[..., tuple[Tensor, ...]]) -> None:
         super().__init__()
         self.model, self._function = model, function
 

@@ -17,7 +17,9 @@ def compare_networks(bundle: Bundle) -> dict[str, float]:
     for name, error in errors.items():
         if not error <= TOLERANCE:
             raise BadArtefact(
-                f"network {name}", f"onnxruntime differs from torch by {error:.1e}", "report this model; it cannot be exported"
+                f"network {name}",
+                f"onnxruntime differs from torch by {error:.1e}",
+                "report this model; it cannot be exported",
             )
     return errors
 

@@ -11,7 +11,7 @@ class Attention(nn.Module):
     fused kernels accept them. The scale stays that of the true width, which makes the padding exact.
     """
 
-    def __init__(self, dim: int, context_dim: int, *, heads: int, width: int, padded: int, out: nn.Module):
+    def __init__(self, dim: int, context_dim: int, *, heads: int, width: int, padded: int, out: nn.Module) -> None:
         super().__init__()
         self.heads, self.scale = heads, width**-0.5
         self.to_q = nn.Linear(dim, heads * padded, bias=False)

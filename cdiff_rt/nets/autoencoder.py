@@ -28,7 +28,7 @@ def _norm(channels: int) -> nn.GroupNorm:
 
 
 class ResnetBlock(nn.Module):
-    def __init__(self, in_channels: int, out_channels: int):
+    def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
         self.norm1, self.conv1 = _norm(in_channels), nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.norm2, self.conv2 = _norm(out_channels), nn.Conv2d(out_channels, out_channels, 3, padding=1)
@@ -44,7 +44,7 @@ class ResnetBlock(nn.Module):
 class AttentionBlock(nn.Module):
     """Single-head self-attention over all pixels."""
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int) -> None:
         super().__init__()
         self.norm = _norm(channels)
         self.q, self.k, self.v = (nn.Conv2d(channels, channels, 1) for _ in range(3))
@@ -58,7 +58,7 @@ class AttentionBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    def __init__(self, channels: int):
+    def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, stride=2)
 
@@ -67,7 +67,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    def __init__(self, channels: int):
+    def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
@@ -78,7 +78,7 @@ class Upsample(nn.Module):
 class Level(nn.Module):
     """The residual blocks of one resolution and the change to the next, if any."""
 
-    def __init__(self, blocks: list[nn.Module], **resample: nn.Module):
+    def __init__(self, blocks: list[nn.Module], **resample: nn.Module) -> None:
         super().__init__()
         self.block = nn.ModuleList(blocks)
         for name, module in resample.items():
@@ -93,7 +93,7 @@ class Level(nn.Module):
 
 
 class Middle(nn.Module):
-    def __init__(self, channels: int):
+    def __init__(self, channels: int) -> None:
         super().__init__()
         self.block_1 = ResnetBlock(channels, channels)
         self.attn_1 = AttentionBlock(channels)
@@ -108,7 +108,7 @@ def _blocks(in_channels: int, out_channels: int, count: int) -> list[nn.Module]:
 
 
 class Encoder(nn.Module):
-    def __init__(self, config: AutoencoderConfig):
+    def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
         widths = [config.channels * mult for mult in config.channel_mult]
         self.patch = config.patch
@@ -131,7 +131,7 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """`up` is numbered by resolution, finest first, and runs from the last to the first."""
 
-    def __init__(self, config: AutoencoderConfig):
+    def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
         widths = [config.channels * mult for mult in config.channel_mult]
         self.patch = config.patch
@@ -154,7 +154,7 @@ class Decoder(nn.Module):
 class AutoencoderKL(nn.Module):
     """Images in [-1, 1] [B, 3, H, W] <-> latents [B, z, H / factor, W / factor], not yet scaled."""
 
-    def __init__(self, config: AutoencoderConfig):
+    def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
         self.config = config
         self.encoder, self.decoder = Encoder(config), Decoder(config)

@@ -60,7 +60,7 @@ class Expert(nn.Module):
     inputs, their rows and keys and values are packed one behind the other.
     """
 
-    def __init__(self, config: ExpertConfig):
+    def __init__(self, config: ExpertConfig) -> None:
         super().__init__()
         self.encoder = build_encoder(config.encoder)
         self.unet = UNet(config.unet)
@@ -83,7 +83,7 @@ class Expert(nn.Module):
 
 
 class CollaborativeModel(nn.Module):
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.experts = nn.ModuleDict({name: Expert(expert) for name, expert in config.experts.items()})
         self.vae = AutoencoderKL(config.vae)

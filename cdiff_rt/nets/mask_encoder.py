@@ -14,7 +14,7 @@ class MaskEncoderConfig:
 class MaskEncoder(nn.Module):
     """one-hot [B, classes, pixels], rows of the mask one after another -> [B, classes, width]."""
 
-    def __init__(self, config: MaskEncoderConfig):
+    def __init__(self, config: MaskEncoderConfig) -> None:
         super().__init__()
         self.linear = nn.Linear(config.pixels, config.width)
 

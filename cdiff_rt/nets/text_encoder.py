@@ -23,7 +23,7 @@ class SelfAttention(Attention):
 
 
 class FeedForward(nn.Module):
-    def __init__(self, width: int):
+    def __init__(self, width: int) -> None:
         super().__init__()
         project_in = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU())
         self.net = nn.Sequential(project_in, nn.Dropout(0.0), nn.Linear(4 * width, width))
@@ -33,7 +33,7 @@ class FeedForward(nn.Module):
 
 
 class PositionalEmbedding(nn.Module):
-    def __init__(self, tokens: int, width: int):
+    def __init__(self, tokens: int, width: int) -> None:
         super().__init__()
         self.emb = nn.Embedding(tokens, width)
 
@@ -41,7 +41,7 @@ class PositionalEmbedding(nn.Module):
 class Layers(nn.Module):
     """`layers` holds, in turn, attention and feed-forward, each as (LayerNorm, function)."""
 
-    def __init__(self, config: TextEncoderConfig):
+    def __init__(self, config: TextEncoderConfig) -> None:
         super().__init__()
         self.layers = nn.ModuleList()
         inner = config.heads * config.head_width
@@ -64,7 +64,7 @@ class Layers(nn.Module):
 
 
 class Transformer(nn.Module):
-    def __init__(self, config: TextEncoderConfig):
+    def __init__(self, config: TextEncoderConfig) -> None:
         super().__init__()
         self.token_emb = nn.Embedding(config.vocabulary, config.width)
         self.pos_emb = PositionalEmbedding(config.tokens, config.width)
@@ -75,7 +75,7 @@ class Transformer(nn.Module):
 class TextEncoder(nn.Module):
     """ids [B, tokens] int64, padded -> [B, tokens, width]. Padding attends and is attended to."""
 
-    def __init__(self, config: TextEncoderConfig):
+    def __init__(self, config: TextEncoderConfig) -> None:
         super().__init__()
         self.transformer = Transformer(config)
 

@@ -44,14 +44,17 @@ def timestep_embedding(t: Tensor, dim: int) -> Tensor:
 class ResBlock(nn.Module):
     """Two 3x3 convolutions; the projected time embedding is added between them."""
 
-    def __init__(self, in_channels: int, out_channels: int, emb_dim: int):
+    def __init__(self, in_channels: int, out_channels: int, emb_dim: int) -> None:
         super().__init__()
         self.in_layers = nn.Sequential(
             nn.GroupNorm(32, in_channels), nn.SiLU(), nn.Conv2d(in_channels, out_channels, 3, padding=1)
         )
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb_dim, out_channels))
         self.out_layers = nn.Sequential(
-            nn.GroupNorm(32, out_channels), nn.SiLU(), nn.Dropout(0.0), nn.Conv2d(out_channels, out_channels, 3, padding=1)
+            nn.GroupNorm(32, out_channels),
+            nn.SiLU(),
+            nn.Dropout(0.0),
+            nn.Conv2d(out_channels, out_channels, 3, padding=1),
         )
         same = in_channels == out_channels
         self.skip_connection = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1)
@@ -63,7 +66,7 @@ class ResBlock(nn.Module):
 
 
 class GEGLU(nn.Module):
-    def __init__(self, dim: int, hidden: int):
+    def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
         self.proj = nn.Linear(dim, 2 * hidden)
 
@@ -73,7 +76,7 @@ class GEGLU(nn.Module):
 
 
 class FeedForward(nn.Module):
-    def __init__(self, dim: int):
+    def __init__(self, dim: int) -> None:
         super().__init__()
         self.net = nn.Sequential(GEGLU(dim, 4 * dim), nn.Dropout(0.0), nn.Linear(4 * dim, dim))
 
@@ -84,7 +87,7 @@ class FeedForward(nn.Module):
 class TransformerBlock(nn.Module):
     """Self-attention, cross-attention, feed-forward; each behind its LayerNorm, each added to its input."""
 
-    def __init__(self, dim: int, config: UNetConfig):
+    def __init__(self, dim: int, config: UNetConfig) -> None:
         super().__init__()
         self.attn1 = self._attention(dim, dim, config)
         self.ff = FeedForward(dim)
@@ -107,7 +110,7 @@ class TransformerBlock(nn.Module):
 
 
 class SpatialTransformer(nn.Module):
-    def __init__(self, channels: int, config: UNetConfig):
+    def __init__(self, channels: int, config: UNetConfig) -> None:
         super().__init__()
         self.norm = nn.GroupNorm(32, channels, eps=1e-6)
         self.proj_in = nn.Conv2d(channels, channels, 1)
@@ -125,7 +128,7 @@ class SpatialTransformer(nn.Module):
 
 
 class Downsample(nn.Module):
-    def __init__(self, channels: int):
+    def __init__(self, channels: int) -> None:
         super().__init__()
         self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
 
@@ -134,7 +137,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    def __init__(self, channels: int):
+    def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
@@ -145,7 +148,7 @@ class Upsample(nn.Module):
 class UNet(nn.Module):
     """x [B, in, H, W], timesteps [B], context [B, T, context_dim] -> [B, out, H, W]."""
 
-    def __init__(self, config: UNetConfig):
+    def __init__(self, config: UNetConfig) -> None:
         super().__init__()
         self.config = config
         width, emb = config.model_channels, 4 * config.model_channels

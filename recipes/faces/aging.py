@@ -50,9 +50,7 @@ def paint_baby_fat(canvas: Canvas, face: Face, aging: Aging) -> None:
         canvas.darken(0.3 * youth * corner * face.inside[window], window)
 
 
-def wrinkle(
-    canvas: Canvas, face: Face, start: Point, end: Point, bend: float, width: float, depth: float
-) -> None:
+def wrinkle(canvas: Canvas, face: Face, start: Point, end: Point, bend: float, width: float, depth: float) -> None:
     """A dark furrow with the light edge of the fold beneath it."""
     if depth <= 0:
         return

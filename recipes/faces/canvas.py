@@ -68,7 +68,11 @@ class Outline:
 
 
 def closed_outline(
-    right: Points, left: Points, center: Point, wiggle: float = 0.0, phase: float = 0.0,
+    right: Points,
+    left: Points,
+    center: Point,
+    wiggle: float = 0.0,
+    phase: float = 0.0,
     smoothing: int = 45,
 ) -> Outline:
     """A rounded outline through points given from top to bottom for both halves of the image."""
@@ -120,9 +124,7 @@ class Canvas:
         """Coverage of the region where a signed distance is negative."""
         return np.clip(0.5 - distance / (self.pixel * softness), 0, 1)
 
-    def put(
-        self, mask: Array, color: Color | Array, label: str | None = None, window: Window = EVERYWHERE
-    ) -> None:
+    def put(self, mask: Array, color: Color | Array, label: str | None = None, window: Window = EVERYWHERE) -> None:
         """Lay a colour over the image where the mask says so, and its label where it mostly does."""
         target = self.image[(slice(None), *window)]
         target += mask * (channels(color) - target)
@@ -147,9 +149,7 @@ def spot(canvas: Canvas, x: float, y: float, width: float, height: float) -> tup
     return window, np.exp(-squares)
 
 
-def groove(
-    canvas: Canvas, start: Point, end: Point, bend: float, width: float
-) -> tuple[Window, Array]:
+def groove(canvas: Canvas, start: Point, end: Point, bend: float, width: float) -> tuple[Window, Array]:
     """A soft line between two points, bent sideways in the middle, fading at its ends."""
     run, drop = end[0] - start[0], end[1] - start[1]
     length = float(np.hypot(run, drop))

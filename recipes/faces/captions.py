@@ -134,8 +134,7 @@ def caption(attributes: Attributes, rng: np.random.Generator) -> str:
 
 def words() -> list[str]:
     """Every lower-case word and punctuation mark a caption can contain, sorted."""
-    subjects = [word for grammar in (MAN, WOMAN)
-                for word in (*grammar.openings, grammar.pronoun, grammar.possessive)]
+    subjects = [word for grammar in (MAN, WOMAN) for word in (*grammar.openings, grammar.pronoun, grammar.possessive)]
     phrases = (*HAIR_PHRASES.values(), AGE_PHRASE, HAS_PHRASE, GLASSES_PHRASE, SMILE_PHRASE, "and", ".")
     text = " ".join((*subjects, *AGES, *BEARDS, *HAIR_COLORS, *phrases)).lower()
     without_slots = re.sub(r"\{\w+\}", " ", text)

@@ -1,6 +1,6 @@
 """Painted portraits on disk: paint them once, read them in every training stage.
 
-    python -m recipes.faces.data --count 16000 --out data
+python -m recipes.faces.data --count 16000 --out data
 """
 
 import json

@@ -62,9 +62,7 @@ def paint_mouth(canvas: Canvas, face: Face, smile: float, aging: Aging) -> None:
     canvas.darken(0.55 * shut, window)
 
 
-def eye_color(
-    canvas: Canvas, window: Window, eye_x: float, across: Array, down: Array, youth: float
-) -> Array:
+def eye_color(canvas: Canvas, window: Window, eye_x: float, across: Array, down: Array, youth: float) -> Array:
     """White, iris, pupil and the spark of the lamp."""
     look = canvas.look
     radius = (0.85 + youth) * look.eye_height

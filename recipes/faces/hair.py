@@ -201,9 +201,7 @@ def paint_front_hair(canvas: Canvas, attributes: Attributes, head: Array) -> Non
     within = canvas.inside(distance, softness=2)
     mask = within * canvas.inside(-beyond, softness=4)
     soft = within * smooth_step(-0.015, 0.06, beyond + 0.012 * locks)
-    visible = (soft if attributes.hair == "short" else mask) * (
-        1 - thinness(canvas, attributes, beyond, locks, head)
-    )
+    visible = (soft if attributes.hair == "short" else mask) * (1 - thinness(canvas, attributes, beyond, locks, head))
     canvas.put(visible, color * root)
     canvas.mark(mask > 0.5, "hair")
     if not attributes.bangs:

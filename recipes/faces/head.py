@@ -117,8 +117,8 @@ def add_nose_bridge(canvas: Canvas, height: Array) -> None:
     down = np.clip((y - look.eye_y) / (tip_y - look.eye_y), 0, 1)
     axis = turned(look, 0, 0.5) + (tip_x - turned(look, 0, 0.5)) * down
     ridge = np.exp(-(((x - axis) / (0.038 + 0.03 * down)) ** 2)) * (0.025 + 0.12 * down**1.3)
-    height[window] += ridge * smooth_step(look.eye_y - 0.12, look.eye_y + 0.08, y) * smooth_step(
-        tip_y + 0.075, tip_y, y
+    height[window] += (
+        ridge * smooth_step(look.eye_y - 0.12, look.eye_y + 0.08, y) * smooth_step(tip_y + 0.075, tip_y, y)
     )
 
 

@@ -1,6 +1,6 @@
 """The stages' weights, put together into the one checkpoint that `cdiff-rt export` takes.
 
-    python -m recipes.faces.package --work work --out faces-128.safetensors
+python -m recipes.faces.package --work work --out faces-128.safetensors
 """
 
 import json
@@ -38,7 +38,11 @@ def describe(latent_scale: float, training: dict[str, dict]) -> Description:
         influence=Influence(decay="cosine", factor=2.0),
         modalities=MODALITIES,
         vocabularies={VOCABULARY_FILE: VOCABULARY},
-        provenance={"recipe": "recipes/faces", "data": "synthetic portraits, painted by the recipe", "training": training},
+        provenance={
+            "recipe": "recipes/faces",
+            "data": "synthetic portraits, painted by the recipe",
+            "training": training,
+        },
         licence="Apache-2.0",
     )
 

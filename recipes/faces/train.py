@@ -1,9 +1,9 @@
 """Train `faces-128`, stage by stage. Each stage needs the ones before it; each can be stopped and resumed.
 
-    python -m recipes.faces.train vae       --minutes 25 --data data --out work
-    python -m recipes.faces.train mask      --minutes 35 --data data --out work
-    python -m recipes.faces.train text      --minutes 30 --data data --out work
-    python -m recipes.faces.train diffusers --minutes 12 --data data --out work
+python -m recipes.faces.train vae       --minutes 25 --data data --out work
+python -m recipes.faces.train mask      --minutes 35 --data data --out work
+python -m recipes.faces.train text      --minutes 30 --data data --out work
+python -m recipes.faces.train diffusers --minutes 12 --data data --out work
 """
 
 import math
@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import click
-import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
@@ -33,10 +32,16 @@ class Stage:
     portraits: Portraits
     model: CollaborativeModel
 
-    def batch_of_images(self, indices: Tensor) -> Tensor:
-        """[B, 3, 128, 128] in [-1, 1]."""
-        pixels = torch.from_numpy(self.portraits.images[np.sort(indices.numpy())])
-        return pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
+
+def images_of(portraits: Portraits, indices: Tensor) -> Tensor:
+    """[B, 3, 128, 128] in [-1, 1]."""
+    pixels = torch.from_numpy(portraits.images[indices.numpy()])
+    return pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def peak_signal_to_noise(squared_error: Tensor) -> float:
+    """In dB, for images in [-1, 1]."""
+    return -10 * math.log10(squared_error.item() / 4)
 
 
 def save_weights(model: CollaborativeModel, folder: Path, part: str) -> None:
@@ -81,7 +86,7 @@ def vae_loss(stage: Stage) -> Loss:
     vae = stage.model.vae
 
     def loss(indices: Tensor, generator: torch.Generator) -> Tensor:
-        image = stage.batch_of_images(indices)
+        image = images_of(stage.portraits, indices)
         mean, logvar = (part.float() for part in vae.encode(image))
         std = (0.5 * logvar).exp() + LATENT_NOISE
         again = vae.decode(mean + std * torch.randn(mean.shape, generator=generator)).float()
@@ -94,16 +99,9 @@ def vae_loss(stage: Stage) -> Loss:
 
 def train_vae(stage: Stage) -> None:
     first = torch.arange(1500).clamp(max=stage.portraits.train_count - 1)
-    start_at_pca(stage.model, stage.batch_of_images(first))
+    start_at_pca(stage.model, images_of(stage.portraits, first))
     fit(stage.plan, stage.model.vae, vae_loss(stage))
     save_weights(stage.model, stage.plan.folder, "vae")
-    with torch.no_grad():
-        held_out = torch.arange(stage.portraits.train_count, stage.portraits.train_count + 256)
-        errors = []
-        for part in held_out.split(32):
-            image = stage.batch_of_images(part)
-            errors.append(((stage.model.vae.decode(stage.model.vae.encode(image)[0]).clamp(-1, 1) - image) ** 2).mean())
-    print(f"psnr {-10 * math.log10(torch.stack(errors).mean().item() / 4):.2f} dB on held-out portraits")
 
 
 # --- branches and diffusers ------------------------------------------------------------------------------------------
@@ -116,12 +114,14 @@ class Examples:
     latents: Tensor  # [N, C, h, w]
     conditions: dict[str, Tensor]  # mask: [N, 1024] labels; text: [N, TOKENS] ids
 
-    def condition(self, modality: str, indices: Tensor, generator: torch.Generator) -> Tensor:
-        """What the modality's encoder takes."""
+    def condition(
+        self, modality: str, indices: Tensor, generator: torch.Generator, hide: float = UNKNOWN_WORDS
+    ) -> Tensor:
+        """What the modality's encoder takes; `hide` is the share of words made unknown."""
         rows = self.conditions[modality][indices]
         if modality == "mask":
             return F.one_hot(rows.long(), MASK_CLASSES).transpose(1, 2).float()
-        hidden = (torch.rand(rows.shape, generator=generator) < UNKNOWN_WORDS) & (rows >= 4)
+        hidden = (torch.rand(rows.shape, generator=generator) < hide) & (rows >= 4)
         return torch.where(hidden, VOCABULARY.index("[UNK]"), rows)
 
 
@@ -137,15 +137,18 @@ def encode_all(stage: Stage) -> Examples:
     if not cache.exists() or cache.stat().st_mtime < weights.stat().st_mtime:
         indices = torch.arange(stage.portraits.train_count)
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-            parts = [stage.model.vae.encode(stage.batch_of_images(part))[0].float() for part in indices.split(64)]
+            parts = [stage.model.vae.encode(images_of(stage.portraits, part))[0].float() for part in indices.split(64)]
         latents = torch.cat(parts)
-        save_file({"latents": latents * latent_scale(latents), "scale": torch.tensor(latent_scale(latents))}, cache)
-    labels = small_masks(stage.portraits.labels[: stage.portraits.train_count])
-    conditions = {
+        save_file({"latents": (latents * latent_scale(latents)).contiguous(), "scale": torch.tensor(latent_scale(latents))}, cache)
+    return Examples(load_file(cache)["latents"], conditions_of(stage.portraits, slice(stage.portraits.train_count)))
+
+
+def conditions_of(portraits: Portraits, chosen: slice) -> dict[str, Tensor]:
+    labels = small_masks(portraits.labels[chosen])
+    return {
         "mask": torch.from_numpy(labels.reshape(len(labels), -1)),
-        "text": torch.from_numpy(token_ids(stage.portraits.captions[: stage.portraits.train_count])),
+        "text": torch.from_numpy(token_ids(portraits.captions[chosen])),
     }
-    return Examples(load_file(cache)["latents"], conditions)
 
 
 ALPHA_BARS = torch.from_numpy(SCHEDULE.alpha_bars())
@@ -153,7 +156,11 @@ ALPHA_BARS = torch.from_numpy(SCHEDULE.alpha_bars())
 
 def diffuse(z: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
     """A random timestep and noise for each latent -> x_t, t and the v that a branch should predict."""
-    t = torch.randint(SCHEDULE.train_steps, (len(z),), generator=generator)
+    return at_timestep(z, torch.randint(SCHEDULE.train_steps, (len(z),), generator=generator), generator)
+
+
+def at_timestep(z: Tensor, t: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """z [B, C, H, W] at timesteps t [B] with random noise -> x_t, t and v = sqrt(a) noise - sqrt(1 - a) z."""
     noise = torch.randn(z.shape, generator=generator)
     signal = ALPHA_BARS[t].sqrt().float()[:, None, None, None]
     spread = (1 - ALPHA_BARS[t]).sqrt().float()[:, None, None, None]
@@ -236,10 +243,10 @@ def train_diffusers(stage: Stage) -> None:
 
 
 STAGES = {
-    "vae": (train_vae, dict(batch=16, learning_rate=1e-3)),
-    "mask": (lambda stage: train_branch(stage, "mask"), dict(batch=32, learning_rate=1.5e-3)),
-    "text": (lambda stage: train_branch(stage, "text"), dict(batch=32, learning_rate=1.2e-3)),
-    "diffusers": (train_diffusers, dict(batch=32, learning_rate=1e-3)),
+    "vae": (train_vae, {"batch": 16, "learning_rate": 1e-3}),
+    "mask": (lambda stage: train_branch(stage, "mask"), {"batch": 32, "learning_rate": 1.5e-3}),
+    "text": (lambda stage: train_branch(stage, "text"), {"batch": 32, "learning_rate": 1.2e-3}),
+    "diffusers": (train_diffusers, {"batch": 32, "learning_rate": 1e-3}),
 }
 
 

@@ -92,7 +92,9 @@ def _report(plan: Plan, step: int, seconds: float, recent: list[float]) -> None:
         log.write(json.dumps(row) + "\n")
 
 
-def _save(plan: Plan, module: nn.Module, optimizer: torch.optim.Optimizer, average: list, step: int, seconds: float):
+def _save(
+    plan: Plan, module: nn.Module, optimizer: torch.optim.Optimizer, average: list, step: int, seconds: float
+) -> None:
     state = {"module": module.state_dict(), "optimizer": optimizer.state_dict(), "average": average}
     partial = plan.state.with_suffix(".partial")
     torch.save({**state, "step": step, "seconds": seconds}, partial)
