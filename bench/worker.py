@@ -6,6 +6,7 @@ Speaks JSON lines: {"load_s"} once, then {"ms"} per run, at the end {"memory_mib
 import json
 import sys
 import time
+from typing import Any
 
 
 def serve(model: str, backend: str, steps: int, batch: int) -> None:
@@ -17,7 +18,7 @@ def serve(model: str, backend: str, steps: int, batch: int) -> None:
     from cdiff_rt.pipeline import Pipeline
 
     pipeline = Pipeline.from_pretrained(model, backend=backend)
-    conditions = {m.name: _example(m.kind, m.classes) for m in pipeline.manifest.modalities}
+    conditions: dict[str, Any] = {m.name: _example(m.kind, m.classes) for m in pipeline.manifest.modalities}
     first = pipeline.generate(steps=steps, batch=batch, **conditions)
     checksum = float(np.abs(first.latents).mean())
     print(json.dumps({"load_s": time.perf_counter() - start, "checksum": checksum}), flush=True)
@@ -29,7 +30,7 @@ def serve(model: str, backend: str, steps: int, batch: int) -> None:
     print(json.dumps({"memory_mib": peak / 1024}), flush=True)
 
 
-def _example(kind: str, classes: int):  # noqa: ANN202 - a condition of the kind
+def _example(kind: str, classes: int) -> Any:
     """A condition whose content doesn't matter: latency depends on sizes only."""
     import numpy as np
 

@@ -5,14 +5,17 @@ predictions are summed with them (Huang et al., CVPR 2023, eq. 5-7); a row of th
 """
 
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import array_api_compat
 import numpy as np
 
 from cdiff_rt.solvers import C_HIST, C_NOISE, C_OUT, C_X, D_OUT, D_X
 
-Array = TypeVar("Array")
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Array = TypeVar("Array", np.ndarray, "Tensor")
 
 
 @dataclass(frozen=True)

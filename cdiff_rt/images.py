@@ -64,8 +64,9 @@ def _check_header(path: Path, image: Image.Image) -> None:
         raise BadInput(name, f"format {image.format}{reason}", MASK_HELP)
     if width * height > LARGEST_IMAGE:
         raise BadInput(name, f"{width}x{height} pixels", f"scale it to at most {LARGEST_IMAGE // 1_000_000} megapixels")
-    if getattr(image, "n_frames", 1) > 1:
-        raise BadInput(name, f"an animation of {image.n_frames} frames", "save one frame of it")
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1:
+        raise BadInput(name, f"an animation of {frames} frames", "save one frame of it")
     if image.getexif().get(0x0112, 1) != 1:
         raise BadInput(name, "its EXIF data asks for a rotation", "rotate the pixels and save it without EXIF")
 

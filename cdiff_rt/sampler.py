@@ -42,9 +42,10 @@ def sample(
         outs, logits = experts(x, i)
         weights = influence(logits, gains[i].reshape(per_modality), anchor, factors)
         fused = fuse(outs, weights)
-        x0 = rows[i, E_X] * x + rows[i, E_OUT] * fused if callback else None
+        before = x
         x, hist = update(x, fused, hist, noise(i), rows[i])
         if callback:
+            x0 = rows[i, E_X] * before + rows[i, E_OUT] * fused
             callback(StepState(i, int(timestep), x, x0, weights))
     if not np.isfinite(x).all():
         raise OutOfResource("sampling", "the latents are not finite", "use fp32 weights or fewer, larger steps")

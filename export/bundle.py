@@ -79,7 +79,7 @@ def network_specs(described: Description, model: CollaborativeModel) -> dict[str
         "vae.decode": ([("z", latent)], [("image", image)]),
     }
     for modality in described.modalities:
-        expert = model.experts[modality.name]
+        expert = model.expert(modality.name)
         count = modality.tokens or modality.classes
         keys_values = ("batch", count, expert.unet.context_width + expert.diffuser.context_width)
         width = expert.unet.row_width + expert.diffuser.row_width

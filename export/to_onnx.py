@@ -8,11 +8,16 @@ import json
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from cdiff_rt.manifest import NetworkSpec
+
+if TYPE_CHECKING:
+    import onnx
+    from onnxscript import ir
 
 OPSET = 23
 LARGEST_INLINE = 4096  # bytes of a constant that may stay in the graph
@@ -65,14 +70,14 @@ def export_network(
     (folder / spec.file).write_bytes(proto.SerializeToString())
 
 
-def _simplify(graph) -> None:  # noqa: ANN001 - an onnx_ir.Model
+def _simplify(model: "ir.Model") -> None:
     """Constant folding and the like, which must leave the weights as they are: they are shared with other graphs."""
     from onnxscript.optimizer import optimize_ir
 
-    def is_weight(value) -> bool:  # noqa: ANN001
-        return value is not None and value.is_initializer() and value.name.startswith("model.")
+    def is_weight(value: "ir.Value | None") -> bool:
+        return value is not None and value.is_initializer() and str(value.name).startswith("model.")
 
-    optimize_ir(graph, should_fold=lambda node: False if any(map(is_weight, node.inputs)) else None)
+    optimize_ir(model, should_fold=lambda node: False if any(map(is_weight, node.inputs)) else None)
 
 
 def _dynamic_shapes(spec: NetworkSpec) -> tuple[dict[int, object], ...]:
@@ -80,7 +85,7 @@ def _dynamic_shapes(spec: NetworkSpec) -> tuple[dict[int, object], ...]:
     return tuple({axis: named for axis, d in enumerate(t.shape) if isinstance(d, str)} for t in spec.inputs)
 
 
-def _point_into(graph, weights: Path) -> None:  # noqa: ANN001 - onnx is imported where it is used
+def _point_into(graph: "onnx.GraphProto", weights: Path) -> None:
     """Replaces the graph's weights by pointers to the fp16 tensors of the same names, and casts."""
     import onnx
 
@@ -106,7 +111,7 @@ def _point_into(graph, weights: Path) -> None:  # noqa: ANN001 - onnx is importe
     del graph.value_info[:]
 
 
-def _strip(proto) -> None:  # noqa: ANN001 - an onnx.ModelProto
+def _strip(proto: "onnx.ModelProto") -> None:
     """Drops the exporter's notes, which hold source lines and paths of the exporting machine."""
     for part in (proto, proto.graph, *proto.graph.node, *proto.graph.input, *proto.graph.output):
         part.ClearField("metadata_props")

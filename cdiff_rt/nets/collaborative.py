@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,8 @@ from cdiff_rt.nets.text_encoder import TextEncoder, TextEncoderConfig
 from cdiff_rt.nets.unet import UNet, UNetConfig
 
 EncoderConfig = MaskEncoderConfig | TextEncoderConfig
-ENCODERS = {"mask": (MaskEncoderConfig, MaskEncoder), "text": (TextEncoderConfig, TextEncoder)}
+Encoder = MaskEncoder | TextEncoder
+Config = TypeVar("Config")
 
 
 @dataclass(frozen=True)
@@ -39,18 +41,19 @@ class ModelConfig:
         return cls(experts, _config(AutoencoderConfig, data["vae"]))
 
 
-def _config(kind: type, fields: dict):  # noqa: ANN202 - the kind that was passed in
+def _config(kind: type[Config], fields: dict) -> Config:
     return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
 
 
 def _expert_config(data: dict) -> ExpertConfig:
-    kind = "text" if "vocabulary" in data["encoder"] else "mask"
-    encoder = _config(ENCODERS[kind][0], data["encoder"])
-    return ExpertConfig(encoder, _config(UNetConfig, data["unet"]), _config(UNetConfig, data["diffuser"]))
+    kind: type[EncoderConfig] = TextEncoderConfig if "vocabulary" in data["encoder"] else MaskEncoderConfig
+    return ExpertConfig(
+        _config(kind, data["encoder"]), _config(UNetConfig, data["unet"]), _config(UNetConfig, data["diffuser"])
+    )
 
 
-def build_encoder(config: EncoderConfig) -> nn.Module:
-    return next(network(config) for kind, network in ENCODERS.values() if isinstance(config, kind))
+def build_encoder(config: EncoderConfig) -> Encoder:
+    return TextEncoder(config) if isinstance(config, TextEncoderConfig) else MaskEncoder(config)
 
 
 class Expert(nn.Module):
@@ -88,6 +91,9 @@ class CollaborativeModel(nn.Module):
         self.experts = nn.ModuleDict({name: Expert(expert) for name, expert in config.experts.items()})
         self.vae = AutoencoderKL(config.vae)
 
+    def expert(self, modality: str) -> Expert:
+        return cast(Expert, self.experts[modality])
+
 
 def network_functions(model: CollaborativeModel) -> dict[str, Callable[..., tuple[Tensor, ...]]]:
     """The networks of a bundle by name, each a function of its inputs in the order of `export.bundle`'s specs."""
@@ -95,7 +101,8 @@ def network_functions(model: CollaborativeModel) -> dict[str, Callable[..., tupl
         "vae.encode": model.vae.encode,
         "vae.decode": lambda z: (model.vae.decode(z),),
     }
-    for name, expert in model.experts.items():
+    for name in model.experts:
+        expert = model.expert(name)
         functions[f"condition.{name}"] = lambda inputs, expert=expert: (expert.condition(inputs),)
         functions[f"time.{name}"] = lambda t, expert=expert: (expert.time(t),)
         functions[f"expert.{name}"] = expert.forward

@@ -58,8 +58,8 @@ class Layers(nn.Module):
                 self.layers.append(nn.ModuleList([nn.LayerNorm(config.width), function]))
 
     def forward(self, x: Tensor) -> Tensor:
-        for norm, function in self.layers:  # type: ignore[misc]
-            x = x + function(norm(x))
+        for layer in self.layers:
+            x = x + layer[1](layer[0](x))  # type: ignore[index]
         return x
 
 

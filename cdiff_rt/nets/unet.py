@@ -190,8 +190,8 @@ class UNet(nn.Module):
 
     def time_rows(self, t: Tensor) -> Tensor:
         """[S] timesteps -> [S, E]: the projections of all residual blocks, in the order of the modules."""
-        first = self.time_embed[0].weight
-        emb = self.time_embed(timestep_embedding(t, self.config.model_channels).to(first.dtype))
+        dtype = next(self.parameters()).dtype
+        emb = self.time_embed(timestep_embedding(t, self.config.model_channels).to(dtype))
         return torch.cat([block.emb_layers(emb) for block in self._of_type(ResBlock)], dim=1)
 
     def context_kv(self, context: Tensor) -> Tensor:

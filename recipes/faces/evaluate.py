@@ -27,7 +27,8 @@ def predictions(model: CollaborativeModel, examples: Examples, t: int) -> dict[s
     errors: dict[str, list[Tensor]] = {}
     for part in torch.arange(count).split(64):
         outs, logits = {}, []
-        for modality, expert in model.experts.items():
+        for modality in model.experts:
+            expert = model.expert(modality)
             own = expert.encoder(examples.condition(modality, part, generator, hide=0.0))
             other = expert.encoder(examples.condition(modality, (part + 1) % count, generator, hide=0.0))
             outs[f"{modality}"] = expert.unet(x[part], times[part], own)

@@ -1,6 +1,7 @@
 """The random part of a portrait: pose, proportions, colours and light, drawn before anything is painted."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -97,7 +98,8 @@ HAIR_VOLUMES = {"bald": (0.0, 0.01), "short": (0.03, 0.09), "medium": (0.06, 0.1
 
 
 def blend(first: Color, second: Color, amount: float) -> Color:
-    return tuple(a * (1 - amount) + b * amount for a, b in zip(first, second, strict=True))
+    red, green, blue = (a * (1 - amount) + b * amount for a, b in zip(first, second, strict=True))
+    return red, green, blue
 
 
 def skin_tone(position: float) -> Color:
@@ -107,7 +109,7 @@ def skin_tone(position: float) -> Color:
     return blend(SKIN_TONES[index], SKIN_TONES[index + 1], step - index)
 
 
-def draw_proportions(male: bool, rng: np.random.Generator) -> dict[str, float]:
+def draw_proportions(male: bool, rng: np.random.Generator) -> dict[str, Any]:
     def uniform(low: float, high: float, man: float = 0.0) -> float:
         return float(rng.uniform(low, high)) + (man if male else 0.0)
 
@@ -139,7 +141,7 @@ def draw_proportions(male: bool, rng: np.random.Generator) -> dict[str, float]:
     }
 
 
-def draw_hair(style: str, rng: np.random.Generator) -> dict[str, float]:
+def draw_hair(style: str, rng: np.random.Generator) -> dict[str, Any]:
     return {
         "hair_volume": float(rng.uniform(*HAIR_VOLUMES[style])),
         "hair_end": float(rng.uniform(*HAIR_ENDS[style])),
@@ -157,9 +159,10 @@ def draw_hair(style: str, rng: np.random.Generator) -> dict[str, float]:
     }
 
 
-def draw_scene(rng: np.random.Generator) -> dict[str, float | Color]:
+def draw_scene(rng: np.random.Generator) -> dict[str, Any]:
     def color(low: float, high: float) -> Color:
-        return tuple(float(value) for value in rng.uniform(low, high, 3))
+        red, green, blue = rng.uniform(low, high, 3)
+        return float(red), float(green), float(blue)
 
     gray = rng.uniform(0.15, 0.9)
     frame = color(0.1, 0.6)

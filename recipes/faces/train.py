@@ -7,8 +7,10 @@ python -m recipes.faces.train diffusers --minutes 12 --data data --out work
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
@@ -18,6 +20,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cdiff_rt.nets.collaborative import CollaborativeModel, Expert
+from cdiff_rt.nets.mask_encoder import MaskEncoder
+from cdiff_rt.nets.text_encoder import TextEncoder
 from recipes.faces.config import FACES_128, MASK_CLASSES, MASK_SIZE, SCHEDULE, VOCABULARY
 from recipes.faces.data import Portraits, small_masks, token_ids
 from recipes.faces.training import Loss, Plan, fit
@@ -66,16 +70,17 @@ def start_at_pca(model: CollaborativeModel, images: Tensor) -> None:
     basis = vectors.flip(1)[:, :count].T.reshape(count, 3, side, side)
     scale = values.flip(0)[:count].sqrt().pow(0.6).reshape(-1, 1, 1, 1)
     colour = images.mean((0, 2, 3))
+    quant = vae.quant_conv.bias
+    assert vae.linear_in.bias is not None and vae.linear_out.bias is not None and quant is not None
     with torch.no_grad():
         vae.linear_in.weight.copy_(basis / scale)
         vae.linear_in.bias.copy_(-(basis / scale * colour[:, None, None]).sum((1, 2, 3)))
         vae.linear_out.weight.copy_(basis * scale)
         vae.linear_out.bias.copy_(colour)
-        for last in (vae.encoder.conv_out, vae.decoder.conv_out):
-            nn.init.zeros_(last.weight)
-            nn.init.zeros_(last.bias)
-        vae.quant_conv.bias[:count] = 0
-        vae.quant_conv.bias[count:] = -6
+        zero_weights(vae.encoder.conv_out)
+        zero_weights(vae.decoder.conv_out)
+        quant[:count] = 0
+        quant[count:] = -6
 
 
 def edges(image: Tensor) -> tuple[Tensor, Tensor]:
@@ -139,7 +144,10 @@ def encode_all(stage: Stage) -> Examples:
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
             parts = [stage.model.vae.encode(images_of(stage.portraits, part))[0].float() for part in indices.split(64)]
         latents = torch.cat(parts)
-        save_file({"latents": (latents * latent_scale(latents)).contiguous(), "scale": torch.tensor(latent_scale(latents))}, cache)
+        save_file(
+            {"latents": (latents * latent_scale(latents)).contiguous(), "scale": torch.tensor(latent_scale(latents))},
+            cache,
+        )
     return Examples(load_file(cache)["latents"], conditions_of(stage.portraits, slice(stage.portraits.train_count)))
 
 
@@ -179,10 +187,9 @@ def start_at_cosines(linear: nn.Linear) -> None:
         linear.bias.zero_()
 
 
-def zero_last_layers(expert: Expert) -> None:
-    for net in (expert.unet, expert.diffuser):
-        nn.init.zeros_(net.out[2].weight)
-        nn.init.zeros_(net.out[2].bias)
+def zero_weights(layer: nn.Module) -> None:
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
 
 
 def branch_loss(expert: Expert, modality: str, examples: Examples) -> Loss:
@@ -196,21 +203,23 @@ def branch_loss(expert: Expert, modality: str, examples: Examples) -> Loss:
 
 def train_branch(stage: Stage, modality: str) -> None:
     """One modality's UNet and encoder. Text starts from the mask's UNet, which already draws faces."""
-    examples, expert = encode_all(stage), stage.model.experts[modality]
+    examples, expert = encode_all(stage), stage.model.expert(modality)
     if modality == "text":
         load_weights(stage.model, stage.plan.folder, "experts.text.unet", "experts.mask.unet")
+        assert isinstance(expert.encoder, TextEncoder)
         nn.init.normal_(expert.encoder.transformer.token_emb.weight, std=0.1)
         nn.init.normal_(expert.encoder.transformer.pos_emb.emb.weight, std=0.1)
     else:
+        assert isinstance(expert.encoder, MaskEncoder)
         start_at_cosines(expert.encoder.linear)
-        zero_last_layers(expert)
+        zero_weights(expert.unet.out[2])
     branch = nn.ModuleDict({"encoder": expert.encoder, "unet": expert.unet})
     fit(stage.plan, branch, branch_loss(expert, modality, examples))
     for part in branch:
         save_weights(stage.model, stage.plan.folder, f"experts.{modality}.{part}")
 
 
-def diffusers_loss(experts: nn.ModuleDict, examples: Examples) -> Loss:
+def diffusers_loss(experts: dict[str, Expert], examples: Examples) -> Loss:
     """The loss of the fused prediction under the plain softmax (Collaborative Diffusion, eq. 5-7 and section 3.3)."""
 
     def loss(indices: Tensor, generator: torch.Generator) -> Tensor:
@@ -228,13 +237,13 @@ def diffusers_loss(experts: nn.ModuleDict, examples: Examples) -> Loss:
 
 
 def train_diffusers(stage: Stage) -> None:
-    examples, experts = encode_all(stage), stage.model.experts
+    examples = encode_all(stage)
+    experts = {modality: stage.model.expert(modality) for modality in stage.model.experts}
     stage.model.requires_grad_(False)
     for modality, expert in experts.items():
         for part in ("encoder", "unet"):
             load_weights(stage.model, stage.plan.folder, f"experts.{modality}.{part}")
-        nn.init.zeros_(expert.diffuser.out[2].weight)
-        nn.init.zeros_(expert.diffuser.out[2].bias)
+        zero_weights(expert.diffuser.out[2])
         expert.diffuser.requires_grad_(True)
     diffusers = nn.ModuleDict({modality: expert.diffuser for modality, expert in experts.items()})
     fit(stage.plan, diffusers, diffusers_loss(experts, examples))
@@ -242,7 +251,7 @@ def train_diffusers(stage: Stage) -> None:
         save_weights(stage.model, stage.plan.folder, f"experts.{modality}.diffuser")
 
 
-STAGES = {
+STAGES: dict[str, tuple[Callable[[Stage], None], dict[str, Any]]] = {
     "vae": (train_vae, {"batch": 16, "learning_rate": 1e-3}),
     "mask": (lambda stage: train_branch(stage, "mask"), {"batch": 32, "learning_rate": 1.5e-3}),
     "text": (lambda stage: train_branch(stage, "text"), {"batch": 32, "learning_rate": 1.2e-3}),
