@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cdiff_rt import __version__
-from cdiff_rt.doctor import LIBRARIES, _version
+from cdiff_rt.doctor import LIBRARIES, version_of
 from cdiff_rt.engines import BACKENDS, why_not
 from cdiff_rt.errors import BadEnvironment, BadRequest
 
@@ -101,7 +101,7 @@ def _check_same_work(checksums: dict[str, float]) -> None:
 def machine() -> dict[str, str]:
     import os
 
-    versions = {name: _version(name) for name in LIBRARIES}
+    versions = {name: version_of(name) for name in LIBRARIES}
     return {
         "cdiff-rt": __version__,
         "python": platform.python_version(),

@@ -18,7 +18,7 @@ def examine() -> tuple[list[str], bool]:
     rows = [
         f"cdiff-rt {__version__}, Python {platform.python_version()}, {platform.platform()}, {os.cpu_count()} cores"
     ]
-    rows += [f"library {name:16} {_version(name)}" for name in LIBRARIES]
+    rows += [f"library {name:16} {version_of(name)}" for name in LIBRARIES]
     bundles = {}
     for folder in sorted(MODELS.iterdir()) if MODELS.is_dir() else []:
         try:
@@ -31,7 +31,7 @@ def examine() -> tuple[list[str], bool]:
     return rows, "works" in states.values()
 
 
-def _version(library: str) -> str:
+def version_of(library: str) -> str:
     try:
         return metadata.version(library)
     except metadata.PackageNotFoundError:

@@ -4,6 +4,7 @@ import json
 import os
 import stat
 import tempfile
+import warnings
 from pathlib import Path
 
 import array_api_compat
@@ -25,7 +26,10 @@ def read_labels(path: Path, classes: int) -> tuple[np.ndarray, str]:
     """
     _check_plain_file(path)
     try:
-        with Image.open(path) as image:
+        with (
+            warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning),
+            Image.open(path) as image,
+        ):
             _check_header(path, image)
             image.load()
             labels, how = _labels_of(path, image)
@@ -116,30 +120,33 @@ def to_uint8(images):  # noqa: ANN001, ANN201 - numpy or torch array, like its i
 
 
 def check_folder(folder: Path) -> None:
-    """Makes `folder` if need be and raises BadInput unless files can be written there."""
+    """Raises BadInput unless files can be written into `folder`, which need not exist yet; leaves nothing behind."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=".cdiff-rt-"):
+        nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+        with tempfile.NamedTemporaryFile(dir=nearest, prefix=".cdiff-rt-"):
             pass
     except OSError as error:
         raise BadInput(f"output folder {folder}", error.strerror or str(error), "choose one you may write to") from None
 
 
 def write_png(path: Path, image: np.ndarray, texts: dict[str, str]) -> None:
-    """Writes [H, W, 3] uint8 with `texts` as PNG text chunks; the file appears whole or not at all."""
+    """Writes [H, W, 3] uint8 with `texts` as PNG text chunks, making the folder; it appears whole or not at all."""
     info = PngImagePlugin.PngInfo()
     for key, value in texts.items():
         info.add_itxt(key, value) if not value.isascii() else info.add_text(key, value)
     partial = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".cdiff-rt-", suffix=".png", delete=False) as file:
             partial = file.name
             Image.fromarray(image).save(file, "PNG", pnginfo=info)
         os.chmod(partial, 0o644)
         os.replace(partial, path)
-    except OSError as error:
-        if partial and os.path.exists(partial):
-            os.unlink(partial)
+    except BaseException as error:
+        if partial:
+            Path(partial).unlink(missing_ok=True)
+        if not isinstance(error, OSError):
+            raise
         raise OutOfResource(
             f"writing {path}", error.strerror or str(error), "free some space or choose another folder"
         ) from None

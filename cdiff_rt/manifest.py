@@ -7,8 +7,11 @@ or the bundle is refused before any of its bytes reach a library. `docs/bundle.m
 import hashlib
 import json
 import stat
-from dataclasses import asdict, dataclass
+from collections import Counter
+from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from cdiff_rt.errors import BadArtefact
 from cdiff_rt.schedule import Schedule
@@ -40,7 +43,7 @@ class Modality:
     """One condition: how a user's value is read (`kind`, see modalities.py) and how its influence is adjusted."""
 
     name: str
-    kind: str
+    kind: Literal["labels", "words"]
     decays: bool  # its influence fades towards the image
     anchor: bool  # it takes the influence that decaying modalities give up
     size: int = 0  # labels: pixels per side of the map that the encoder reads
@@ -53,7 +56,7 @@ class Modality:
 class Influence:
     """Default adjustment at inference; the reference's are "cosine" and 2."""
 
-    decay: str = "cosine"
+    decay: Literal["none", "linear", "cosine"] = "cosine"
     factor: float = 2.0
 
 
@@ -85,36 +88,40 @@ class Manifest:
         except (ValueError, RecursionError) as error:
             raise BadArtefact(NAME, f"not valid JSON ({error})", REBUILD) from None
         found = data.get("format") if isinstance(data, dict) else None
-        if found != FORMAT:
+        if type(found) is not int or found != FORMAT:
             raise BadArtefact(NAME, f"format {found!r}", f"this cdiff-rt reads format {FORMAT}; {REBUILD}")
         try:
-            return cls(
-                **data
-                | {
-                    "latent_shape": tuple(data["latent_shape"]),
-                    "schedule": Schedule(**data["schedule"]),
-                    "influence": Influence(**data["influence"]),
-                    "modalities": tuple(Modality(**modality) for modality in data["modalities"]),
-                    "networks": {name: _network(network) for name, network in data["networks"].items()},
-                }
-            )
-        except (KeyError, TypeError, AttributeError) as error:
-            raise BadArtefact(NAME, f"a field is missing or surplus ({error})", REBUILD) from None
+            return _typed(cls, data, "manifest")
+        except TypeError as error:
+            raise BadArtefact(NAME, f"a field is missing, surplus or of another type ({error})", REBUILD) from None
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict:
-    names = [name for name, _ in pairs]
-    twice = {name for name in names if names.count(name) > 1}
-    if twice:
-        raise ValueError(f"{min(twice)!r} stands twice")
+    name, count = Counter(name for name, _ in pairs).most_common(1)[0] if pairs else ("", 0)
+    if count > 1:
+        raise ValueError(f"{name!r} stands twice")
     return dict(pairs)
 
 
-def _network(data: dict) -> NetworkSpec:
-    def tensors(rows: list[dict]) -> tuple[TensorSpec, ...]:
-        return tuple(TensorSpec(row["name"], tuple(row["shape"]), row["dtype"]) for row in rows)
-
-    return NetworkSpec(data["file"], tensors(data["inputs"]), tensors(data["outputs"]))
+def _typed(kind: Any, value: Any, where: str) -> Any:
+    """JSON as the type that a field says. Raises TypeError."""
+    parts = get_args(kind)
+    if isinstance(kind, type) and is_dataclass(kind):
+        fields = get_type_hints(kind)
+        if isinstance(value, dict) and set(value) == set(fields):
+            return kind(**{name: _typed(hint, value[name], f"{where}.{name}") for name, hint in fields.items()})
+        odd = set(fields).symmetric_difference(value) if isinstance(value, dict) else value
+        raise TypeError(f"{where}: {odd!r}")
+    if get_origin(kind) is tuple and isinstance(value, list) and value:
+        return tuple(_typed(parts[0], item, where) for item in value)
+    if get_origin(kind) is dict and isinstance(value, dict):
+        return {name: _typed(parts[1], item, f"{where}.{name}") for name, item in value.items()}
+    if get_origin(kind) is Literal and value in parts:
+        return value
+    scalars = parts if get_origin(kind) is UnionType else (kind,)
+    if type(value) in scalars or (kind is float and type(value) is int):
+        return value
+    raise TypeError(f"{where}: {value!r}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,9 +135,7 @@ class Bundle:
     def open(cls, folder: Path) -> "Bundle":
         """Raises BadArtefact if a file is missing, altered, surplus, not a plain file, or outside the folder."""
         manifest = Manifest.from_json(_read_manifest(folder))
-        for name in (*(network.file for network in manifest.networks.values()), manifest.weights):
-            if name not in manifest.files:
-                raise BadArtefact(f"bundle {folder.name}", f"{name!r} is used but has no hash in {NAME}", REBUILD)
+        _check_complete(manifest, f"bundle {folder.name}")
         for name, expected in manifest.files.items():
             check_file(folder, name, expected)
         surplus = sorted({path.name for path in folder.iterdir()} - set(manifest.files) - {NAME})
@@ -142,6 +147,18 @@ class Bundle:
 
     def path(self, file: str) -> Path:
         return self.folder / file
+
+
+def _check_complete(manifest: Manifest, what: str) -> None:
+    """Raises BadArtefact unless the manifest names all that a run needs, and hashes all that it names."""
+    needed = {f"{part}.{m.name}" for part in ("condition", "time", "expert") for m in manifest.modalities}
+    lacking = sorted({"vae.decode", *needed} - set(manifest.networks))
+    if lacking:
+        raise BadArtefact(what, f"it has no network {lacking[0]}", REBUILD)
+    vocabularies = [modality.vocabulary for modality in manifest.modalities if modality.kind == "words"]
+    for name in (*(network.file for network in manifest.networks.values()), manifest.weights, *vocabularies):
+        if name not in manifest.files:
+            raise BadArtefact(what, f"{name!r} is used but has no hash in {NAME}", REBUILD)
 
 
 def _read_manifest(folder: Path) -> str:
@@ -163,7 +180,7 @@ def check_file(folder: Path, name: str, expected: str) -> None:
         raise BadArtefact(what, f"{name!r} in {NAME} is outside its folder", "do not use this bundle")
     try:
         mode = (folder / name).lstat().st_mode
-    except OSError:
+    except (OSError, ValueError):
         raise BadArtefact(what, f"{name} is missing", f"copy the whole folder again or {REBUILD}") from None
     if not stat.S_ISREG(mode):
         raise BadArtefact(what, f"{name} is not a plain file", "replace the link by the file itself")

@@ -3,6 +3,7 @@
 import logging
 import unicodedata
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -63,4 +64,15 @@ def _check_text(text: str, name: str) -> None:
             raise BadInput(name, f"control character U+{ord(c):04X} at position {place}", "remove it")
 
 
-KINDS: dict[str, Reader] = {"labels": read_label_map, "words": read_words}
+def file_name(value: Condition) -> str:
+    """How a mask stands in a picture's parameters: without the folders it lay in."""
+    return f"array {'x'.join(map(str, value.shape))}" if isinstance(value, np.ndarray) else Path(value).name
+
+
+@dataclass(frozen=True)
+class Kind:
+    read: Reader
+    show: Callable[[Condition], str]  # as it stands in a picture's parameters
+
+
+KINDS = {"labels": Kind(read_label_map, file_name), "words": Kind(read_words, str)}

@@ -1,6 +1,7 @@
 """The whole way from conditions to images: `Pipeline.from_pretrained().generate(mask=..., text=...)`."""
 
 import math
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -33,9 +34,9 @@ class Generated:
 def find_model(model: str | Path) -> Path:
     """The folder of an embedded model's name or of a path."""
     embedded = MODELS / str(model)
-    if str(model) == Path(model).name and embedded.is_dir():
+    if str(model) == Path(model).name and os.path.isdir(embedded):
         return embedded
-    if not Path(model).is_dir():
+    if not os.path.isdir(model):
         known = ", ".join(sorted(path.name for path in MODELS.iterdir())) if MODELS.is_dir() else "none"
         raise BadArtefact("model", f"there is no bundle {str(model)!r}", f"give a bundle's folder or one of: {known}")
     return Path(model)
@@ -86,7 +87,7 @@ class Pipeline:
                 self._adjustment(modalities, table),
                 callback_on_step_end,
             )
-        given = {name: _shown(value) for name, value in conditions.items() if value is not None}
+        given = {m.name: KINDS[m.kind].show(value) for m in modalities if (value := conditions[m.name]) is not None}
         record = {"steps": steps, "eta": eta, "seed": seed, "first": first, "batch": batch, "conditions": given}
         return Generated(self.decode(latents), latents, record | self._identity())
 
@@ -111,7 +112,7 @@ class Pipeline:
         if not given:
             raise BadRequest("conditions", "none given", f"give at least one of {', '.join(known)}")
         chosen = [modality for name, modality in known.items() if name in given]
-        return chosen, [KINDS[modality.kind](given[modality.name], modality, self.bundle) for modality in chosen]
+        return chosen, [KINDS[modality.kind].read(given[modality.name], modality, self.bundle) for modality in chosen]
 
     @contextmanager
     def _experts(
@@ -151,7 +152,7 @@ class Pipeline:
 def image_paths(out: Path, seed: int, batch: int, *, force: bool = False) -> list[Path]:
     """Where a run's images go: `out` itself if it is a .png, else files of the folder `out`, named by seed and number.
 
-    Makes the folder. Raises BadRequest if a file exists and `force` is not set, BadInput if none can be written.
+    Raises BadRequest if a file exists and `force` is not set, BadInput if none can be written.
     """
     _check_range("batch", batch, 1, LARGEST_BATCH)
     noise.check_seed(seed)
@@ -178,10 +179,3 @@ def save_images(result: Generated, paths: list[Path]) -> None:
 def _check_range(name: str, value: float, low: float, high: float) -> None:
     if not math.isfinite(value) or not low <= value <= high:
         raise BadRequest(name, f"{value} is outside {low:g}-{high:g}", "choose a number of that range")
-
-
-def _shown(value: Condition) -> str:
-    """A condition as it may stand in a picture's parameters: texts whole, files by name, arrays by shape."""
-    if isinstance(value, np.ndarray):
-        return f"array {'x'.join(map(str, value.shape))}"
-    return value.name if isinstance(value, Path) else value

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cdiff_rt.errors import OutOfResource
+from cdiff_rt.errors import BadArtefact
 from cdiff_rt.experts import Experts
 from cdiff_rt.fusion import Adjustment, fuse, influence, update
 from cdiff_rt.solvers import E_OUT, E_X, SolverTable
@@ -48,5 +48,7 @@ def sample(
             x0 = rows[i, E_X] * before + rows[i, E_OUT] * fused
             callback(StepState(i, int(timestep), x, x0, weights))
     if not np.isfinite(x).all():
-        raise OutOfResource("sampling", "the latents are not finite", "use fp32 weights or fewer, larger steps")
+        raise BadArtefact(
+            "sampling", "the latents are not finite", "this bundle's weights are broken, export them again"
+        )
     return x

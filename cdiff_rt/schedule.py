@@ -1,6 +1,7 @@
 """The diffusion schedule: how much signal is left at each timestep, and which timesteps a run visits."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -14,7 +15,7 @@ class Schedule:
     train_steps: int = 1000
     beta_start: float = 0.0015
     beta_end: float = 0.0195
-    prediction: str = "eps"
+    prediction: Literal["eps", "v"] = "eps"
 
     def alpha_bars(self) -> np.ndarray:
         """[train_steps] float64: the cumulative products of 1 - beta, with beta linear in its square root."""
@@ -38,7 +39,7 @@ class Schedule:
             raise BadRequest(
                 "steps",
                 f"{steps} does not divide the schedule of {self.train_steps} timesteps evenly",
-                f"take {below} or {above}",
+                f"take {' or '.join(map(str, sorted({below, above})))}",
             )
         return self._grid(steps)
 

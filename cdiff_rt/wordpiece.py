@@ -29,7 +29,7 @@ class WordPiece:
     @classmethod
     def from_file(cls, path: Path) -> "WordPiece":
         """One piece a line; the line number is its id."""
-        return cls(path.read_text(encoding="utf-8").splitlines())
+        return cls(path.read_text(encoding="utf-8").removesuffix("\n").split("\n"))
 
     def encode(self, text: str, length: int) -> Tokens:
         """[CLS] pieces [SEP] and padding, `length` ids in all."""

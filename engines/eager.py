@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from cdiff_rt.engines import check_inputs
+from cdiff_rt.errors import BadArtefact
 from cdiff_rt.manifest import Bundle, NetworkSpec
 from cdiff_rt.nets.collaborative import CollaborativeModel, ModelConfig, network_functions
 
@@ -31,9 +32,15 @@ def load_model(bundle: Bundle) -> CollaborativeModel:
     """The bundle's networks in fp32; one bundle's are kept, since every engine of it shares them."""
     from safetensors.torch import load_file
 
-    model = CollaborativeModel(ModelConfig.from_json(bundle.manifest.source))
-    weights = load_file(bundle.path(bundle.manifest.weights))
-    model.load_state_dict({name: weight.float() for name, weight in weights.items()})
+    try:
+        model = CollaborativeModel(ModelConfig.from_json(bundle.manifest.source))
+        weights = load_file(bundle.path(bundle.manifest.weights))
+        model.load_state_dict({name: weight.float() for name, weight in weights.items()})
+    except Exception as error:  # of the description, of safetensors and of torch: no base class but this
+        reason = " ".join(str(error).split())[:200]
+        raise BadArtefact(
+            f"bundle {bundle.folder.name}", f"its weights do not make its model ({reason})", "export it again"
+        ) from error
     return model.eval()
 
 

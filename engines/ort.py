@@ -26,6 +26,11 @@ class OrtEngine:
             raise BadArtefact(
                 f"network {network}", f"onnxruntime refuses it ({reason})", "export the bundle again"
             ) from error
+        found = [tensor.name for tensor in (*self._session.get_inputs(), *self._session.get_outputs())]
+        if set(found) != {tensor.name for tensor in (*self.spec.inputs, *self.spec.outputs)}:
+            raise BadArtefact(
+                f"network {network}", f"its inputs and outputs are {', '.join(found)}", "export the bundle again"
+            )
         self._outputs = [tensor.name for tensor in self.spec.outputs]
 
     def __call__(self, **inputs: np.ndarray) -> dict[str, np.ndarray]:

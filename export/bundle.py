@@ -27,6 +27,7 @@ def export_checkpoint(checkpoint: Path, out: Path) -> dict[str, float]:
         raise BadRequest("out", f"{out} exists", "choose another folder or remove it")
     check_folder(out.parent)
     loaded = read_checkpoint(checkpoint)
+    out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".cdiff-rt-") as partial:
         folder = Path(partial) / out.name
         folder.mkdir()

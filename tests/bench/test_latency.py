@@ -1,0 +1,80 @@
+import math
+import platform
+
+import pytest
+
+from cdiff_rt import __version__
+from cdiff_rt.bench.latency import Comparison, Timing, Worker, _check_same_work, compare, machine
+from cdiff_rt.errors import BadEnvironment, BadRequest
+
+
+def comparison(**ms):
+    return Comparison({}, {}, [Timing(name, 1.0, 100.0, values) for name, values in ms.items()])
+
+
+def test_ratio_is_the_median_of_ratios_run_by_run():
+    """The machine slows down threefold in the last run; the ratio of medians would be 2.4, of means 2.2."""
+    result = comparison(torch=[100.0, 120.0, 300.0], onnxruntime=[50.0, 40.0, 150.0])
+    assert [result.ratio(timing) for timing in result.timings] == [1.0, 2.0]
+
+
+def test_without_the_baseline_there_is_no_ratio():
+    result = comparison(onnxruntime=[50.0, 40.0, 150.0])
+    assert result.ratio(result.timings[0]) is None
+
+
+@pytest.mark.parametrize(("q", "expected"), [(0, 10), (50, 30), (90, 46), (100, 50)])
+def test_percentiles(q, expected):
+    assert Timing("torch", 1.0, 1.0, [50.0, 10.0, 30.0, 20.0, 40.0]).percentile(q) == expected
+
+
+def test_machine_says_what_was_measured_on():
+    facts = machine()
+    assert facts["cdiff-rt"] == __version__
+    assert facts["python"] == platform.python_version()
+    assert int(facts["cores"]) >= 1
+    assert facts["cpu"]
+    assert {"numpy", "onnxruntime", "torch"} <= set(facts)
+    assert "not installed" not in facts.values()
+
+
+def test_a_real_comparison_times_every_backend(tiny_bundle):
+    result = compare(str(tiny_bundle), ("onnxruntime", "torch"), steps=2, batch=1, repeats=3)
+    assert [timing.backend for timing in result.timings] == ["onnxruntime", "torch"]
+    for timing in result.timings:
+        assert len(timing.ms) == 3
+        assert all(0.1 < ms < 60_000 for ms in timing.ms)
+        assert timing.load_s > 0.001 * min(timing.ms)
+        assert 20 < timing.memory_mib < 16_000
+    assert result.ratio(result.timings[0]) > 0
+    assert result.settings == {"model": str(tiny_bundle), "steps": 2, "batch": 1, "repeats": 3}
+
+
+@pytest.mark.parametrize(("steps", "batch"), [(0, 1), (2, 0), (-1, 1)])
+def test_settings_out_of_range_are_refused(tmp_path, steps, batch):
+    with pytest.raises(BadRequest, match="at least 1"):
+        compare(str(tmp_path), ("onnxruntime",), steps=steps, batch=batch, repeats=3)
+
+
+def test_a_worker_that_cannot_start_is_an_error(tmp_path):
+    with pytest.raises(BadEnvironment, match="backend onnxruntime.*its process ended"):
+        compare(str(tmp_path), ("onnxruntime",), steps=2, batch=1, repeats=3)
+
+
+def test_a_worker_that_dies_between_two_runs_is_an_error(tiny_bundle):
+    worker = Worker(str(tiny_bundle), "onnxruntime", steps=1, batch=1)
+    worker.receive()
+    worker.process.kill()
+    worker.process.wait()
+    with pytest.raises(BadEnvironment, match="backend onnxruntime.*its process ended"):
+        worker.run()
+
+
+def test_equal_work_passes():
+    _check_same_work({"onnxruntime": 0.70001, "torch": 0.7})
+
+
+@pytest.mark.parametrize("checksum", [0.71, 0.0, math.nan, math.inf])
+def test_different_work_is_an_error(checksum):
+    with pytest.raises(BadEnvironment, match="outputs differ"):
+        _check_same_work({"onnxruntime": checksum, "torch": 0.7})

@@ -1,0 +1,243 @@
+import json
+import os
+import resource
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cdiff_rt import images
+from cdiff_rt.errors import BadInput, OutOfResource
+from cdiff_rt.palette import CLASSES, PALETTE
+
+RNG = np.random.default_rng(0)
+EVERY_LABEL = RNG.permutation(np.arange(1024) % 19).reshape(32, 32).astype(np.uint8)
+PICTURE = RNG.integers(0, 256, (64, 64, 3), np.uint8)
+RECORD = {
+    "steps": 50,
+    "eta": 1.0,
+    "seed": 7,
+    "size": 128,
+    "model": "faces-128",
+    "model_hash": "0123456789abcdef",
+    "version": "0.1.0",
+    "conditions": {},
+}
+
+
+def palette_image(labels):
+    image = Image.fromarray(labels, "L").convert("P")
+    image.putdata(labels.ravel().tolist())
+    image.putpalette([value for colour in PALETTE for value in colour])
+    return image
+
+
+def colours(labels):
+    return np.array(PALETTE, np.uint8)[labels]
+
+
+def opaque(pixels):
+    return np.dstack([pixels, np.full(pixels.shape[:2], 255, np.uint8)])
+
+
+def test_bad_masks_are_refused_in_words(bad_mask):
+    with pytest.raises(BadInput) as raised:
+        images.read_labels(bad_mask.path, 19)
+    message = str(raised.value)
+    assert [word for word in bad_mask.words if word not in message] == []
+    assert message.startswith("mask ") and "bad.png" in message and "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("make", "how"),
+    [
+        (lambda labels: palette_image(labels), "palette"),
+        (lambda labels: Image.fromarray(labels), "grey"),
+        (lambda labels: Image.fromarray(colours(labels)), "RGB"),
+        (lambda labels: Image.fromarray(opaque(colours(labels))), "RGB"),
+        (lambda labels: Image.fromarray(opaque(labels), "LA"), "grey"),
+    ],
+    ids=["palette", "grey", "RGB", "RGBA opaque", "LA opaque"],
+)
+def test_every_form_of_a_mask_gives_the_same_labels(make, how, tmp_path):
+    path = tmp_path / "mask.png"
+    make(EVERY_LABEL).save(path)
+    labels, told = images.read_labels(path, 19)
+    np.testing.assert_array_equal(labels, EVERY_LABEL)
+    assert labels.dtype == np.uint8 and told.startswith(how)
+
+
+def test_a_damaged_png_is_refused_or_reads_as_labels(tmp_path):
+    path = tmp_path / "mask.png"
+    palette_image(EVERY_LABEL[:8, :8]).save(path)
+    whole = path.read_bytes()
+    cut = [whole[:length] for length in range(len(whole))]
+    flipped = [whole[:i] + bytes([whole[i] ^ bit]) + whole[i + 1 :] for i in range(len(whole)) for bit in (1, 0x80)]
+    for damaged in cut + flipped:
+        path.write_bytes(damaged)
+        try:
+            labels, _ = images.read_labels(path, 19)
+        except BadInput:
+            continue
+        assert labels.max() < 19
+
+
+MEASURE = """
+import resource, sys
+from pathlib import Path
+from cdiff_rt.errors import BadInput
+from cdiff_rt.images import read_labels
+from PIL import PngImagePlugin
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+try:
+    read_labels(Path(sys.argv[1]), 19)
+except BadInput as error:
+    print(error)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+def test_a_decompression_bomb_is_refused_before_decoding(bomb_file, root):
+    assert bomb_file.stat().st_size < 2**20
+    command = [sys.executable, "-c", MEASURE, str(bomb_file)]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True, timeout=60)
+    message, growth = done.stdout.splitlines()
+    assert "13000x13000 pixels" in message
+    assert int(growth) < 64 * 1024  # kB; decoding takes 165 MB
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        np.zeros((4, 4), np.float32),
+        np.zeros((4, 4), bool),
+        np.zeros((4, 4, 1), np.uint8),
+        np.zeros(4, np.uint8),
+        np.zeros((0, 4), np.uint8),
+        np.full((4, 4), -1),
+        np.full((4, 4), 19, np.uint8),
+        np.full((4, 4), 2**40),
+    ],
+    ids=lambda labels: f"{labels.dtype} {labels.shape}",
+)
+def test_arrays_that_are_no_label_maps_are_refused(labels):
+    with pytest.raises(BadInput, match="^mask array: "):
+        images.check_labels(labels, 19)
+
+
+def test_a_wrong_label_is_named_with_its_first_place_and_count():
+    labels = np.zeros((8, 8), int)
+    labels[6, 2] = labels[7, 1] = 23
+    with pytest.raises(BadInput, match=r"label 23 at x 2, y 6 \(2 such pixels\); the model knows 0-18"):
+        images.check_labels(labels, 19)
+
+
+@pytest.mark.parametrize("side", [1, 2, 31, 32, 33, 64, 100, 127, 512, 1001])
+@pytest.mark.parametrize("size", [1, 8, 32])
+def test_nearest_is_pillows(side, size):
+    labels = RNG.integers(0, 19, (side, side), np.uint8)
+    expected = np.asarray(Image.fromarray(labels).resize((size, size), Image.Resampling.NEAREST))
+    np.testing.assert_array_equal(images.nearest(labels, size), expected)
+
+
+@pytest.mark.parametrize(("shape", "top", "left"), [((4, 4), 0, 0), ((4, 8), 0, 2), ((9, 4), 2, 0), ((2, 7), 0, 2)])
+def test_centre_square_is_the_middle(shape, top, left):
+    pixels = np.arange(shape[0] * shape[1]).reshape(shape)
+    side = min(shape)
+    np.testing.assert_array_equal(images.centre_square(pixels), pixels[top : top + side, left : left + side])
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [(-1.0, 0), (1.0, 255), (0.0, 127), (-2.0, 0), (3.0, 255), (200.99 / 127.5 - 1, 200), (1.01 / 127.5 - 1, 1)],
+)
+def test_to_uint8_clips_and_truncates(value, expected):
+    assert (images.to_uint8(np.full((1, 3, 2, 2), value)) == expected).all()
+
+
+def test_to_uint8_is_the_same_for_numpy_and_torch():
+    values = (RNG.standard_normal((2, 3, 8, 8)) * 1.5).astype(np.float32)
+    by_numpy, by_torch = images.to_uint8(values), images.to_uint8(torch.from_numpy(values))
+    assert by_numpy.shape == (2, 8, 8, 3) and by_numpy.dtype == np.uint8 and by_torch.dtype == torch.uint8
+    np.testing.assert_array_equal(by_numpy, by_torch.numpy())
+
+
+def test_write_png_keeps_the_pixels_and_is_readable_by_all(tmp_path):
+    path = tmp_path / "a.png"
+    images.write_png(path, PICTURE, {})
+    with Image.open(path) as image:
+        assert image.mode == "RGB"
+        np.testing.assert_array_equal(np.asarray(image), PICTURE)
+    assert path.stat().st_mode & 0o777 == 0o644
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def write_beyond_the_file_size_limit(path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        images.write_png(path, PICTURE, {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "a.png"
+    path.write_bytes(b"old")
+    with pytest.raises(OutOfResource, match=r"^writing .*a\.png: "):
+        write_beyond_the_file_size_limit(path)
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_name_that_cannot_be_taken_leaves_nothing(tmp_path):
+    (tmp_path / "a.png").mkdir()
+    with pytest.raises(OutOfResource):
+        images.write_png(tmp_path / "a.png", PICTURE, {})
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+@pytest.mark.parametrize("failure", [KeyboardInterrupt, MemoryError, ValueError])
+def test_an_interrupted_write_leaves_nothing(failure, tmp_path, monkeypatch):
+    def fail(*paths):
+        raise failure
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(failure):
+        images.write_png(tmp_path / "a.png", PICTURE, {})
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("folder", ["", "a", "a/b/c"])
+def test_check_folder_leaves_nothing_behind(folder, tmp_path):
+    images.check_folder(tmp_path / folder)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_write_png_makes_the_folder(tmp_path):
+    images.write_png(tmp_path / "a" / "b" / "c.png", PICTURE, {})
+    assert [path.name for path in tmp_path.rglob("*.png")] == ["c.png"]
+
+
+@pytest.mark.parametrize("folder", ["/proc/nonexistent", "/dev/null", "/dev/null/below", "a" * 300])
+def test_folders_that_cannot_be_written_are_refused(folder, tmp_path):
+    with pytest.raises(BadInput, match="^output folder "):
+        images.check_folder(tmp_path / folder)
+
+
+@pytest.mark.parametrize("prompt", ["A man, 50% grey.", "Café — 日本 😀", "two\nlines\tand a tab", "", "=x: 'y\" \\n"])
+def test_parameters_survive_a_png(prompt, tmp_path):
+    record = RECORD | {"conditions": {"text": prompt} if prompt else {"mask": "m.png"}}
+    images.write_png(tmp_path / "a.png", PICTURE, images.parameters_text(record))
+    with Image.open(tmp_path / "a.png") as image:
+        texts = image.text
+    settings = "Steps: 50, Sampler: DDIM, Eta: 1.0, Seed: 7, Size: 128x128, Model: faces-128, Model hash: 0123456789"
+    assert texts["parameters"] == f"{prompt}\n{settings}, Version: cdiff-rt 0.1.0".lstrip("\n")
+    assert json.loads(texts["cdiff_rt"]) == record
+
+
+def test_the_palette_has_one_colour_for_each_class():
+    assert len(CLASSES) == len(PALETTE) == len(set(PALETTE)) == 19
+    assert (CLASSES[1], PALETTE[1], CLASSES[18], PALETTE[18]) == ("skin", (204, 0, 0), "cloth", (0, 204, 0))

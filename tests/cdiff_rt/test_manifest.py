@@ -1,0 +1,222 @@
+import hashlib
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from cdiff_rt.errors import BadArtefact
+from cdiff_rt.manifest import LARGEST_MANIFEST, NAME, Bundle, Manifest, sha256
+
+OWN_HASH = hashlib.sha256(b"vocab.txt").hexdigest()
+
+
+@pytest.fixture
+def folder(bundle, tmp_path) -> Path:
+    """The embedded model's manifest over small files: opening a bundle reads bytes, whatever they mean."""
+    path = tmp_path / "small"
+    path.mkdir()
+    data = json.loads(bundle.manifest.to_json())
+    for name in data["files"]:
+        (path / name).write_bytes(name.encode())
+        data["files"][name] = sha256(path / name)
+    write(path, data)
+    return path
+
+
+def read(folder: Path) -> dict:
+    return json.loads((folder / NAME).read_text())
+
+
+def write(folder: Path, data: object) -> None:
+    (folder / NAME).write_text(json.dumps(data))
+
+
+def test_an_intact_bundle_opens(folder):
+    bundle = Bundle.open(folder)
+    assert bundle.path(bundle.manifest.weights).read_bytes() == b"weights.safetensors"
+
+
+def test_the_manifest_survives_json(bundle):
+    assert Manifest.from_json(bundle.manifest.to_json()) == bundle.manifest
+
+
+def test_the_manifests_shapes_are_tuples(bundle):
+    assert bundle.manifest.latent_shape == (16, 16, 16)
+    assert bundle.manifest.networks["vae.decode"].inputs[0].shape == ("batch", 16, 16, 16)
+
+
+def replace_by_link(folder: Path) -> None:
+    (folder / "vocab.txt").rename(folder.parent / "vocab.txt")
+    (folder / "vocab.txt").symlink_to(folder.parent / "vocab.txt")
+
+
+def replace_by_fifo(folder: Path) -> None:
+    (folder / "vocab.txt").unlink()
+    os.mkfifo(folder / "vocab.txt")
+
+
+@pytest.mark.parametrize(
+    ("tamper", "words"),
+    [
+        (lambda folder: (folder / "vocab.txt").unlink(), "vocab.txt is missing"),
+        (lambda folder: (folder / "vocab.txt").write_bytes(b"vocab.tyt"), "vocab.txt was altered"),
+        (lambda folder: (folder / "vocab.txt").write_bytes(b""), "vocab.txt was altered"),
+        (lambda folder: (folder / "extra.onnx").touch(), "'extra.onnx' is not in its manifest"),
+        (lambda folder: (folder / "sub").mkdir(), "'sub' is not in its manifest"),
+        (replace_by_link, "not a plain file"),
+        (replace_by_fifo, "not a plain file"),
+        (lambda folder: (folder / NAME).unlink(), "no manifest.json"),
+        (lambda folder: (folder / NAME).write_bytes(b"\xff{}"), "not UTF-8"),
+        (lambda folder: (folder / NAME).write_bytes(b" " * (LARGEST_MANIFEST + 1)), "4194305 bytes"),
+    ],
+    ids=["missing", "altered", "emptied", "extra file", "extra folder", "link", "fifo", "no manifest", "bytes", "huge"],
+)
+def test_a_bundle_whose_files_differ_from_its_manifest_is_refused(tamper, words, folder):
+    tamper(folder)
+    with pytest.raises(BadArtefact) as raised:
+        Bundle.open(folder)
+    assert words in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../vocab.txt", "/etc/hostname", "sub/vocab.txt", "./vocab.txt", "..", ".", "", "vo\0cab.txt", "..\\x", "\ud800"],
+    ids=ascii,
+)
+def test_names_that_are_no_plain_file_of_the_folder_are_refused(name, folder):
+    (folder.parent / "vocab.txt").write_bytes(b"vocab.txt")
+    data = read(folder)
+    data["files"][name] = OWN_HASH
+    write(folder, data)
+    with pytest.raises(BadArtefact):
+        Bundle.open(folder)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "not valid JSON"),
+        ("{", "not valid JSON"),
+        ('{"format": 1, "format": 1}', "'format' stands twice"),
+        ('{"a": {"b": 1, "b": 2}}', "'b' stands twice"),
+        ("[" * 100_000, "not valid JSON"),
+        ('{"a":' * 100_000, "not valid JSON"),
+        ("1" * 5000, "not valid JSON"),
+        ("[]", "format None"),
+        ("null", "format None"),
+        ("{}", "format None"),
+        ('{"format": 2}', "format 2"),
+        ('{"format": "1"}', "format '1'"),
+        ('{"format": true}', "format True"),
+        ('{"format": 1}', "missing or surplus"),
+    ],
+    ids=lambda value: value[:20],
+)
+def test_what_is_no_manifest_is_refused(text, words):
+    with pytest.raises(BadArtefact) as raised:
+        Manifest.from_json(text)
+    assert words in str(raised.value)
+
+
+def test_a_manifest_of_very_many_names_is_refused_quickly():
+    text = "{" + ",".join(f'"{i}": 0' for i in range(20_000)) + "}"
+    begin = time.perf_counter()
+    with pytest.raises(BadArtefact):
+        Manifest.from_json(text)
+    assert time.perf_counter() - begin < 1
+
+
+FIELDS = [
+    "name", "image_size", "latent_shape", "latent_scale", "schedule", "influence", "modalities", "networks", "weights",
+    "source", "provenance", "licence", "files", "format",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_a_manifest_without_a_field_is_refused(field, folder):
+    data = read(folder)
+    del data[field]
+    write(folder, data)
+    with pytest.raises(BadArtefact):
+        Bundle.open(folder)
+
+
+@pytest.mark.parametrize("place", [(), ("schedule",), ("influence",), ("modalities", 0)], ids=str)
+def test_a_manifest_with_a_surplus_field_is_refused(place, folder):
+    data = part = read(folder)
+    for key in place:
+        part = part[key]
+    part["surplus"] = 1
+    write(folder, data)
+    with pytest.raises(BadArtefact, match="surplus"):
+        Bundle.open(folder)
+
+
+WRONG = [
+    (field, value)
+    for field in ("latent_shape", "schedule", "influence", "modalities", "networks", "files")
+    for value in (None, 5, "x", [], ["x"], [[]], {}, {"x": 5}, {"x": None})
+    if (field, value) not in (("schedule", {}), ("influence", {}))  # all of their fields have defaults
+]
+
+
+@pytest.mark.parametrize(("field", "value"), WRONG, ids=str)
+def test_a_field_of_the_wrong_type_is_refused(field, value, folder):
+    data = read(folder)
+    data[field] = value
+    write(folder, data)
+    with pytest.raises(BadArtefact):
+        Bundle.open(folder)
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("weights",), []),
+        (("weights",), None),
+        (("weights",), "nowhere.safetensors"),
+        (("image_size",), "large"),
+        (("latent_scale",), None),
+        (("schedule", "train_steps"), "many"),
+        (("schedule", "prediction"), "score"),
+        (("influence", "decay"), "sudden"),
+        (("influence", "factor"), "two"),
+        (("modalities", 0, "kind"), "smells"),
+        (("modalities", 0, "classes"), "all"),
+        (("modalities", 1, "vocabulary"), "nowhere.txt"),
+        (("modalities", 1, "vocabulary"), "../vocab.txt"),
+        (("networks", "vae.decode", "file"), []),
+        (("networks", "vae.decode", "file"), "nowhere.onnx"),
+        (("networks", "vae.decode", "inputs"), None),
+        (("networks", "vae.decode", "inputs", 0, "shape"), 5),
+        (("networks", "vae.decode"), None),
+    ],
+    ids=str,
+)
+def test_a_value_that_cannot_be_is_refused(place, value, folder):
+    data = part = read(folder)
+    for key in place[:-1]:
+        part = part[key]
+    part[place[-1]] = value
+    write(folder, data)
+    with pytest.raises(BadArtefact):
+        Bundle.open(folder)
+
+
+@pytest.mark.parametrize("network", ["vae.decode", "condition.mask", "time.text", "expert.text"])
+def test_a_bundle_that_lacks_a_network_of_its_modalities_is_refused(network, folder):
+    data = read(folder)
+    del data["networks"][network]
+    write(folder, data)
+    with pytest.raises(BadArtefact, match=network):
+        Bundle.open(folder)
+
+
+def test_the_list_of_all_files_is_no_table_of_hashes(folder):
+    data = read(folder)
+    data["files"] = list(data["files"])
+    write(folder, data)
+    with pytest.raises(BadArtefact):
+        Bundle.open(folder)

@@ -1,0 +1,248 @@
+import json
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cdiff_rt import __version__
+from cdiff_rt import pipeline as module
+from cdiff_rt.errors import BadArtefact, BadInput, BadRequest
+from cdiff_rt.pipeline import MODELS, Pipeline, find_model, image_paths, save_images
+
+TEXT = "This man has a long beard. He is in his fifties."
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_an_image_is_the_same_alone_and_in_any_batch(eta, pipeline, mask):
+    def images(**which):
+        return pipeline.generate(mask=mask, text=TEXT, steps=4, seed=5, eta=eta, **which).images.astype(int)
+
+    whole = images(batch=4)
+    assert whole.shape == (4, 128, 128, 3)
+    assert np.abs(images(batch=1) - whole[:1]).max() <= 1
+    assert np.abs(images(first=3, batch=1) - whole[3:]).max() <= 1
+    assert np.abs(images(first=2, batch=2) - whole[2:]).max() <= 1
+
+
+def test_the_loop_starts_from_the_noise_of_each_images_number(pipeline, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(module, "sample", lambda experts, x, noise, *rest: drawn.setdefault("all", [x, noise(0)])[0])
+    pipeline.generate(text=TEXT, steps=4, seed=5, first=3, batch=2)
+    first, step = drawn.pop("all")
+    pipeline.generate(text=TEXT, steps=4, seed=5, batch=5)
+    np.testing.assert_array_equal(first, drawn["all"][0][3:])
+    np.testing.assert_array_equal(step, drawn["all"][1][3:])
+    assert np.abs(first - step).max() > 1
+
+
+@pytest.mark.parametrize("change", [{"seed": 6}, {"first": 1}, {"eta": 0.0}, {"text": "a woman"}, {"steps": 5}])
+def test_each_parameter_changes_the_image(change, pipeline):
+    plain = {"text": TEXT, "steps": 4, "seed": 5, "eta": 1.0}
+    assert not np.allclose(pipeline.generate(**plain).latents, pipeline.generate(**plain | change).latents, atol=1e-3)
+
+
+def test_the_same_call_twice_gives_the_same_bits(pipeline, mask):
+    first, second = (pipeline.generate(mask=mask, text=TEXT, steps=4, batch=2) for _ in range(2))
+    np.testing.assert_array_equal(first.latents, second.latents)
+    np.testing.assert_array_equal(first.images, second.images)
+    assert first.record == second.record
+
+
+def test_the_order_of_the_conditions_does_not_matter(pipeline, mask):
+    first = pipeline.generate(mask=mask, text=TEXT, steps=4)
+    np.testing.assert_array_equal(first.latents, pipeline.generate(text=TEXT, mask=mask, steps=4).latents)
+
+
+@pytest.mark.parametrize("names", [["mask"], ["text"], ["mask", "text"]])
+def test_only_the_experts_of_the_conditions_run(names, bundle, mask, monkeypatch):
+    calls, real = Counter(), module.load_engine
+
+    def counted(backend, bundle, network, **options):
+        engine = real(backend, bundle, network, **options)
+
+        def call(**inputs):
+            calls[network] += 1
+            return engine(**inputs)
+
+        return call
+
+    monkeypatch.setattr(module, "load_engine", counted)
+    values = {"mask": mask, "text": TEXT}
+    Pipeline(bundle).generate(steps=4, **{name: values[name] if name in names else None for name in values})
+    once = {f"{network}.{name}": 1 for name in names for network in ("condition", "time")}
+    assert calls == once | {f"expert.{name}": 4 for name in names} | {"vae.decode": 1}
+
+
+@pytest.mark.parametrize("names", [["mask"], ["text"], ["mask", "text"]])
+def test_a_callback_sees_every_step(names, pipeline, mask):
+    values, seen = {"mask": mask, "text": TEXT}, []
+    given = {name: values[name] for name in names}
+    result = pipeline.generate(steps=5, batch=2, callback_on_step_end=seen.append, **given)
+    assert [(state.step, state.timestep) for state in seen] == [(0, 801), (1, 601), (2, 401), (3, 201), (4, 1)]
+    for state in seen:
+        assert state.x.shape == state.x0.shape == (2, 16, 16, 16)
+        assert state.influence.shape == (len(names), 2, 1, 16, 16)
+        np.testing.assert_allclose(state.influence.sum(0), 1, atol=1e-6)
+    np.testing.assert_array_equal(seen[-1].x, result.latents)
+    np.testing.assert_array_equal(pipeline.generate(steps=5, batch=2, **given).latents, result.latents)
+
+
+def test_the_masks_influence_fades_by_the_default_adjustment(pipeline, mask):
+    seen = []
+    pipeline.generate(mask=mask, text=TEXT, steps=5, callback_on_step_end=seen.append)
+    means = [state.influence[0].mean() for state in seen]
+    assert means == sorted(means, reverse=True) and means[-1] < 1e-4 < means[0]
+
+
+def test_an_exception_of_the_callback_ends_the_run(pipeline):
+    def stop(state):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.generate(text=TEXT, steps=4, callback_on_step_end=stop)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({}, "give at least one of mask, text"),
+        ({"mask": None, "text": None}, "give at least one of mask, text"),
+        ({"sketch": "s.png"}, "'sketch'; faces-128 knows mask, text"),
+        ({"text": TEXT, "sketch": "s.png"}, "'sketch'"),
+        *(({"text": TEXT, "eta": eta}, "eta: ") for eta in (float("nan"), float("inf"), -0.1, 1.1)),
+        *(({"text": TEXT, "batch": batch}, "batch: ") for batch in (0, -1, 257)),
+        *(({"text": TEXT, "steps": steps}, "steps: ") for steps in (0, -1, 1001, 7, 3)),
+        *(({"text": TEXT, "seed": seed}, "seed: ") for seed in (-1, 2**63)),
+        ({"text": TEXT, "first": -1}, "first: "),
+    ],
+    ids=str,
+)
+def test_bad_requests_are_refused_in_words(arguments, words, pipeline):
+    with pytest.raises(BadRequest) as raised:
+        pipeline.generate(**arguments)
+    assert words in str(raised.value)
+
+
+def test_bad_conditions_are_bad_input(pipeline, bad_mask):
+    with pytest.raises(BadInput):
+        pipeline.generate(mask=bad_mask.path, text=TEXT, steps=1)
+
+
+def test_the_backends_agree_over_50_steps(bundle, pipeline, mask):
+    arguments = {"mask": mask, "text": TEXT, "seed": 3}
+    by_ort = pipeline.generate(**arguments)
+    by_torch = Pipeline(bundle, "torch").generate(**arguments)
+    error = np.linalg.norm(by_ort.latents - by_torch.latents) / np.linalg.norm(by_torch.latents)
+    assert error <= 1e-4
+    assert np.abs(by_ort.images.astype(int) - by_torch.images).max() <= 1
+    assert (by_ort.record["backend"], by_torch.record["backend"]) == ("onnxruntime", "torch")
+
+
+def test_the_record_tells_the_whole_run(pipeline, bundle, mask):
+    result = pipeline.generate(mask=mask, text=TEXT, steps=4, seed=9, first=2, batch=2, eta=0.5)
+    assert result.record == {
+        "steps": 4,
+        "eta": 0.5,
+        "seed": 9,
+        "first": 2,
+        "batch": 2,
+        "conditions": {"mask": "array 128x128", "text": TEXT},
+        "model": "faces-128",
+        "model_hash": module.sha256(bundle.path("manifest.json")),
+        "size": 128,
+        "backend": "onnxruntime",
+        "version": __version__,
+    }
+
+
+@pytest.mark.parametrize("kind", [Path, str])
+def test_the_record_has_a_masks_name_without_its_folder(kind, pipeline, mask_file):
+    result = pipeline.generate(mask=kind(mask_file), steps=1)
+    assert result.record["conditions"] == {"mask": "face.png"}
+
+
+@pytest.mark.parametrize("model", ["faces-128", MODELS / "faces-128", str(MODELS / "faces-128")], ids=str)
+def test_a_model_is_found_by_name_or_folder(model):
+    assert find_model(model) == MODELS / "faces-128"
+
+
+@pytest.mark.parametrize(
+    "model",
+    ["no-such-model", "../faces-128", "", "..", "/dev/null", "a\0b", "x" * 300],
+    ids=lambda name: ascii(name[:20]),
+)
+def test_an_unknown_model_is_a_bad_artefact(model):
+    with pytest.raises(BadArtefact):
+        Pipeline.from_pretrained(model)
+
+
+def test_the_message_about_an_unknown_model_names_those_there_are():
+    with pytest.raises(BadArtefact, match="no bundle 'no-such-model'.*faces-128"):
+        find_model("no-such-model")
+
+
+def test_an_unknown_backend_is_refused(bundle):
+    with pytest.raises(BadRequest, match="'cuda'; choose one of onnxruntime, torch"):
+        Pipeline(bundle, "cuda").generate(text=TEXT, steps=1)
+
+
+def test_image_paths_name_seed_and_number_and_make_nothing(tmp_path):
+    folder = tmp_path / "a" / "b"
+    assert image_paths(folder, 7, 3) == [folder / f"seed7-00{i}.png" for i in range(3)]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_image_paths_take_one_png_file(tmp_path):
+    assert image_paths(tmp_path / "one.PNG", 7, 1) == [tmp_path / "one.PNG"]
+    with pytest.raises(BadRequest, match="one file, one.png, for 2 images"):
+        image_paths(tmp_path / "one.png", 7, 2)
+
+
+def test_image_paths_overwrite_only_by_force(tmp_path):
+    (tmp_path / "seed7-001.png").touch()
+    with pytest.raises(BadRequest, match="seed7-001.png exists"):
+        image_paths(tmp_path, 7, 2)
+    assert len(image_paths(tmp_path, 7, 2, force=True)) == 2
+
+
+def test_image_paths_never_overwrite_a_folder(tmp_path):
+    (tmp_path / "seed7-000.png").mkdir()
+    with pytest.raises(BadRequest, match="is a folder"):
+        image_paths(tmp_path, 7, 1, force=True)
+
+
+def test_saved_images_hold_their_own_number_and_make_the_same_image_again(pipeline, tmp_path):
+    result = pipeline.generate(text=TEXT, steps=4, seed=7, first=1, batch=2)
+    paths = image_paths(tmp_path, 7, 2)
+    save_images(result, paths)
+    for number, path in enumerate(paths, start=1):
+        with Image.open(path) as image:
+            record, pixels = json.loads(image.text["cdiff_rt"]), np.asarray(image).astype(int)
+        assert record["image"] == number and record["conditions"] == {"text": TEXT}
+        again = pipeline.generate(**{key: record[key] for key in ("steps", "seed", "eta")}, first=number, text=TEXT)
+        assert np.abs(again.images[0] - pixels).max() <= 1
+
+
+def loaded_after(code, root, *libraries):
+    """Which of `libraries` a fresh Python has loaded after `code`."""
+    probe = f"{code}\nimport sys\nprint(*(name for name in {libraries!r} if name in sys.modules))"
+    command = [sys.executable, "-c", probe]
+    return subprocess.run(command, cwd=root, capture_output=True, text=True, check=True, timeout=60).stdout.split()
+
+
+def test_importing_the_package_loads_no_library(root):
+    assert loaded_after("import cdiff_rt", root, "numpy", "torch", "onnxruntime", "PIL", "click") == []
+
+
+def test_importing_the_commands_loads_click_alone(root):
+    libraries = ("numpy", "torch", "onnxruntime", "PIL", "click")
+    assert loaded_after("import cdiff_rt.cli", root, *libraries) == ["click"]
+
+
+def test_generating_through_onnxruntime_loads_no_torch(root):
+    code = "from cdiff_rt import Pipeline; Pipeline.from_pretrained().generate(text='a man', steps=1)"
+    assert loaded_after(code, root, "torch", "onnx", "safetensors", "onnxruntime") == ["onnxruntime"]

@@ -1,0 +1,59 @@
+import numpy as np
+import pytest
+
+from cdiff_rt.errors import BadArtefact
+from cdiff_rt.fusion import Adjustment
+from cdiff_rt.sampler import sample
+from cdiff_rt.schedule import Schedule
+from cdiff_rt.solvers import ddim
+
+STEPS = 4
+PLAIN = Adjustment(np.ones((STEPS, 2)), np.zeros(2), np.ones(2))
+X = np.random.default_rng(0).standard_normal((2, 3, 4, 4)).astype(np.float32)
+
+
+def silent(i):
+    return np.zeros_like(X)
+
+
+def test_experts_that_know_the_noise_lead_back_to_the_image():
+    alpha_bars = Schedule().alpha_bars()
+    image, eps = np.random.default_rng(1).standard_normal((2, *X.shape)).astype(np.float32)
+    table = ddim(Schedule(), STEPS, eta=0.0)
+
+    def experts(x, step):  # each is off by as much as the other, so that their mean is right
+        return np.stack([eps - 1, eps + 1]), np.zeros((2, 2, 1, 4, 4), np.float32)
+
+    def mixed(a):
+        return np.float32(np.sqrt(a)) * image + np.float32(np.sqrt(1 - a)) * eps
+
+    found = sample(experts, mixed(alpha_bars[table.timesteps[0]]), silent, table, PLAIN)
+    np.testing.assert_allclose(found, mixed(alpha_bars[0]), atol=1e-4)
+
+
+def test_noise_is_asked_for_once_a_step_in_order():
+    asked = []
+
+    def noise(i):
+        asked.append(i)
+        return np.zeros_like(X)
+
+    sample(
+        lambda x, step: (np.stack([x, x]), np.zeros((2, 2, 1, 4, 4), np.float32)), X, noise, ddim(Schedule(), 4), PLAIN
+    )
+    assert asked == [0, 1, 2, 3]
+
+
+def test_the_loop_stays_in_float32():
+    outs = (np.zeros((2, *X.shape), np.float32), np.zeros((2, 2, 1, 4, 4), np.float32))
+    seen = []
+    sample(lambda x, step: outs, X, silent, ddim(Schedule(), STEPS), PLAIN, seen.append)
+    assert {array.dtype for state in seen for array in (state.x, state.x0, state.influence)} == {np.dtype(np.float32)}
+
+
+@pytest.mark.filterwarnings("ignore:invalid value")
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_latents_that_are_not_finite_are_an_error_and_no_black_image(value):
+    outs = (np.full((2, *X.shape), value, np.float32), np.zeros((2, 2, 1, 4, 4), np.float32))
+    with pytest.raises(BadArtefact, match="not finite"):
+        sample(lambda x, step: outs, X, silent, ddim(Schedule(), STEPS), PLAIN)

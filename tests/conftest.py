@@ -1,0 +1,165 @@
+"""What every test may use: the embedded model, a painted mask, and the masks that must be refused."""
+
+import os
+import shutil
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cdiff_rt.manifest import Bundle
+from cdiff_rt.palette import PALETTE
+from cdiff_rt.pipeline import DEFAULT_MODEL, MODELS, Pipeline
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def bundle() -> Bundle:
+    return Bundle.open(MODELS / DEFAULT_MODEL)
+
+
+@pytest.fixture(scope="session")
+def pipeline(bundle: Bundle) -> Pipeline:
+    return Pipeline(bundle)
+
+
+@pytest.fixture
+def bundle_copy(bundle: Bundle, tmp_path: Path) -> Path:
+    """A whole bundle that a test may alter."""
+    return Path(shutil.copytree(bundle.folder, tmp_path / "bundle"))
+
+
+@pytest.fixture(scope="session")
+def mask() -> np.ndarray:
+    """A face from the front, [128, 128] labels."""
+    y, x = np.mgrid[:128, :128]
+    labels = np.zeros((128, 128), np.uint8)
+    for label, (centre_x, centre_y, half_width, half_height) in (
+        (18, (64, 130, 58, 26)),
+        (13, (64, 56, 42, 48)),
+        (17, (64, 100, 14, 22)),
+        (1, (64, 64, 30, 40)),
+        (5, (52, 56, 6, 3)),
+        (4, (76, 56, 6, 3)),
+        (11, (64, 84, 11, 4)),
+        (12, (64, 88, 9, 4)),
+    ):
+        labels[((x - centre_x) / half_width) ** 2 + ((y - centre_y) / half_height) ** 2 <= 1] = label
+    return labels
+
+
+@pytest.fixture
+def mask_file(mask: np.ndarray, tmp_path: Path) -> Path:
+    path = tmp_path / "face.png"
+    Image.fromarray(mask).save(path)
+    return path
+
+
+class BadMask(NamedTuple):
+    path: Path
+    words: tuple[str, ...]  # what the message must say
+
+
+LABELS = np.array([[0, 1], [13, 17]], np.uint8).repeat(32, 0).repeat(32, 1)  # [64, 64]
+COLOURS = np.array(PALETTE, np.uint8)[LABELS]  # [64, 64, 3]
+
+
+def png_chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def zeros_png(path: Path, side: int) -> None:
+    """A valid grey PNG of side x side black pixels, small as a file."""
+    packer = zlib.compressobj(1)
+    line = bytes(side + 1)
+    data = b"".join(packer.compress(line * 100) for _ in range(side // 100)) + packer.flush()
+    header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", data), (b"IEND", b""))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(*chunk) for chunk in chunks))
+
+
+@pytest.fixture(scope="session")
+def bomb_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """169 megapixels in 170 kB or so; Pillow opens it with no more than a warning."""
+    path = tmp_path_factory.mktemp("bomb") / "bomb.png"
+    zeros_png(path, 13_000)
+    return path
+
+
+def truncated(path: Path) -> None:
+    Image.fromarray(np.random.default_rng(0).integers(0, 19, (64, 64), np.uint8)).save(path)
+    path.write_bytes(path.read_bytes()[:1000])
+
+
+def animated(path: Path) -> None:
+    frames = [Image.fromarray(LABELS), Image.fromarray(LABELS.T.copy())]
+    frames[0].save(path, save_all=True, append_images=frames[1:])
+
+
+def label_200(path: Path) -> None:
+    labels = LABELS.copy()
+    labels[5, 3] = 200
+    Image.fromarray(labels).save(path)
+
+
+def off_palette(path: Path) -> None:
+    colours = COLOURS.copy()
+    colours[0, 0] = (1, 2, 3)
+    Image.fromarray(colours).save(path)
+
+
+def rotated(path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(LABELS).save(path, exif=exif)
+
+
+def text_bomb(path: Path) -> None:
+    Image.fromarray(LABELS).save(path)
+    whole = path.read_bytes()
+    bomb = png_chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(100_000_000)))
+    path.write_bytes(whole[:33] + bomb + whole[33:])  # after the signature and IHDR
+
+
+def with_alpha(value: int) -> np.ndarray:
+    return np.dstack([COLOURS, np.full(LABELS.shape, value, np.uint8)])
+
+
+BAD_MASKS: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
+    "missing": (lambda path: None, ("no such file",)),
+    "empty": (lambda path: path.touch(), ("0 bytes",)),
+    "truncated": (truncated, ("cannot be read",)),
+    "not an image": (lambda path: path.write_text("<html></html>"), ("cannot be read",)),
+    "directory": (lambda path: path.mkdir(), ("not a file",)),
+    "fifo": (os.mkfifo, ("not a file",)),
+    "device": (lambda path: path.symlink_to("/dev/zero"), ("not a file",)),
+    "jpeg named png": (lambda path: Image.fromarray(LABELS).save(path, "JPEG"), ("JPEG", "changes labels")),
+    "gif named png": (lambda path: Image.fromarray(LABELS).save(path, "GIF"), ("GIF",)),
+    "animated": (animated, ("animation", "2 frames")),
+    "16 bits": (lambda path: Image.fromarray(LABELS.astype(np.uint16)).save(path), ("I;16",)),
+    "1 bit": (lambda path: Image.fromarray(LABELS == 0).save(path), ("mode 1",)),
+    "transparent": (lambda path: Image.fromarray(with_alpha(254)).save(path), ("transparent",)),
+    "off palette": (off_palette, ("1 colours", "#010203")),
+    "label 200": (label_200, ("label 200", "x 3, y 5", "0-18")),
+    "rotated": (rotated, ("EXIF",)),
+    "text bomb": (text_bomb, ("cannot be read",)),
+}
+
+
+@pytest.fixture(params=BAD_MASKS)
+def bad_mask(request: pytest.FixtureRequest, tmp_path: Path) -> BadMask:
+    write, words = BAD_MASKS[request.param]
+    path = tmp_path / "bad.png"
+    write(path)
+    return BadMask(path, words)

@@ -1,0 +1,149 @@
+import dataclasses
+import sys
+
+import numpy as np
+import pytest
+
+from cdiff_rt import engines
+from cdiff_rt.engines import BACKENDS, Backend, check_inputs, load_engine, why_not
+from cdiff_rt.errors import BadArtefact, BadEnvironment, BadRequest
+from cdiff_rt.manifest import Bundle
+
+RNG = np.random.default_rng(0)
+Z = RNG.standard_normal((2, 16, 16, 16)).astype(np.float32)
+
+
+@pytest.fixture
+def without_library(monkeypatch):
+    monkeypatch.setitem(BACKENDS, "torch", Backend("no_such_library:load", ("numpy", "no_such_library"), "export"))
+
+
+def inputs_for(spec, batch):
+    """Numbers of every input's type and shape; whole ones are small enough to be words or timesteps."""
+    sizes = {"batch": batch, "steps": 3}
+    shapes = {tensor: tuple(sizes.get(length, length) for length in tensor.shape) for tensor in spec.inputs}
+    return {
+        tensor.name: RNG.integers(0, 40, shape) if tensor.dtype == "int64" else RNG.standard_normal(shape, np.float32)
+        for tensor, shape in shapes.items()
+    }
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    "network", ["vae.encode", "vae.decode", "condition.text", "time.mask", "expert.mask", "expert.text"]
+)
+@pytest.mark.parametrize("batch", [1, 3])
+def test_an_engine_gives_what_its_spec_says_and_what_torch_gives(backend, network, batch, bundle):
+    spec = bundle.manifest.networks[network]
+    inputs = inputs_for(spec, batch)
+    outputs = load_engine(backend, bundle, network)(**inputs)
+    expected = load_engine("torch", bundle, network)(**inputs)
+    sizes = {"batch": batch, "steps": 3}
+    for tensor in spec.outputs:
+        array = outputs[tensor.name]
+        assert array.shape == tuple(sizes.get(length, length) for length in tensor.shape)
+        assert str(array.dtype) == tensor.dtype
+        scale = np.abs(expected[tensor.name]).max()
+        np.testing.assert_allclose(array, expected[tensor.name], atol=1e-4 * scale)
+
+
+def test_an_unknown_backend_is_refused_and_the_known_are_named(bundle):
+    with pytest.raises(BadRequest, match="'trt'; choose one of onnxruntime, torch"):
+        load_engine("trt", bundle, "vae.decode")
+
+
+def test_a_missing_library_is_named_with_the_command_that_installs_it(without_library, bundle):
+    assert why_not("torch") == "no_such_library not installed"
+    with pytest.raises(BadEnvironment, match=r"no_such_library not installed; run `pip install cdiff-rt\[export\]`"):
+        load_engine("torch", bundle, "vae.decode")
+
+
+def test_asking_why_imports_nothing(monkeypatch):
+    monkeypatch.delitem(sys.modules, "onnxruntime", raising=False)
+    assert why_not("onnxruntime") is None and "onnxruntime" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"<html></html>", bytes(100), "half", "flipped"], ids=["empty", "html", "zeros", "half", "flipped"]
+)
+@pytest.mark.parametrize(("backend", "file"), [("onnxruntime", "vae.decode.onnx"), ("torch", "weights.safetensors")])
+def test_a_file_that_no_library_can_read_is_a_bad_artefact(backend, file, content, bundle, bundle_copy):
+    whole = bundle.path(file).read_bytes()
+    changes = {"half": whole[: len(whole) // 2], "flipped": bytes(byte ^ 0xFF for byte in whole[:1000]) + whole[1000:]}
+    (bundle_copy / file).write_bytes(changes.get(content, content))
+    with pytest.raises(BadArtefact) as raised:
+        load_engine(backend, Bundle(bundle_copy, bundle.manifest), "vae.decode")
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("size", [0, 100, 1_000_000])
+def test_onnxruntime_refuses_graphs_whose_weights_are_cut(size, bundle, bundle_copy):
+    (bundle_copy / "weights.safetensors").write_bytes(bundle.path("weights.safetensors").read_bytes()[:size])
+    with pytest.raises(BadArtefact, match="network expert.text"):
+        load_engine("onnxruntime", Bundle(bundle_copy, bundle.manifest), "expert.text")
+
+
+@pytest.mark.parametrize("side", ["inputs", "outputs"])
+def test_onnxruntime_refuses_graphs_whose_names_are_not_the_manifests(side, bundle):
+    spec = bundle.manifest.networks["vae.decode"]
+    (tensor,) = getattr(spec, side)
+    renamed = dataclasses.replace(spec, **{side: (dataclasses.replace(tensor, name="other"),)})
+    networks = bundle.manifest.networks | {"vae.decode": renamed}
+    other = Bundle(bundle.folder, dataclasses.replace(bundle.manifest, networks=networks))
+    with pytest.raises(BadArtefact, match="vae.decode"):
+        load_engine("onnxruntime", other, "vae.decode")
+
+
+@pytest.mark.parametrize(
+    "source",
+    [{}, {"experts": {}, "vae": {}}, {"experts": None, "vae": None}],
+    ids=["empty", "hollow", "null"],
+)
+def test_torch_refuses_a_source_that_describes_no_model(source, bundle):
+    other = Bundle(bundle.folder, dataclasses.replace(bundle.manifest, source=source))
+    with pytest.raises(BadArtefact):
+        load_engine("torch", other, "vae.decode")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"y": Z}, "takes other inputs"),
+        ({"x": Z.astype(np.float64)}, "x is float64"),
+        ({"x": Z[0]}, "x is float32"),
+        ({"x": Z[None]}, "x is float32"),
+        ({"x": Z[:, :3]}, "x is float32"),
+        ({"x": Z[:1]}, "context is float32"),
+        ({"rows": np.zeros((2, 1088), np.float32)}, "rows is float32"),
+    ],
+    ids=["surplus", "type", "few axes", "many axes", "size", "batches differ", "rows"],
+)
+def test_inputs_must_be_the_specs(change, words, bundle):
+    spec = bundle.manifest.networks["expert.mask"]
+    inputs = inputs_for(spec, 2)
+    check_inputs(spec, inputs)
+    with pytest.raises(AssertionError, match=words):
+        check_inputs(spec, inputs | change)
+
+
+def test_no_input_may_be_missing(bundle):
+    spec = bundle.manifest.networks["expert.mask"]
+    inputs = inputs_for(spec, 2)
+    del inputs["context"]
+    with pytest.raises(AssertionError, match="takes other inputs"):
+        check_inputs(spec, inputs)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_engines_check_their_inputs(backend, bundle):
+    with pytest.raises(AssertionError, match="expected"):
+        load_engine(backend, bundle, "vae.decode")(z=Z[:, :3])
+
+
+def test_engines_get_all_cores_unless_told_otherwise(bundle, monkeypatch):
+    seen = []
+    monkeypatch.setitem(sys.modules, "fake_backend", type("Module", (), {"load": lambda *args: seen.append(args[2])}))
+    monkeypatch.setitem(BACKENDS, "torch", Backend("fake_backend:load", (), "cpu"))
+    load_engine("torch", bundle, "vae.decode")
+    load_engine("torch", bundle, "vae.decode", threads=1)
+    assert seen == [engines.cores(), 1]

@@ -1,0 +1,153 @@
+import dataclasses
+import errno
+import os
+import stat
+
+import numpy as np
+import onnx
+import pytest
+from safetensors.torch import load_file
+
+from cdiff_rt.engines import load_engine
+from cdiff_rt.errors import BadArtefact, BadRequest, OutOfResource
+from cdiff_rt.export import bundle as bundle_module
+from cdiff_rt.export.bundle import export_checkpoint
+from cdiff_rt.export.checkpoint import Checkpoint, write_checkpoint
+from cdiff_rt.export.verify import TOLERANCE
+from cdiff_rt.manifest import Bundle
+from cdiff_rt.nets.collaborative import ModelConfig
+from cdiff_rt.pipeline import Pipeline
+from tests.tiny import DESCRIPTION, VOCABULARY, tiny_checkpoint
+
+MASK = np.array([[0, 1], [2, 4]], np.uint8).repeat(8, 0).repeat(8, 1)
+ONNX_TYPES = {"float32": onnx.TensorProto.FLOAT, "int64": onnx.TensorProto.INT64}
+
+
+@pytest.fixture(scope="module")
+def bundle(tiny_bundle):
+    return Bundle.open(tiny_bundle)
+
+
+def export(tmp_path, checkpoint, out="out"):
+    path = tmp_path / "model.safetensors"
+    write_checkpoint(path, checkpoint)
+    return export_checkpoint(path, tmp_path / out)
+
+
+def test_report_names_every_network_and_stays_within_tolerance(tiny_export, bundle):
+    report = tiny_export[1]
+    assert set(report) == set(bundle.manifest.networks)
+    assert all(error <= TOLERANCE for error in report.values())
+
+
+def test_manifest_carries_the_description(bundle):
+    manifest = bundle.manifest
+    for field in (
+        "name",
+        "image_size",
+        "latent_shape",
+        "latent_scale",
+        "schedule",
+        "influence",
+        "modalities",
+        "licence",
+    ):
+        assert getattr(manifest, field) == getattr(DESCRIPTION, field)
+    assert manifest.provenance["data"] == DESCRIPTION.provenance["data"]
+    assert bundle.path("vocab.txt").read_text().splitlines() == VOCABULARY
+
+
+def test_weights_are_the_checkpoint_s_in_half_precision(bundle):
+    stored, given = load_file(bundle.path("weights.safetensors")), tiny_checkpoint().weights
+    assert stored.keys() == given.keys()
+    same_shape = [key for key in given if stored[key].shape == given[key].shape]
+    assert len(same_shape) > len(given) / 2
+    assert all(stored[key].equal(given[key].half()) for key in same_shape)
+    config = ModelConfig.from_json(bundle.manifest.source)
+    assert {expert.unet.head_multiple for expert in config.experts.values()} == {8}
+
+
+def test_graphs_take_and_give_what_the_manifest_says(bundle):
+    for spec in bundle.manifest.networks.values():
+        graph = onnx.load(bundle.path(spec.file), load_external_data=False).graph
+        for values, tensors in ((graph.input, spec.inputs), (graph.output, spec.outputs)):
+            assert [value.name for value in values] == [tensor.name for tensor in tensors]
+            for value, tensor in zip(values, tensors, strict=True):
+                found, expected = value.type.tensor_type, tensor.shape
+                sizes = [d.dim_value if d.HasField("dim_value") else None for d in found.shape.dim]
+                assert sizes == [None if isinstance(d, str) else d for d in expected], (spec.file, tensor.name)
+                assert found.elem_type == ONNX_TYPES[tensor.dtype]
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "torch"])
+def test_any_batch_gives_each_image_the_same(bundle, backend):
+    rng = np.random.default_rng(0)
+    engine = load_engine(backend, bundle, "expert.mask")
+    shapes = {tensor.name: [5 if d == "batch" else d for d in tensor.shape] for tensor in engine.spec.inputs}
+    inputs = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    together = engine(**inputs)
+    alone = engine(**{name: value if name == "rows" else value[2:3] for name, value in inputs.items()})
+    for name in ("out", "logit"):
+        np.testing.assert_allclose(together[name][2:3], alone[name], atol=1e-4)
+
+
+def test_bundle_makes_the_same_image_on_both_backends(tiny_bundle):
+    ort, eager = (
+        Pipeline.from_pretrained(tiny_bundle, backend=backend).generate(mask=MASK, text="This man.", steps=5, batch=2)
+        for backend in ("onnxruntime", "torch")
+    )
+    assert ort.images.shape == (2, 16, 16, 3)
+    assert eager.latents.std() > 0.1
+    assert np.abs(ort.latents - eager.latents).max() <= 1e-4 * max(1.0, eager.latents.std())
+    assert np.abs(ort.images.astype(int) - eager.images).max() <= 1
+
+
+def test_both_conditions_reach_the_image(tiny_bundle):
+    pipeline = Pipeline.from_pretrained(tiny_bundle)
+    given = {"mask": MASK, "text": "This man."}
+    images = [
+        pipeline.generate(**given | other, steps=2).latents
+        for other in ({}, {"mask": MASK // 2}, {"text": "This woman."})
+    ]
+    assert np.abs(images[0] - images[1]).max() > 1e-3
+    assert np.abs(images[0] - images[2]).max() > 1e-3
+
+
+def test_files_are_readable_by_all(bundle):
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) & 0o444 for path in bundle.folder.iterdir()}
+    assert set(modes.values()) == {0o444}
+
+
+@pytest.mark.parametrize("make", ["mkdir", "touch"])
+def test_an_existing_place_is_not_written_to(tiny_checkpoint, tmp_path, make):
+    getattr(tmp_path / "out", make)()
+    before = (tmp_path / "out").stat().st_mtime_ns
+    with pytest.raises(BadRequest, match="out exists"):
+        export(tmp_path, tiny_checkpoint)
+    assert (tmp_path / "out").stat().st_mtime_ns == before
+
+
+def test_a_refused_checkpoint_leaves_nothing(tiny_checkpoint, tmp_path):
+    weights = {key: weight for key, weight in tiny_checkpoint.weights.items() if "vae" not in key}
+    with pytest.raises(BadArtefact):
+        export(tmp_path, Checkpoint(tiny_checkpoint.description, weights))
+    assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+def test_an_export_that_fails_midway_leaves_nothing(tiny_checkpoint, tmp_path, monkeypatch):
+    def full_disk(model, function, spec, folder, weights):
+        (folder / spec.file).write_bytes(b"half a graph")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(bundle_module, "export_network", full_disk)
+    with pytest.raises(OutOfResource, match="No space left"):
+        export(tmp_path, tiny_checkpoint)
+    assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+def test_modalities_without_an_expert_are_refused(tiny_checkpoint, tmp_path):
+    stranger = dataclasses.replace(tiny_checkpoint.description.modalities[0], name="sketch")
+    described = dataclasses.replace(tiny_checkpoint.description, modalities=(stranger,))
+    with pytest.raises(BadArtefact, match="sketch"):
+        export(tmp_path, Checkpoint(described, tiny_checkpoint.weights))
+    assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]

@@ -1,0 +1,39 @@
+import numpy as np
+import pytest
+import torch
+
+from cdiff_rt.engines.eager import load_model
+from cdiff_rt.errors import BadArtefact
+from cdiff_rt.export.verify import TOLERANCE, compare_networks, network_error, relative_error
+from cdiff_rt.manifest import Bundle
+
+
+def test_every_network_of_an_intact_bundle_agrees(tiny_bundle):
+    bundle = Bundle.open(tiny_bundle)
+    errors = compare_networks(bundle)
+    assert set(errors) == set(bundle.manifest.networks)
+    assert all(0 <= error <= TOLERANCE for error in errors.values())
+
+
+@pytest.mark.parametrize(
+    ("part", "network"),
+    [
+        ("vae.decoder.conv_in", "vae.decode"),
+        ("experts.text.diffuser.out.2", "expert.text"),
+        ("experts.mask.encoder.linear", "condition.mask"),
+        ("experts.text.unet.time_embed.0", "time.text"),
+    ],
+)
+def test_one_weight_that_differs_is_found(tiny_bundle, part, network):
+    bundle = Bundle.open(tiny_bundle)
+    weight = load_model(bundle).get_submodule(part).weight  # this bundle object's own copy
+    with torch.no_grad():
+        weight.view(-1)[0] += 0.1
+    with pytest.raises(BadArtefact, match=rf"network {network}: onnxruntime differs"):
+        compare_networks(bundle)
+    assert network_error(bundle, network) > TOLERANCE
+
+
+@pytest.mark.parametrize(("ours", "expected"), [([0.0, 2.0], 0.0), ([0.5, 2.0], 0.5), ([np.nan, 2.0], np.nan)])
+def test_relative_error_is_the_largest_difference_in_units_of_the_spread(ours, expected):
+    assert relative_error(np.array(ours), np.array([0.0, 2.0])) == pytest.approx(expected, nan_ok=True)

@@ -1,0 +1,61 @@
+import json
+
+import pytest
+import torch
+
+from cdiff_rt.export.published import PUBLISHED
+from cdiff_rt.nets.collaborative import CollaborativeModel, ModelConfig, network_functions
+from recipes.faces.config import FACES_128
+from tests.nets import naive
+from tests.tiny import CONFIG
+
+
+@pytest.fixture(scope="module")
+def model():
+    return naive.randomise(CollaborativeModel(CONFIG))
+
+
+def example(name):
+    torch.manual_seed(0)
+    if name == "text":
+        return torch.tensor([[2, 5, 6, 3, 0, 0], [2, 7, 3, 0, 0, 0]])
+    return torch.nn.functional.one_hot(torch.randint(5, (2, 16)), 5).mT.float()
+
+
+@pytest.mark.parametrize("config", [CONFIG, FACES_128, *PUBLISHED.values()], ids=["tiny", "faces-128", *PUBLISHED])
+def test_configuration_survives_json(config):
+    assert ModelConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
+
+
+@pytest.mark.parametrize("name", ["mask", "text"])
+def test_an_expert_is_its_branch_and_its_diffuser(model, name):
+    expert, inputs = model.experts[name], example(name)
+    x, t = torch.randn(2, 3, 8, 8), torch.tensor([981, 21])
+    out, logit = expert(x, expert.time(t), expert.condition(inputs))
+    tokens = expert.encoder(inputs)
+    naive.assert_same(out, expert.unet(x, t, tokens))
+    naive.assert_same(logit, expert.diffuser(x, t, tokens))
+    assert out.shape == (2, 3, 8, 8)
+    assert logit.shape == (2, 1, 8, 8)
+
+
+def test_one_row_serves_the_whole_batch(model):
+    expert = model.experts["mask"]
+    x, packed = torch.randn(2, 3, 8, 8), expert.condition(example("mask"))
+    one = expert(x, expert.time(torch.tensor([501])), packed)
+    each = expert(x, expert.time(torch.tensor([501, 501])), packed)
+    for a, b in zip(one, each, strict=True):
+        naive.assert_same(a, b)
+
+
+def test_network_functions_are_the_model_s_own(model):
+    functions = network_functions(model)
+    assert set(functions) == {"vae.encode", "vae.decode"} | {
+        f"{part}.{name}" for part in ("condition", "time", "expert") for name in ("mask", "text")
+    }
+    for name in ("mask", "text"):
+        expert = model.experts[name]
+        assert torch.equal(functions[f"condition.{name}"](example(name))[0], expert.condition(example(name)))
+        assert torch.equal(functions[f"time.{name}"](torch.tensor([5]))[0], expert.time(torch.tensor([5])))
+    z = torch.randn(1, 3, 8, 8)
+    assert torch.equal(functions["vae.decode"](z)[0], model.vae.decode(z))

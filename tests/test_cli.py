@@ -1,0 +1,291 @@
+import errno
+import json
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from cdiff_rt import __version__
+from cdiff_rt.cli import OneLine, main
+from cdiff_rt.engines import BACKENDS, Backend
+from cdiff_rt.pipeline import Pipeline
+
+TEXT = "This man has a long beard."
+
+
+@pytest.fixture(autouse=True)
+def own_logging():
+    """The commands set up the package's logger, which outlives them."""
+    log = logging.getLogger("cdiff_rt")
+    before = log.handlers[:], log.level
+    yield
+    log.handlers[:], log.level = before
+
+
+@pytest.fixture
+def out(tmp_path) -> Path:
+    return tmp_path / "out"
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def check_error(stderr: str, stdout: str, *words: str) -> None:
+    assert stdout == ""
+    (line,) = stderr.splitlines()
+    assert line.startswith("error: ") and "Traceback" not in line
+    assert [word for word in words if word not in line] == []
+
+
+def check_refused(result: Result, code: int, *words: str) -> None:
+    check_error(result.stderr, result.stdout, *words)
+    assert result.exit_code == code and isinstance(result.exception, SystemExit)
+
+
+def texts_of(path: Path) -> dict[str, str]:
+    with Image.open(path) as image:
+        assert image.format == "PNG" and image.size == (128, 128)
+        return image.text
+
+
+def test_bad_masks_are_one_line_and_exit_code_3(bad_mask, out):
+    check_refused(run("generate", "--mask", bad_mask.path, "--out", out), 3, *bad_mask.words)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "it is empty"),
+        ("  \n", "it is empty"),
+        ("a\x00b", "U+0000"),
+        ("\x1b[31m", "U+001B"),
+        ("a \ud800", "U+D800"),
+        ("x" * 10_000, "10000 characters"),
+    ],
+    ids=ascii,
+)
+def test_bad_texts_are_one_line_and_exit_code_3(text, words, out):
+    check_refused(run("generate", "--text", text, "--out", out), 3, words)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--steps", 0], "steps: 0 is outside 1-1000"),
+        (["--steps", 1001], "steps: 1001"),
+        (["--steps", 7], "take 5 or 8"),
+        (["--steps", "abc"], "'abc' is not a valid integer"),
+        (["--steps", "1.5"], "'1.5' is not a valid integer"),
+        (["--batch", 0], "batch: 0 is outside 1-256"),
+        (["--batch", 100_000], "batch: 100000"),
+        (["--seed", -1], "seed: -1"),
+        (["--seed", 2**63], "seed: 9223372036854775808"),
+        (["--seed", "abc"], "'abc' is not a valid integer"),
+        (["--eta", "nan"], "eta: nan"),
+        (["--eta", "inf"], "eta: inf"),
+        (["--eta", 1.5], "eta: 1.5"),
+        (["--backend", "cuda"], "'cuda'"),
+        (["--no-such-option"], "--no-such-option"),
+        (["--out"], "--out"),
+        (["surplus"], "surplus"),
+    ],
+    ids=str,
+)
+def test_bad_parameters_are_one_line_and_exit_code_2(arguments, words, out):
+    check_refused(run("generate", "--text", TEXT, "--out", out, *arguments), 2, words)
+    assert not out.exists()
+
+
+def test_generate_without_a_condition_is_exit_code_2(out):
+    check_refused(run("generate", "--out", out), 2, "give at least one of mask, text")
+    assert not out.exists()
+
+
+def test_an_unknown_command_is_exit_code_2():
+    check_refused(run("paint"), 2, "No such command 'paint'", "--help")
+
+
+@pytest.mark.parametrize("folder", ["/proc/nonexistent", "/dev/null", "/dev/null/out"])
+def test_an_output_folder_that_cannot_be_written_is_exit_code_3(folder):
+    check_refused(run("generate", "--text", TEXT, "--out", folder), 3, f"output folder {folder}")
+
+
+def test_a_file_in_place_of_the_output_folder_is_exit_code_3(out):
+    out.write_text("mine")
+    check_refused(run("generate", "--text", TEXT, "--out", out), 3, f"output folder {out}")
+    assert out.read_text() == "mine"
+
+
+def test_a_bad_output_folder_is_found_before_the_model_loads():
+    result = run("generate", "--text", TEXT, "--out", "/proc/nonexistent", "--model", "no-such-model")
+    check_refused(result, 3, "output folder /proc/nonexistent")
+
+
+def test_images_that_exist_are_kept_without_force(out):
+    out.mkdir()
+    (out / "seed0-000.png").write_text("mine")
+    check_refused(run("generate", "--text", TEXT, "--out", out), 2, "seed0-000.png exists", "--force")
+    assert [path.read_text() for path in out.iterdir()] == ["mine"]
+
+
+def test_images_that_exist_are_overwritten_by_force(out):
+    out.mkdir()
+    (out / "seed0-000.png").write_text("mine")
+    assert run("generate", "--text", TEXT, "--steps", 4, "--out", out, "--force").exit_code == 0
+    assert "cdiff_rt" in texts_of(out / "seed0-000.png")
+
+
+def test_one_file_for_two_images_is_exit_code_2(tmp_path):
+    check_refused(run("generate", "--text", TEXT, "--out", tmp_path / "a.png", "--batch", 2), 2, "give a folder")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_model_is_exit_code_4(out):
+    check_refused(run("generate", "--text", TEXT, "--out", out, "--model", "no-such"), 4, "'no-such'", "faces-128")
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(("file", "words"), [("expert.text.onnx", "was altered"), ("manifest.json", "not valid JSON")])
+def test_an_altered_bundle_is_exit_code_4(file, words, bundle_copy, out):
+    with (bundle_copy / file).open("ab") as target:
+        target.write(b"x")
+    check_refused(run("generate", "--text", TEXT, "--out", out, "--model", bundle_copy), 4, words)
+    assert not out.exists()
+
+
+def test_a_missing_library_is_exit_code_5(out, monkeypatch):
+    monkeypatch.setitem(BACKENDS, "torch", Backend("x:load", ("no_such_library",), "export"))
+    result = run("-q", "generate", "--text", TEXT, "--out", out, "--backend", "torch")
+    check_refused(result, 5, "no_such_library not installed", "pip install cdiff-rt[export]")
+    assert not out.exists()
+
+
+def test_a_full_disk_is_exit_code_6(out, monkeypatch):
+    def full(*paths):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    check_refused(run("generate", "--text", TEXT, "--steps", 1, "--out", out), 6, "No space left on device")
+    assert list(out.iterdir()) == []
+
+
+def test_running_out_of_memory_is_exit_code_6(out, monkeypatch):
+    def exhausted(*args, **kwargs):
+        raise MemoryError
+
+    monkeypatch.setattr(Pipeline, "generate", exhausted)
+    check_refused(run("generate", "--text", TEXT, "--out", out), 6, "memory")
+
+
+def test_an_interrupt_is_exit_code_130(out, monkeypatch):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Pipeline, "generate", interrupted)
+    result = run("generate", "--text", TEXT, "--out", out)
+    assert (result.exit_code, result.stderr.strip()) == (130, "error: interrupted")
+    assert not out.exists()
+
+
+def test_a_mask_and_a_text_make_an_image_that_tells_its_parameters(mask_file, out):
+    result = run("generate", "--mask", mask_file, "--text", TEXT, "--seed", 7, "--steps", 4, "--out", out)
+    assert (result.exit_code, result.stdout) == (0, f"{out}/seed7-000.png\n")
+    (path,) = out.iterdir()
+    texts = texts_of(path)
+    assert texts["parameters"].startswith(f"{TEXT}\nSteps: 4, ") and "Seed: 7," in texts["parameters"]
+    record = json.loads(texts["cdiff_rt"])
+    assert (record["seed"], record["conditions"]) == (7, {"mask": "face.png", "text": TEXT})
+
+
+def test_a_batch_makes_as_many_different_images(mask_file, out):
+    result = run("generate", "--mask", mask_file, "--batch", 3, "--steps", 4, "--out", out)
+    names = [f"seed0-{i:03d}.png" for i in range(3)]
+    assert result.stdout.splitlines() == [str(out / name) for name in names]
+    assert sorted(path.name for path in out.iterdir()) == names
+    assert len({np.asarray(Image.open(out / name)).tobytes() for name in names}) == 3
+
+
+@pytest.mark.parametrize("text", ["../../x", "/etc/passwd", "%s%n{0}", "-x", "日本 😀", "a\nb"])
+def test_a_text_never_becomes_part_of_a_path(text, out):
+    assert run("-q", "generate", f"--text={text}", "--steps", 1, "--out", out / "a.png").exit_code == 0
+    assert [path.name for path in out.parent.rglob("*")] == ["out", "a.png"]
+    assert texts_of(out / "a.png")["parameters"].startswith(f"{text}\n")
+
+
+def test_quiet_leaves_warnings_and_results_alone(mask_file, out):
+    result = run("--quiet", "generate", "--mask", mask_file, "--text", "a purple man", "--steps", 1, "--out", out)
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("warning: ") and "'purple'" in line and result.stdout.endswith("seed0-000.png\n")
+
+
+def test_a_note_is_one_line_whatever_it_tells():
+    record = logging.LogRecord("cdiff_rt", logging.INFO, "x.py", 1, "mask %s", ("a\nerror: b.png",), None)
+    assert OneLine().format(record).splitlines() == ["note: mask a error: b.png"]
+
+
+def test_debug_shows_a_traceback_with_the_error(out, monkeypatch):
+    arguments = ["--debug", "generate", "--text", "", "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", ["cdiff-rt", *arguments])
+    result = run(*arguments)
+    assert (
+        "Traceback" in result.stderr and result.stderr.splitlines()[-1].startswith("error: ") and result.exit_code == 3
+    )
+
+
+@pytest.mark.parametrize("command", ["generate", "export", "bench"])
+def test_help_shows_examples_line_by_line(command):
+    result = run(command, "--help")
+    assert result.exit_code == 0
+    assert [line for line in result.stdout.splitlines() if line.strip().startswith(f"cdiff-rt {command} --")]
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["-h"], []], ids=str)
+def test_help_lists_the_commands(arguments):
+    result = run(*arguments)
+    lines = (result.stdout + result.stderr).splitlines()
+    listed = [
+        command for command in ("bench", "doctor", "export", "generate") if any(f"  {command} " in x for x in lines)
+    ]
+    assert listed == ["bench", "doctor", "export", "generate"]
+    assert not [line for line in lines if line.startswith("error: ")]
+
+
+def test_version():
+    result = run("--version")
+    assert (result.exit_code, result.stdout) == (0, f"cdiff-rt, version {__version__}\n")
+
+
+@pytest.mark.parametrize(("works", "code"), [(True, 0), (False, 5)])
+def test_doctor_says_by_its_exit_code_whether_a_picture_can_be_made(works, code, monkeypatch):
+    for name in [] if works else list(BACKENDS):
+        monkeypatch.setitem(BACKENDS, name, Backend("x:load", ("no_such_library",), "cpu"))
+    result = run("doctor")
+    assert result.exit_code == code and "model   faces-128        intact" in result.stdout.splitlines()
+
+
+def in_a_process(root: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "cdiff_rt.cli", *map(str, arguments)]
+    return subprocess.run(command, cwd=root, capture_output=True, text=True, check=False, timeout=60)
+
+
+def test_a_process_refuses_a_decompression_bomb_in_one_line(root, bomb_file, out):
+    done = in_a_process(root, "generate", "--mask", bomb_file, "--out", out)
+    check_error(done.stderr, done.stdout, "13000x13000 pixels")
+    assert done.returncode == 3
+    assert not out.exists()
+
+
+def test_a_process_without_a_terminal_prints_notes_and_paths_only(root, mask_file, out):
+    done = in_a_process(root, "generate", "--mask", mask_file, "--text", "a purple man", "--steps", 4, "--out", out)
+    assert (done.returncode, done.stdout) == (0, f"{out}/seed0-000.png\n")
+    kinds = [line.split(": ")[0] for line in done.stderr.splitlines()]
+    assert kinds == ["note", "warning"]
