@@ -73,16 +73,17 @@ class Worker:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
-            raise BadEnvironment(
-                f"backend {self.backend}", "its process ended", "see the message above and `cdiff-rt doctor`"
-            )
+            raise self._ended()
         return json.loads(line)
 
     def run(self) -> float:
         """One timed run, in ms."""
         assert self.process.stdin is not None
-        self.process.stdin.write("run\n")
-        self.process.stdin.flush()
+        try:
+            self.process.stdin.write("run\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            raise self._ended() from None
         return self.receive()["ms"]
 
     def finish(self) -> float:
@@ -91,10 +92,16 @@ class Worker:
         self.process.stdin.close()
         return self.receive()["memory_mib"]
 
+    def _ended(self) -> BadEnvironment:
+        return BadEnvironment(
+            f"backend {self.backend}", "its process ended", "see the message above and `cdiff-rt doctor`"
+        )
+
 
 def _check_same_work(checksums: dict[str, float]) -> None:
     values = list(checksums.values())
-    if max(values) - min(values) > DRIFT * max(values):
+    agree = np.isfinite(values).all() and max(values) - min(values) <= DRIFT * max(values)
+    if not agree:
         raise BadEnvironment("benchmark", f"the backends' outputs differ ({checksums})", "run `cdiff-rt doctor`")
 
 

@@ -173,10 +173,15 @@ def _read_manifest(folder: Path) -> str:
         raise BadArtefact(NAME, "not UTF-8 text", REBUILD) from None
 
 
+def is_plain_name(name: str) -> bool:
+    """Whether `name` can only be a file of the folder itself."""
+    return bool(name) and name == Path(name).name and "\0" not in name and "\\" not in name
+
+
 def check_file(folder: Path, name: str, expected: str) -> None:
     """Raises BadArtefact unless `name` is a plain file of `folder` with this sha256."""
     what = f"bundle {folder.name}"
-    if not name or name != Path(name).name or "\0" in name or "\\" in name:
+    if not is_plain_name(name):
         raise BadArtefact(what, f"{name!r} in {NAME} is outside its folder", "do not use this bundle")
     try:
         mode = (folder / name).lstat().st_mode

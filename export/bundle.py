@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from cdiff_rt.errors import BadRequest
+from cdiff_rt.errors import BadRequest, OutOfResource
 from cdiff_rt.export.checkpoint import Checkpoint, Description, read_checkpoint
 from cdiff_rt.export.padding import pad_heads
 from cdiff_rt.export.to_onnx import export_network
@@ -27,13 +27,16 @@ def export_checkpoint(checkpoint: Path, out: Path) -> dict[str, float]:
         raise BadRequest("out", f"{out} exists", "choose another folder or remove it")
     check_folder(out.parent)
     loaded = read_checkpoint(checkpoint)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".cdiff-rt-") as partial:
-        folder = Path(partial) / out.name
-        folder.mkdir()
-        write_bundle(loaded, folder)
-        report = compare_networks(Bundle.open(folder))
-        shutil.move(folder, out)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=".cdiff-rt-") as partial:
+            folder = Path(partial) / out.name
+            folder.mkdir()
+            write_bundle(loaded, folder)
+            report = compare_networks(Bundle.open(folder))
+            shutil.move(folder, out)
+    except OSError as error:
+        raise OutOfResource(f"writing {out}", error.strerror or str(error), "free some space") from error
     return report
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from cdiff_rt.errors import BadArtefact
-from cdiff_rt.manifest import Influence, Modality
+from cdiff_rt.manifest import Influence, Modality, is_plain_name
 from cdiff_rt.nets.collaborative import ModelConfig
 from cdiff_rt.schedule import Schedule
 
@@ -64,7 +64,13 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise BadArtefact(f"checkpoint {path.name}", f"not a safetensors file ({error})", _HELP) from None
     if _KEY not in metadata:
         raise BadArtefact(f"checkpoint {path.name}", "it does not describe its model", _HELP)
-    checkpoint = Checkpoint(_description(json.loads(metadata[_KEY])), weights)
+    try:
+        description = _description(json.loads(metadata[_KEY]))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = f"its description cannot be read ({type(error).__name__}: {error})"
+        raise BadArtefact(f"checkpoint {path.name}", reason, _HELP) from None
+    checkpoint = Checkpoint(description, weights)
+    _check_description(path.name, description)
     _check_weights(path.name, checkpoint)
     return checkpoint
 
@@ -79,6 +85,16 @@ def _description(data: dict) -> Description:
             "modalities": tuple(Modality(**modality) for modality in data["modalities"]),
         }
     )
+
+
+def _check_description(name: str, description: Description) -> None:
+    """Raises BadArtefact if modalities and experts don't match, or a vocabulary would not be a text file of the bundle."""
+    strangers = {modality.name for modality in description.modalities} ^ set(description.config.experts)
+    if strangers:
+        raise BadArtefact(f"checkpoint {name}", f"{min(strangers)!r} is a modality or an expert, not both", _HELP)
+    for file in description.vocabularies:
+        if not is_plain_name(file) or not file.endswith(".txt"):
+            raise BadArtefact(f"checkpoint {name}", f"vocabulary file {file!r} is no plain .txt name", _HELP)
 
 
 def _check_weights(name: str, checkpoint: Checkpoint) -> None:

@@ -2,13 +2,20 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
 class MaskEncoderConfig:
+    """Cross-attention doesn't see the order of tokens, so the reference can tell classes by their shapes only.
+
+    With `classes`, each token also gets a learned vector that says which class it is; 0 is the reference.
+    """
+
     pixels: int
     width: int
+    classes: int = 0
 
 
 class MaskEncoder(nn.Module):
@@ -17,6 +24,9 @@ class MaskEncoder(nn.Module):
     def __init__(self, config: MaskEncoderConfig) -> None:
         super().__init__()
         self.linear = nn.Linear(config.pixels, config.width)
+        if config.classes:
+            self.class_emb = nn.Parameter(torch.randn(config.classes, config.width))
 
     def forward(self, one_hot: Tensor) -> Tensor:
-        return self.linear(one_hot)
+        tokens = self.linear(one_hot)
+        return tokens + self.class_emb if hasattr(self, "class_emb") else tokens

@@ -40,7 +40,7 @@ _DIFFUSER = UNetConfig(
 )
 FACES_128 = ModelConfig(
     experts={
-        "mask": ExpertConfig(MaskEncoderConfig(MASK_SIZE**2, _CONTEXT), _BRANCH, _DIFFUSER),
+        "mask": ExpertConfig(MaskEncoderConfig(MASK_SIZE**2, _CONTEXT, classes=MASK_CLASSES), _BRANCH, _DIFFUSER),
         "text": ExpertConfig(
             TextEncoderConfig(len(VOCABULARY), TOKENS, _CONTEXT, layers=3, heads=4, head_width=32), _BRANCH, _DIFFUSER
         ),

@@ -25,7 +25,7 @@ class Plan:
     examples: int
     batch: int = 32
     learning_rate: float = 1e-3
-    ema: float = 0.999
+    ema: float = 0.998
     save_every: int = 200
 
     @property
