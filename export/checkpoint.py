@@ -91,7 +91,9 @@ def _check_description(name: str, description: Description) -> None:
     """Raises BadArtefact if modalities and experts don't match, or a vocabulary would not be a text file of the bundle."""
     strangers = {modality.name for modality in description.modalities} ^ set(description.config.experts)
     if strangers:
-        raise BadArtefact(f"checkpoint {name}", f"{min(strangers)!r} is a modality or an expert, not both", _HELP)
+        raise BadArtefact(
+            f"checkpoint {name}", f"{', '.join(sorted(strangers))}: not both a modality and an expert", _HELP
+        )
     for file in description.vocabularies:
         if not is_plain_name(file) or not file.endswith(".txt"):
             raise BadArtefact(f"checkpoint {name}", f"vocabulary file {file!r} is no plain .txt name", _HELP)

@@ -110,7 +110,7 @@ def test_names_that_are_no_plain_file_of_the_folder_are_refused(name, folder):
         ('{"format": 2}', "format 2"),
         ('{"format": "1"}', "format '1'"),
         ('{"format": true}', "format True"),
-        ('{"format": 1}', "missing or surplus"),
+        ('{"format": 1}', "missing, surplus"),
     ],
     ids=lambda value: value[:20],
 )
