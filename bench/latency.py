@@ -10,8 +10,10 @@ import numpy as np
 
 from cdiff_rt import __version__
 from cdiff_rt.doctor import LIBRARIES, version_of
-from cdiff_rt.engines import BACKENDS, why_not
-from cdiff_rt.errors import BadEnvironment, BadRequest
+from cdiff_rt.engines import BACKENDS, check_backend, why_not
+from cdiff_rt.errors import BadEnvironment
+from cdiff_rt.manifest import Bundle
+from cdiff_rt.pipeline import check_batch, find_model
 
 BASELINE = "torch"
 WARM_UP = 2
@@ -43,9 +45,11 @@ class Comparison:
 
 def compare(model: str, backends: tuple[str, ...], *, steps: int, batch: int, repeats: int) -> Comparison:
     """Runs every backend `repeats` times in turn. Raises BadEnvironment if one fails or computes something else."""
-    if steps < 1 or batch < 1:
-        raise BadRequest("steps and batch", f"{steps} and {batch}", "both are at least 1")
     chosen = backends or tuple(name for name in BACKENDS if why_not(name) is None)
+    for name in chosen:
+        check_backend(name)
+    check_batch(batch)
+    Bundle.open(find_model(model)).manifest.schedule.timesteps(steps)  # here, so that no worker has to fail over it
     workers = {name: Worker(model, name, steps, batch) for name in chosen}
     try:
         greetings = {name: worker.receive() for name, worker in workers.items()}

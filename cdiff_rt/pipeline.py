@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from cdiff_rt import fusion, images, noise, solvers
-from cdiff_rt.engines import BACKENDS, Engine, cores, load_engine
+from cdiff_rt.engines import BACKENDS, Engine, check_backend, cores, load_engine
 from cdiff_rt.errors import BadArtefact, BadRequest
 from cdiff_rt.experts import Experts
 from cdiff_rt.manifest import NAME, Bundle, Modality, sha256
@@ -52,6 +52,7 @@ class Pipeline:
     @classmethod
     def from_pretrained(cls, model: str | Path = DEFAULT_MODEL, *, backend: str = DEFAULT_BACKEND) -> "Pipeline":
         """`model` is the name of an embedded model or a bundle's folder. Raises BadArtefact if it isn't intact."""
+        check_backend(backend)
         return cls(Bundle.open(find_model(model)), backend)
 
     def generate(
@@ -70,7 +71,7 @@ class Pipeline:
         Only the experts of those modalities run. The images are numbers `first` to `first + batch - 1` of the seed:
         image i is the same in any batch. `steps` and `eta` are DDIM's. Raises BadRequest or BadInput.
         """
-        _check_range("batch", batch, 1, LARGEST_BATCH)
+        check_batch(batch)
         _check_range("first", first, 0, 2**31)
         _check_range("eta", eta, 0.0, 1.0)
         noise.check_seed(seed)
@@ -154,7 +155,7 @@ def image_paths(out: Path, seed: int, batch: int, *, force: bool = False) -> lis
 
     Raises BadRequest if a file exists and `force` is not set, BadInput if none can be written.
     """
-    _check_range("batch", batch, 1, LARGEST_BATCH)
+    check_batch(batch)
     noise.check_seed(seed)
     one_file = out.suffix.lower() == ".png"
     if one_file and batch > 1:
@@ -174,6 +175,10 @@ def save_images(result: Generated, paths: list[Path]) -> None:
     for i, (image, path) in enumerate(zip(result.images, paths, strict=True)):
         number = result.record["first"] + i
         images.write_png(path, image, images.parameters_text(result.record | {"image": number}))
+
+
+def check_batch(batch: int) -> None:
+    _check_range("batch", batch, 1, LARGEST_BATCH)
 
 
 def _check_range(name: str, value: float, low: float, high: float) -> None:

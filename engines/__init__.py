@@ -47,18 +47,19 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def load_engine(backend: str, bundle: Bundle, network: str, *, threads: int | None = None) -> Engine:
-    """The engine of one network, on `threads` of the machine's cores (None: all).
-
-    Raises BadRequest for an unknown backend and BadEnvironment for one that isn't installed.
-    """
+def check_backend(backend: str) -> None:
+    """Raises BadRequest for an unknown backend and BadEnvironment for one that isn't installed."""
     if backend not in BACKENDS:
         raise BadRequest("backend", repr(backend), f"choose one of {', '.join(BACKENDS)}")
     reason = why_not(backend)
     if reason:
-        raise BadEnvironment(
-            f"backend {backend}", reason, f"run `pip install cdiff-rt[{BACKENDS[backend].extra}]` or choose another"
-        )
+        remedy = f"run `pip install cdiff-rt[{BACKENDS[backend].extra}]` or choose another"
+        raise BadEnvironment(f"backend {backend}", reason, remedy)
+
+
+def load_engine(backend: str, bundle: Bundle, network: str, *, threads: int | None = None) -> Engine:
+    """The engine of one network, on `threads` of the machine's cores (None: all). Raises as `check_backend` does."""
+    check_backend(backend)
     module, function = BACKENDS[backend].loader.split(":")
     return getattr(importlib.import_module(module), function)(bundle, network, threads or cores())
 
