@@ -3,14 +3,14 @@
 import logging
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, Self
 
 import click
 
 from cdiff_rt import __version__
-from cdiff_rt.errors import CdiffError
+from cdiff_rt.errors import BadEnvironment, CdiffError
 
-FOLDER = click.Path(path_type=Path)
+PATH = click.Path(path_type=Path)
 BACKEND_HELP = "onnxruntime or torch; `cdiff-rt doctor` says which work here."
 
 
@@ -32,12 +32,10 @@ class Commands(click.Group):
             fail(f"{error.format_message().rstrip('.')}; see `{path} --help`", 2)
         except (KeyboardInterrupt, click.Abort):
             fail("interrupted", 130)
-        except BrokenPipeError:
-            sys.exit(0)
         sys.exit(result if isinstance(result, int) else 0)
 
 
-def fail(message: str, code: int) -> None:
+def fail(message: str, code: int) -> NoReturn:
     if "--debug" in sys.argv:
         logging.getLogger("cdiff_rt").exception("the error came from")
     click.echo("error: " + " ".join(message.split()), err=True)
@@ -66,15 +64,16 @@ def main(debug: bool, quiet: bool) -> None:
 @main.command(
     epilog="""\b
 Examples:
-  cdiff-rt generate --mask examples/1.png --text "This man has a long beard. He is in his fifties."
+  cdiff-rt generate --mask examples/1.png --text "This man has a long beard." --out man.png
   cdiff-rt generate --mask examples/1.png --batch 4 --seed 7 --out faces/
   cdiff-rt generate --text "The woman is in her seventies." --out woman.png"""
 )
-@click.option("--mask", type=FOLDER, help="Where what is: a PNG of labels 0-18 or of the CelebAMask-HQ colours.")
+@click.option("--mask", type=PATH, help="Where what is: a PNG of labels 0-18 or of the CelebAMask-HQ colours.")
 @click.option("--text", help="What it looks like: age, beard, hair, glasses, smile.")
-@click.option("--out", type=FOLDER, default="out", show_default=True, help="A folder, or one image's .png file.")
+@click.option("--out", type=PATH, default="out", show_default=True, help="A folder, or one image's .png file.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Equal seeds give equal images.")
 @click.option("--batch", type=int, default=1, show_default=True, help="How many images of the seed.")
+@click.option("--first", type=int, default=0, show_default=True, help="Number of the first of them.")
 @click.option("--steps", type=int, default=50, show_default=True, help="Denoising steps.")
 @click.option(
     "--eta", type=float, default=1.0, show_default=True, help="DDIM's eta: 1 adds noise at each step, 0 none."
@@ -88,6 +87,7 @@ def generate(
     out: Path,
     seed: int,
     batch: int,
+    first: int,
     steps: int,
     eta: float,
     backend: str,
@@ -95,36 +95,44 @@ def generate(
     force: bool,
 ) -> None:
     """Make faces from a mask, a sentence, or both."""
-    from cdiff_rt.pipeline import Pipeline, image_paths, save_images
+    from cdiff_rt.pipeline import Pipeline, check_numbers, image_paths
 
-    paths = image_paths(out, seed, batch, force=force)
+    image_paths(out, seed, check_numbers(seed, first, batch), force=force)  # before the model loads
     pipeline = Pipeline.from_pretrained(model, backend=backend)
-    with progress(steps, "denoising") as bar:
+    with Progress(steps, "denoising") as progress:
         result = pipeline.generate(
             mask=mask,
             text=text,
             steps=steps,
             seed=seed,
             batch=batch,
+            first=first,
             eta=eta,
-            callback_on_step_end=(lambda state: bar.update(1)) if bar else None,
+            callback_on_step_end=lambda state: progress.step(),
         )
-    save_images(result, paths)
-    for path in paths:
-        click.echo(path)
+    for path in result.save(out, force=force):
+        click.echo(click.format_filename(path))
 
 
-class _NoBar:
-    def __enter__(self) -> None: ...
+class Progress:
+    """A bar on a terminal from the first step on, nothing elsewhere."""
 
-    def __exit__(self, *error: object) -> None: ...
+    def __init__(self, length: int, label: str) -> None:
+        hidden = not sys.stderr.isatty() or not logging.getLogger("cdiff_rt").isEnabledFor(logging.INFO)
+        self._bar = click.progressbar(length=max(length, 1), label=label, file=sys.stderr, hidden=hidden)
+        self._begun = False
 
+    def __enter__(self) -> Self:
+        return self
 
-def progress(length: int, label: str) -> Any:
-    """A progress bar on a terminal, nothing elsewhere."""
-    if not sys.stderr.isatty() or logging.getLogger("cdiff_rt").level > logging.INFO:
-        return _NoBar()
-    return click.progressbar(length=max(length, 1), label=label, file=sys.stderr)
+    def step(self) -> None:
+        if not self._begun:
+            self._begun = bool(self._bar.__enter__())
+        self._bar.update(1)
+
+    def __exit__(self, *error: object) -> None:
+        if self._begun:
+            self._bar.render_finish()
 
 
 @main.command(
@@ -132,15 +140,19 @@ def progress(length: int, label: str) -> Any:
 Example:
   cdiff-rt export --checkpoint faces-128.safetensors --out my-bundle/"""
 )
-@click.option("--checkpoint", type=FOLDER, required=True, help="A safetensors file with a model description inside.")
-@click.option("--out", type=FOLDER, required=True, help="The bundle's folder; must not exist yet.")
+@click.option("--checkpoint", type=PATH, required=True, help="A safetensors file with a model description inside.")
+@click.option("--out", type=PATH, required=True, help="The bundle's folder; must not exist yet.")
 def export(checkpoint: Path, out: Path) -> None:
     """Turn trained weights into a bundle: ONNX networks, weights, manifest."""
-    from cdiff_rt.export.bundle import export_checkpoint
+    try:
+        from cdiff_rt.export.bundle import export_checkpoint
+    except ModuleNotFoundError as error:
+        remedy = "run `pip install '.[export]'` in the checkout"
+        raise BadEnvironment("export", f"{error.name} is not installed", remedy) from None
 
     report = export_checkpoint(checkpoint, out)
-    for network, error in report.items():
-        click.echo(f"{network:20} onnxruntime against torch: relative error {error:.1e}")
+    for network, difference in report.items():
+        click.echo(f"{network:20} onnxruntime against torch: relative error {difference:.1e}")
     click.echo(out)
 
 
@@ -156,16 +168,19 @@ Example:
 @click.option(
     "--repeats", type=click.IntRange(min=3), default=10, show_default=True, help="Counted runs of each backend."
 )
-@click.option("--json", "json_file", type=FOLDER, help="Also write all figures to this file.")
+@click.option("--json", "json_file", type=PATH, help="Also write all figures to this file.")
 def bench(model: str, backends: tuple[str, ...], steps: int, batch: int, repeats: int, json_file: Path | None) -> None:
     """Time the backends against eager PyTorch: interleaved, each in its own process."""
     from cdiff_rt.bench.latency import compare
     from cdiff_rt.bench.report import table, write_json
+    from cdiff_rt.images import check_folder
 
+    if json_file:
+        check_folder(json_file.parent)
     result = compare(model, backends, steps=steps, batch=batch, repeats=repeats)
+    click.echo(table(result))
     if json_file:
         write_json(result, json_file)
-    click.echo(table(result))
 
 
 @main.command()

@@ -1,6 +1,7 @@
 """Latency of one image from conditions to pixels, backend against backend, in turns, so that drift hits all alike."""
 
 import json
+import logging
 import platform
 import subprocess
 import sys
@@ -10,13 +11,14 @@ import numpy as np
 
 from cdiff_rt import __version__
 from cdiff_rt.doctor import LIBRARIES, version_of
-from cdiff_rt.engines import BACKENDS, check_backend, why_not
+from cdiff_rt.engines import BACKENDS, check_backend, cores, why_not
 from cdiff_rt.errors import BadEnvironment
 from cdiff_rt.manifest import Bundle
-from cdiff_rt.pipeline import check_batch, find_model
+from cdiff_rt.pipeline import check_numbers, find_model
 
 BASELINE = "torch"
 WARM_UP = 2
+log = logging.getLogger("cdiff_rt")
 DRIFT = 1e-3  # backends whose outputs differ by more do different work, and their times don't compare
 
 
@@ -45,15 +47,19 @@ class Comparison:
 
 def compare(model: str, backends: tuple[str, ...], *, steps: int, batch: int, repeats: int) -> Comparison:
     """Runs every backend `repeats` times in turn. Raises BadEnvironment if one fails or computes something else."""
-    chosen = backends or tuple(name for name in BACKENDS if why_not(name) is None)
+    chosen = backends or _installed()
     for name in chosen:
         check_backend(name)
-    check_batch(batch)
+    check_numbers(0, 0, batch)
     Bundle.open(find_model(model)).manifest.schedule.timesteps(steps)  # here, so that no worker has to fail over it
-    workers = {name: Worker(model, name, steps, batch) for name in chosen}
+    workers: dict[str, Worker] = {}
+    greetings: dict[str, dict] = {}
     try:
-        greetings = {name: worker.receive() for name, worker in workers.items()}
-        _check_same_work({name: greeting["checksum"] for name, greeting in greetings.items()})
+        for name in chosen:  # one after the other, so that each first image has the machine for itself
+            workers[name] = Worker(model, name, steps, batch)
+            greetings[name] = workers[name].receive()
+            log.info("%s made its first image after %.1f s", name, greetings[name]["load_s"])
+        _check_same_work({name: greeting["sample"] for name, greeting in greetings.items()})
         rounds = [{name: worker.run() for name, worker in workers.items()} for _ in range(WARM_UP + repeats)]
         timings = [
             Timing(name, greetings[name]["load_s"], worker.finish(), [row[name] for row in rounds[WARM_UP:]])
@@ -62,7 +68,9 @@ def compare(model: str, backends: tuple[str, ...], *, steps: int, batch: int, re
     finally:
         for worker in workers.values():
             worker.process.kill()
-    return Comparison(machine(), {"model": model, "steps": steps, "batch": batch, "repeats": repeats}, timings)
+    return Comparison(
+        machine(), {"model": model, "steps": steps, "batch": batch, "warm-up": WARM_UP, "repeats": repeats}, timings
+    )
 
 
 class Worker:
@@ -78,7 +86,10 @@ class Worker:
         line = self.process.stdout.readline()
         if not line:
             raise self._ended()
-        return json.loads(line)
+        message = json.loads(line)
+        if "error" in message:
+            raise BadEnvironment(f"backend {self.backend}", message["error"], "see `cdiff-rt doctor`")
+        return message
 
     def run(self) -> float:
         """One timed run, in ms."""
@@ -102,23 +113,35 @@ class Worker:
         )
 
 
-def _check_same_work(checksums: dict[str, float]) -> None:
-    values = list(checksums.values())
-    agree = np.isfinite(values).all() and max(values) - min(values) <= DRIFT * max(values)
-    if not agree:
-        raise BadEnvironment("benchmark", f"the backends' outputs differ ({checksums})", "run `cdiff-rt doctor`")
+def _check_same_work(samples: dict[str, list[float]]) -> None:
+    """`samples`: some values of each backend's first latent."""
+    reference = np.array(next(iter(samples.values())))
+    for name, sample in samples.items():
+        error = np.abs(np.array(sample) - reference).max() / reference.std()
+        if not error <= DRIFT:
+            what = f"{name}'s first image differs by {error:.1e} from {next(iter(samples))}'s"
+            raise BadEnvironment("benchmark", what, "their times don't compare; run `cdiff-rt doctor`")
+
+
+def _installed() -> tuple[str, ...]:
+    reasons = {name: why_not(name) for name in BACKENDS}
+    for name, reason in reasons.items():
+        if reason:
+            log.info("%s is left out: %s", name, reason)
+    found = tuple(name for name, reason in reasons.items() if reason is None)
+    if not found:
+        raise BadEnvironment("benchmark", "no backend is installed", "run `pip install '.[cpu]'` in the checkout")
+    return found
 
 
 def machine() -> dict[str, str]:
-    import os
-
     versions = {name: version_of(name) for name in LIBRARIES}
     return {
         "cdiff-rt": __version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpu": _cpu(),
-        "cores": str(os.cpu_count()),
+        "cores": str(cores()),
         **{name: version for name, version in versions.items() if version != "not installed"},
     }
 

@@ -1,6 +1,6 @@
 """One backend in a process of its own: loads a pipeline, then makes one run for each line it is sent.
 
-Speaks JSON lines: {"load_s"} once, then {"ms"} per run, at the end {"memory_mib"}.
+Speaks JSON lines: {"load_s", "sample"} once, or {"error"}, then {"ms"} per run, at the end {"memory_mib"}.
 """
 
 import json
@@ -8,11 +8,11 @@ import sys
 import time
 from typing import Any
 
+from cdiff_rt.errors import CdiffError
+
 
 def serve(model: str, backend: str, steps: int, batch: int) -> None:
     import resource
-
-    import numpy as np
 
     start = time.perf_counter()
     from cdiff_rt.pipeline import Pipeline
@@ -20,8 +20,8 @@ def serve(model: str, backend: str, steps: int, batch: int) -> None:
     pipeline = Pipeline.from_pretrained(model, backend=backend)
     conditions: dict[str, Any] = {m.name: _example(m.kind, m.classes) for m in pipeline.manifest.modalities}
     first = pipeline.generate(steps=steps, batch=batch, **conditions)
-    checksum = float(np.abs(first.latents).mean())
-    print(json.dumps({"load_s": time.perf_counter() - start, "checksum": checksum}), flush=True)
+    load = time.perf_counter() - start
+    print(json.dumps({"load_s": load, "sample": first.latents.ravel()[:256].tolist()}), flush=True)
     for _ in sys.stdin:
         start = time.perf_counter()
         pipeline.generate(steps=steps, batch=batch, **conditions)
@@ -40,4 +40,7 @@ def _example(kind: str, classes: int) -> Any:
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
+    try:
+        serve(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
+    except CdiffError as failure:
+        print(json.dumps({"error": str(failure)}), flush=True)

@@ -1,11 +1,10 @@
 """What is installed, which backends work here, and why others don't."""
 
-import os
 import platform
 from importlib import metadata
 
 from cdiff_rt import __version__
-from cdiff_rt.engines import BACKENDS, load_engine, why_not
+from cdiff_rt.engines import BACKENDS, cores, load_engine, why_not
 from cdiff_rt.errors import CdiffError
 from cdiff_rt.manifest import Bundle
 from cdiff_rt.pipeline import DEFAULT_MODEL, MODELS
@@ -15,9 +14,7 @@ LIBRARIES = ("numpy", "pillow", "onnxruntime", "torch", "safetensors", "onnx", "
 
 def examine() -> tuple[list[str], bool]:
     """Lines to print, and whether a picture can be made: an intact model and a backend that loads it."""
-    rows = [
-        f"cdiff-rt {__version__}, Python {platform.python_version()}, {platform.platform()}, {os.cpu_count()} cores"
-    ]
+    rows = [f"cdiff-rt {__version__}, Python {platform.python_version()}, {platform.platform()}, {cores()} cores"]
     rows += [f"library {name:16} {version_of(name)}" for name in LIBRARIES]
     bundles = {}
     for folder in sorted(MODELS.iterdir()) if MODELS.is_dir() else []:

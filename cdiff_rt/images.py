@@ -3,13 +3,14 @@
 import json
 import os
 import stat
+import struct
 import tempfile
 import warnings
 from pathlib import Path
 
 import array_api_compat
 import numpy as np
-from PIL import Image, PngImagePlugin
+from PIL import Image, ImageFile, PngImagePlugin
 
 from cdiff_rt.errors import BadInput, OutOfResource
 from cdiff_rt.palette import PALETTE
@@ -27,13 +28,13 @@ def read_labels(path: Path, classes: int) -> tuple[np.ndarray, str]:
     _check_plain_file(path)
     try:
         with (
-            warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning),
+            warnings.catch_warnings(action="ignore"),  # Pillow's, about what is refused below in our own words
             Image.open(path) as image,
         ):
             _check_header(path, image)
             image.load()
             labels, how = _labels_of(path, image)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except (OSError, ValueError, SyntaxError, struct.error, Image.DecompressionBombError) as error:
         raise BadInput(f"mask {path.name}", f"it cannot be read as an image ({error})", MASK_HELP) from None
     return check_labels(labels, classes, path.name), how
 
@@ -61,13 +62,16 @@ def _check_plain_file(path: Path) -> None:
         raise BadInput(f"mask {path.name}", f"{status.st_size} bytes", f"a mask has 1 to {LARGEST_FILE} bytes")
 
 
-def _check_header(path: Path, image: Image.Image) -> None:
+def _check_header(path: Path, image: ImageFile.ImageFile) -> None:
     name, (width, height) = f"mask {path.name}", image.size
     if image.format != "PNG":
         reason = ", which changes labels at their borders" if image.format in ("JPEG", "WEBP") else ""
         raise BadInput(name, f"format {image.format}{reason}", MASK_HELP)
     if width * height > LARGEST_IMAGE:
         raise BadInput(name, f"{width}x{height} pixels", f"scale it to at most {LARGEST_IMAGE // 1_000_000} megapixels")
+    stored = image.tile[0][3]  # "L;4" for four bits, which Pillow would scale to 0-255
+    if image.mode in ("L", "LA", "RGB", "RGBA") and stored != image.mode:
+        raise BadInput(name, f"pixels stored as {stored}", "save it with 8 bits per channel")
     frames = getattr(image, "n_frames", 1)
     if frames > 1:
         raise BadInput(name, f"an animation of {frames} frames", "save one frame of it")
@@ -122,8 +126,8 @@ def to_uint8(images):  # noqa: ANN001, ANN201 - numpy or torch array, like its i
 def check_folder(folder: Path) -> None:
     """Raises BadInput unless files can be written into `folder`, which need not exist yet; leaves nothing behind."""
     try:
-        nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-        with tempfile.NamedTemporaryFile(dir=nearest, prefix=".cdiff-rt-"):
+        existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+        with tempfile.NamedTemporaryFile(dir=existing, prefix=".cdiff-rt-"):
             pass
     except OSError as error:
         raise BadInput(f"output folder {folder}", error.strerror or str(error), "choose one you may write to") from None
@@ -140,7 +144,7 @@ def write_png(path: Path, image: np.ndarray, texts: dict[str, str]) -> None:
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".cdiff-rt-", suffix=".png", delete=False) as file:
             partial = file.name
             Image.fromarray(image).save(file, "PNG", pnginfo=info)
-        os.chmod(partial, 0o644)
+        os.chmod(partial, 0o666 & ~_umask())
         os.replace(partial, path)
     except BaseException as error:
         if partial:
@@ -152,6 +156,13 @@ def write_png(path: Path, image: np.ndarray, texts: dict[str, str]) -> None:
         ) from None
 
 
+def _umask() -> int:
+    """What the user's files lack in permissions; a temporary file would lack more."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
 def parameters_text(record: dict) -> dict[str, str]:
     """The PNG texts of one image: the A1111 line that galleries read, and our own JSON."""
     shown = {
@@ -159,11 +170,11 @@ def parameters_text(record: dict) -> dict[str, str]:
         "Sampler": "DDIM",
         "Eta": record["eta"],
         "Seed": record["seed"],
+        "Image": record["image"],
         "Size": f"{record['size']}x{record['size']}",
         "Model": record["model"],
         "Model hash": record["model_hash"][:10],
         "Version": f"cdiff-rt {record['version']}",
     }
     line = ", ".join(f"{key}: {value}" for key, value in shown.items())
-    prompt = record["conditions"].get("text", "")
-    return {"parameters": f"{prompt}\n{line}".lstrip(), "cdiff_rt": json.dumps(record)}
+    return {"parameters": f"{record['prompt']}\n{line}".lstrip(), "cdiff_rt": json.dumps(record)}

@@ -84,7 +84,7 @@ class Manifest:
     def from_json(cls, text: str) -> "Manifest":
         """Raises BadArtefact for anything but a manifest of this format."""
         try:
-            data = json.loads(text, object_pairs_hook=_unique)
+            data = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse)
         except (ValueError, RecursionError) as error:
             raise BadArtefact(NAME, f"not valid JSON ({error})", REBUILD) from None
         found = data.get("format") if isinstance(data, dict) else None
@@ -101,6 +101,10 @@ def _unique(pairs: list[tuple[str, object]]) -> dict:
     if count > 1:
         raise ValueError(f"{name!r} stands twice")
     return dict(pairs)
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no number")
 
 
 def _typed(kind: Any, value: Any, where: str) -> Any:
@@ -134,6 +138,13 @@ class Bundle:
     @classmethod
     def open(cls, folder: Path) -> "Bundle":
         """Raises BadArtefact if a file is missing, altered, surplus, not a plain file, or outside the folder."""
+        try:
+            return cls._open(folder)
+        except OSError as error:
+            raise BadArtefact(f"bundle {folder}", f"it cannot be read ({error.strerror})", REBUILD) from None
+
+    @classmethod
+    def _open(cls, folder: Path) -> "Bundle":
         manifest = Manifest.from_json(_read_manifest(folder))
         _check_complete(manifest, f"bundle {folder.name}")
         for name, expected in manifest.files.items():
@@ -159,11 +170,20 @@ def _check_complete(manifest: Manifest, what: str) -> None:
     for name in (*(network.file for network in manifest.networks.values()), manifest.weights, *vocabularies):
         if name not in manifest.files:
             raise BadArtefact(what, f"{name!r} is used but has no hash in {NAME}", REBUILD)
+    if not manifest.latent_scale > 0:
+        raise BadArtefact(what, f"latent_scale {manifest.latent_scale}", REBUILD)
+    for modality in manifest.modalities:
+        words = modality.kind == "words"
+        row = (modality.tokens,) if words else (modality.classes, modality.size**2)
+        taken = {f"condition.{modality.name}": row, f"expert.{modality.name}": manifest.latent_shape}
+        for network, shape in taken.items():
+            if manifest.networks[network].inputs[0].shape[1:] != shape:
+                raise BadArtefact(what, f"{network} does not take {shape}, as the rest of {NAME} says", REBUILD)
 
 
 def _read_manifest(folder: Path) -> str:
     path = folder / NAME
-    if not path.is_file():
+    if not path.is_file() or path.is_symlink():
         raise BadArtefact(f"bundle {folder}", f"it has no {NAME}", "give the folder that `cdiff-rt export` wrote")
     if path.stat().st_size > LARGEST_MANIFEST:
         raise BadArtefact(NAME, f"{path.stat().st_size} bytes", f"a manifest has at most {LARGEST_MANIFEST}")

@@ -24,9 +24,11 @@ def read_label_map(value: Condition, modality: Modality, bundle: Bundle) -> np.n
     """A mask's path or [H, W] labels -> one-hot [1, classes, size * size] float32."""
     if isinstance(value, np.ndarray):
         labels, name, how = images.check_labels(value, modality.classes), "array", "labels"
-    else:
+    elif isinstance(value, str | Path):
         path = Path(value)
         (labels, how), name = images.read_labels(path, modality.classes), path.name
+    else:
+        raise BadInput(modality.name, f"a {type(value).__name__}", "give a PNG file's path or an array of labels")
     height, width = labels.shape
     square = images.centre_square(labels)
     if height != width:
@@ -48,7 +50,8 @@ def read_words(value: Condition, modality: Modality, bundle: Bundle) -> np.ndarr
     tokens = WordPiece.from_file(bundle.path(modality.vocabulary)).encode(value, modality.tokens)
     if tokens.unknown:
         words = ", ".join(repr(word) for word in tokens.unknown[:8])
-        log.warning("%s: the model never saw %s; its words are in %s", modality.name, words, modality.vocabulary)
+        path = bundle.path(modality.vocabulary)
+        log.warning("%s: the model never saw %s; the words it knows are in %s", modality.name, words, path)
     if tokens.dropped:
         log.warning("%s: too long, the last %d word pieces are left out", modality.name, tokens.dropped)
     return np.array([tokens.ids], dtype=np.int64)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cdiff_rt import fusion, images, noise, solvers
+from cdiff_rt import __version__, fusion, images, noise, solvers
 from cdiff_rt.engines import BACKENDS, Engine, check_backend, cores, load_engine
 from cdiff_rt.errors import BadArtefact, BadRequest
 from cdiff_rt.experts import Experts
@@ -30,14 +30,40 @@ class Generated:
     latents: np.ndarray  # [B, C, *latent] float32, as the loop left them
     record: dict  # every parameter of the run, as stored in PNG files
 
+    def save(self, out: str | Path, *, force: bool = False) -> list[Path]:
+        """Writes the images to `image_paths(out, ...)`, each with all parameters of the run inside."""
+        numbers = range(self.record["first"], self.record["first"] + len(self.images))
+        paths = image_paths(Path(out), self.record["seed"], numbers, force=force)
+        for number, image, path in zip(numbers, self.images, paths, strict=True):
+            images.write_png(path, image, images.parameters_text(self.record | {"image": number}))
+        return paths
+
+
+def image_paths(out: Path, seed: int, numbers: range, *, force: bool = False) -> list[Path]:
+    """Where images go: `out` itself if it is a .png, else files of the folder `out`, named by seed and number.
+
+    Raises BadRequest if a file exists and `force` is not set, BadInput if none can be written.
+    """
+    one_file = out.suffix.lower() == ".png"
+    if one_file and len(numbers) > 1:
+        raise BadRequest("out", f"one file, {out.name}, for {len(numbers)} images", "give a folder")
+    paths = [out] if one_file else [out / f"seed{seed}-{number:03d}.png" for number in numbers]
+    images.check_folder(paths[0].parent)
+    for path in paths:
+        if os.path.isdir(path):
+            raise BadRequest("out", f"{path} is a folder", "choose another name")
+        if os.path.exists(path) and not force:
+            raise BadRequest("out", f"{path} exists", "choose another name or overwrite it with --force")
+    return paths
+
 
 def find_model(model: str | Path) -> Path:
     """The folder of an embedded model's name or of a path."""
-    embedded = MODELS / str(model)
-    if str(model) == Path(model).name and os.path.isdir(embedded):
-        return embedded
+    embedded = {path.name: path for path in MODELS.iterdir()} if MODELS.is_dir() else {}
+    if str(model) in embedded:
+        return embedded[str(model)]
     if not os.path.isdir(model):
-        known = ", ".join(sorted(path.name for path in MODELS.iterdir())) if MODELS.is_dir() else "none"
+        known = ", ".join(sorted(embedded)) or "none"
         raise BadArtefact("model", f"there is no bundle {str(model)!r}", f"give a bundle's folder or one of: {known}")
     return Path(model)
 
@@ -71,13 +97,10 @@ class Pipeline:
         Only the experts of those modalities run. The images are numbers `first` to `first + batch - 1` of the seed:
         image i is the same in any batch. `steps` and `eta` are DDIM's. Raises BadRequest or BadInput.
         """
-        check_batch(batch)
-        _check_range("first", first, 0, 2**31)
+        numbers = check_numbers(seed, first, batch)
         _check_range("eta", eta, 0.0, 1.0)
-        noise.check_seed(seed)
         table = solvers.ddim(self.manifest.schedule, steps, eta=eta)
         modalities, inputs = self._read(conditions)
-        numbers = range(first, first + batch)
         shape = self.manifest.latent_shape
         with self._experts(modalities, inputs, table, batch) as experts:
             latents = sample(
@@ -89,13 +112,20 @@ class Pipeline:
                 callback_on_step_end,
             )
         given = {m.name: KINDS[m.kind].show(value) for m in modalities if (value := conditions[m.name]) is not None}
-        record = {"steps": steps, "eta": eta, "seed": seed, "first": first, "batch": batch, "conditions": given}
-        return Generated(self.decode(latents), latents, record | self._identity())
+        prompt = " ".join(given[m.name] for m in modalities if m.kind == "words")
+        run = {"steps": steps, "eta": eta, "seed": seed, "first": first, "batch": batch}
+        record = run | {"conditions": given, "prompt": prompt, "backend": self.backend} | self._identity()
+        return Generated(self.decode(latents), latents, record)
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
         """[B, C, *latent] of the loop -> [B, H, W, 3] uint8."""
         scaled = latents / np.float32(self.manifest.latent_scale)
-        return images.to_uint8(self.engine("vae.decode")(z=scaled)["image"])
+        decoded = self.engine("vae.decode")(z=scaled)["image"]
+        if not np.isfinite(decoded).all():
+            raise BadArtefact(
+                "decoding", "the image is not finite", "this bundle's weights are broken, export them again"
+            )
+        return images.to_uint8(decoded)
 
     def engine(self, network: str, *, share: int = 1) -> Engine:
         """The engine of a network of the manifest, loaded once; `share` engines run at a time and share the cores."""
@@ -137,48 +167,18 @@ class Pipeline:
         return fusion.adjustment(decays, anchors[0] if anchors else None, gain, default.factor)
 
     def _identity(self) -> dict:
-        from cdiff_rt import __version__
-
+        """What made the images, beside the request."""
         manifest_hash = sha256(self.bundle.path(NAME))
         name, size = self.manifest.name, self.manifest.image_size
-        return {
-            "model": name,
-            "model_hash": manifest_hash,
-            "size": size,
-            "backend": self.backend,
-            "version": __version__,
-        }
+        return {"model": name, "model_hash": manifest_hash, "size": size, "version": __version__}
 
 
-def image_paths(out: Path, seed: int, batch: int, *, force: bool = False) -> list[Path]:
-    """Where a run's images go: `out` itself if it is a .png, else files of the folder `out`, named by seed and number.
-
-    Raises BadRequest if a file exists and `force` is not set, BadInput if none can be written.
-    """
-    check_batch(batch)
+def check_numbers(seed: int, first: int, batch: int) -> range:
+    """The numbers of a run's images. Raises BadRequest."""
     noise.check_seed(seed)
-    one_file = out.suffix.lower() == ".png"
-    if one_file and batch > 1:
-        raise BadRequest("out", f"one file, {out.name}, for {batch} images", "give a folder")
-    paths = [out] if one_file else [out / f"seed{seed}-{i:03d}.png" for i in range(batch)]
-    images.check_folder(paths[0].parent)
-    for path in paths:
-        if path.is_dir():
-            raise BadRequest("out", f"{path} is a folder", "choose another name")
-        if path.exists() and not force:
-            raise BadRequest("out", f"{path} exists", "choose another name or overwrite it with --force")
-    return paths
-
-
-def save_images(result: Generated, paths: list[Path]) -> None:
-    """Writes image i to paths[i], with all parameters of the run inside. Raises OutOfResource."""
-    for i, (image, path) in enumerate(zip(result.images, paths, strict=True)):
-        number = result.record["first"] + i
-        images.write_png(path, image, images.parameters_text(result.record | {"image": number}))
-
-
-def check_batch(batch: int) -> None:
     _check_range("batch", batch, 1, LARGEST_BATCH)
+    _check_range("first", first, 0, 2**31)
+    return range(first, first + batch)
 
 
 def _check_range(name: str, value: float, low: float, high: float) -> None:

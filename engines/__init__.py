@@ -32,7 +32,7 @@ class Backend:
 
 BACKENDS: dict[str, Backend] = {
     "onnxruntime": Backend("cdiff_rt.engines.ort:load", ("onnxruntime",), "cpu", parallel=True),
-    "torch": Backend("cdiff_rt.engines.eager:load", ("torch", "safetensors"), "export"),
+    "torch": Backend("cdiff_rt.engines.eager:load", ("torch", "safetensors"), "torch"),
 }
 
 
@@ -53,15 +53,21 @@ def check_backend(backend: str) -> None:
         raise BadRequest("backend", repr(backend), f"choose one of {', '.join(BACKENDS)}")
     reason = why_not(backend)
     if reason:
-        remedy = f"run `pip install cdiff-rt[{BACKENDS[backend].extra}]` or choose another"
-        raise BadEnvironment(f"backend {backend}", reason, remedy)
+        raise BadEnvironment(f"backend {backend}", reason, _install(backend))
+
+
+def _install(backend: str) -> str:
+    return f"run `pip install '.[{BACKENDS[backend].extra}]'` in the checkout or choose another"
 
 
 def load_engine(backend: str, bundle: Bundle, network: str, *, threads: int | None = None) -> Engine:
     """The engine of one network, on `threads` of the machine's cores (None: all). Raises as `check_backend` does."""
     check_backend(backend)
     module, function = BACKENDS[backend].loader.split(":")
-    return getattr(importlib.import_module(module), function)(bundle, network, threads or cores())
+    try:
+        return getattr(importlib.import_module(module), function)(bundle, network, threads or cores())
+    except ImportError as error:
+        raise BadEnvironment(f"backend {backend}", f"it does not load ({error})", _install(backend)) from error
 
 
 def check_inputs(spec: NetworkSpec, inputs: dict[str, np.ndarray]) -> None:

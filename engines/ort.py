@@ -3,7 +3,7 @@
 import numpy as np
 
 from cdiff_rt.engines import check_inputs
-from cdiff_rt.errors import BadArtefact
+from cdiff_rt.errors import BadArtefact, OutOfResource
 from cdiff_rt.manifest import Bundle, NetworkSpec
 
 
@@ -35,7 +35,12 @@ class OrtEngine:
 
     def __call__(self, **inputs: np.ndarray) -> dict[str, np.ndarray]:
         check_inputs(self.spec, inputs)
-        return dict(zip(self._outputs, self._session.run(self._outputs, inputs), strict=True))
+        try:
+            outputs = self._session.run(self._outputs, inputs)
+        except Exception as error:  # see above; a checked network with checked inputs fails for want of memory
+            reason = str(error).splitlines()[0]
+            raise OutOfResource(f"running {self.spec.file}", reason, "choose a smaller batch") from error
+        return dict(zip(self._outputs, outputs, strict=True))
 
     def close(self) -> None:
         del self._session

@@ -97,6 +97,20 @@ def bomb_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def small_png(*, bits: int, colour_type: int, row: bytes) -> bytes:
+    """A PNG of 8 x 8 pixels with equal rows, of a depth that Pillow does not write."""
+    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", 8, 8, bits, colour_type, 0, 0, 0))
+    return (
+        b"\x89PNG\r\n\x1a\n" + header + png_chunk(b"IDAT", zlib.compress((b"\0" + row) * 8)) + png_chunk(b"IEND", b"")
+    )
+
+
+def broken_exif(path: Path) -> None:
+    Image.fromarray(LABELS).save(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:33] + png_chunk(b"eXIf", b"MM\0*\0") + whole[33:])  # after the signature and IHDR
+
+
 def truncated(path: Path) -> None:
     Image.fromarray(np.random.default_rng(0).integers(0, 19, (64, 64), np.uint8)).save(path)
     path.write_bytes(path.read_bytes()[:1000])
@@ -147,6 +161,9 @@ BAD_MASKS: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     "jpeg named png": (lambda path: Image.fromarray(LABELS).save(path, "JPEG"), ("JPEG", "changes labels")),
     "gif named png": (lambda path: Image.fromarray(LABELS).save(path, "GIF"), ("GIF",)),
     "animated": (animated, ("animation", "2 frames")),
+    "4 bits": (lambda path: path.write_bytes(small_png(bits=4, colour_type=0, row=bytes(4))), ("L;4", "8 bits")),
+    "16-bit colour": (lambda path: path.write_bytes(small_png(bits=16, colour_type=2, row=bytes(48))), ("RGB;16B",)),
+    "broken exif": (broken_exif, ("cannot be read",)),
     "16 bits": (lambda path: Image.fromarray(LABELS.astype(np.uint16)).save(path), ("I;16",)),
     "1 bit": (lambda path: Image.fromarray(LABELS == 0).save(path), ("mode 1",)),
     "transparent": (lambda path: Image.fromarray(with_alpha(254)).save(path), ("transparent",)),

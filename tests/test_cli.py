@@ -165,7 +165,7 @@ def test_an_altered_bundle_is_exit_code_4(file, words, bundle_copy, out):
 def test_a_missing_library_is_exit_code_5(out, monkeypatch):
     monkeypatch.setitem(BACKENDS, "torch", Backend("x:load", ("no_such_library",), "export"))
     result = run("-q", "generate", "--text", TEXT, "--out", out, "--backend", "torch")
-    check_refused(result, 5, "no_such_library not installed", "pip install cdiff-rt[export]")
+    check_refused(result, 5, "no_such_library not installed", "pip install '.[export]'")
     assert not out.exists()
 
 

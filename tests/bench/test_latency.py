@@ -5,6 +5,7 @@ import pytest
 
 from cdiff_rt import __version__
 from cdiff_rt.bench.latency import Comparison, Timing, Worker, _check_same_work, compare, machine
+from cdiff_rt.engines import BACKENDS, Backend
 from cdiff_rt.errors import BadEnvironment, BadRequest
 
 
@@ -47,18 +48,31 @@ def test_a_real_comparison_times_every_backend(tiny_bundle):
         assert timing.load_s > 0.001 * min(timing.ms)
         assert 20 < timing.memory_mib < 16_000
     assert result.ratio(result.timings[0]) > 0
-    assert result.settings == {"model": str(tiny_bundle), "steps": 2, "batch": 1, "repeats": 3}
+    assert result.settings == {"model": str(tiny_bundle), "steps": 2, "batch": 1, "warm-up": 2, "repeats": 3}
 
 
 @pytest.mark.parametrize(("steps", "batch"), [(0, 1), (2, 0), (-1, 1)])
-def test_settings_out_of_range_are_refused(tmp_path, steps, batch):
-    with pytest.raises(BadRequest, match="at least 1"):
-        compare(str(tmp_path), ("onnxruntime",), steps=steps, batch=batch, repeats=3)
+def test_settings_out_of_range_are_refused(tiny_bundle, steps, batch):
+    with pytest.raises(BadRequest, match="^(steps|batch): -?[0-9] is outside 1-"):
+        compare(str(tiny_bundle), ("onnxruntime",), steps=steps, batch=batch, repeats=3)
 
 
 def test_a_worker_that_cannot_start_is_an_error(tmp_path):
-    with pytest.raises(BadEnvironment, match="backend onnxruntime.*its process ended"):
-        compare(str(tmp_path), ("onnxruntime",), steps=2, batch=1, repeats=3)
+    with pytest.raises(BadEnvironment, match="backend onnxruntime: .*has no manifest.json"):
+        Worker(str(tmp_path), "onnxruntime", steps=1, batch=1).receive()
+
+
+def test_a_missing_backend_is_refused_before_any_worker_starts(tiny_bundle, monkeypatch):
+    monkeypatch.setitem(BACKENDS, "torch", Backend("x:load", ("no_such_library",), "torch"))
+    with pytest.raises(BadEnvironment, match="no_such_library not installed"):
+        compare(str(tiny_bundle), ("torch",), steps=2, batch=1, repeats=3)
+
+
+def test_without_any_backend_the_remedy_is_named(tiny_bundle, monkeypatch):
+    for name in BACKENDS:
+        monkeypatch.setitem(BACKENDS, name, Backend("x:load", ("no_such_library",), "cpu"))
+    with pytest.raises(BadEnvironment, match="no backend is installed"):
+        compare(str(tiny_bundle), (), steps=2, batch=1, repeats=3)
 
 
 def test_a_worker_that_dies_between_two_runs_is_an_error(tiny_bundle):
@@ -71,10 +85,10 @@ def test_a_worker_that_dies_between_two_runs_is_an_error(tiny_bundle):
 
 
 def test_equal_work_passes():
-    _check_same_work({"onnxruntime": 0.70001, "torch": 0.7})
+    _check_same_work({"onnxruntime": [0.70001, -1.0], "torch": [0.7, -1.0]})
 
 
-@pytest.mark.parametrize("checksum", [0.71, 0.0, math.nan, math.inf])
-def test_different_work_is_an_error(checksum):
-    with pytest.raises(BadEnvironment, match="outputs differ"):
-        _check_same_work({"onnxruntime": checksum, "torch": 0.7})
+@pytest.mark.parametrize("value", [0.71, 0.0, math.nan, math.inf])
+def test_different_work_is_an_error(value):
+    with pytest.raises(BadEnvironment, match="first image differs"):
+        _check_same_work({"onnxruntime": [value, -1.0], "torch": [0.7, -1.0]})

@@ -229,11 +229,13 @@ def test_folders_that_cannot_be_written_are_refused(folder, tmp_path):
 
 @pytest.mark.parametrize("prompt", ["A man, 50% grey.", "Café — 日本 😀", "two\nlines\tand a tab", "", "=x: 'y\" \\n"])
 def test_parameters_survive_a_png(prompt, tmp_path):
-    record = RECORD | {"conditions": {"text": prompt} if prompt else {"mask": "m.png"}}
+    record = RECORD | {"conditions": {"text": prompt} if prompt else {"mask": "m.png"}, "prompt": prompt, "image": 3}
     images.write_png(tmp_path / "a.png", PICTURE, images.parameters_text(record))
     with Image.open(tmp_path / "a.png") as image:
         texts = image.text
-    settings = "Steps: 50, Sampler: DDIM, Eta: 1.0, Seed: 7, Size: 128x128, Model: faces-128, Model hash: 0123456789"
+    settings = (
+        "Steps: 50, Sampler: DDIM, Eta: 1.0, Seed: 7, Image: 3, Size: 128x128, Model: faces-128, Model hash: 0123456789"
+    )
     assert texts["parameters"] == f"{prompt}\n{settings}, Version: cdiff-rt 0.1.0".lstrip("\n")
     assert json.loads(texts["cdiff_rt"]) == record
 

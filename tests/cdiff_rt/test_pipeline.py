@@ -11,7 +11,7 @@ from PIL import Image
 from cdiff_rt import __version__
 from cdiff_rt import pipeline as module
 from cdiff_rt.errors import BadArtefact, BadInput, BadRequest
-from cdiff_rt.pipeline import MODELS, Pipeline, find_model, image_paths, save_images
+from cdiff_rt.pipeline import MODELS, Pipeline, find_model, image_paths
 
 TEXT = "This man has a long beard. He is in his fifties."
 
@@ -150,6 +150,7 @@ def test_the_record_tells_the_whole_run(pipeline, bundle, mask):
         "seed": 9,
         "first": 2,
         "batch": 2,
+        "prompt": TEXT,
         "conditions": {"mask": "array 128x128", "text": TEXT},
         "model": "faces-128",
         "model_hash": module.sha256(bundle.path("manifest.json")),
@@ -192,33 +193,33 @@ def test_an_unknown_backend_is_refused(bundle):
 
 def test_image_paths_name_seed_and_number_and_make_nothing(tmp_path):
     folder = tmp_path / "a" / "b"
-    assert image_paths(folder, 7, 3) == [folder / f"seed7-00{i}.png" for i in range(3)]
+    assert image_paths(folder, 7, range(3)) == [folder / f"seed7-00{i}.png" for i in range(3)]
     assert list(tmp_path.iterdir()) == []
 
 
 def test_image_paths_take_one_png_file(tmp_path):
-    assert image_paths(tmp_path / "one.PNG", 7, 1) == [tmp_path / "one.PNG"]
+    assert image_paths(tmp_path / "one.PNG", 7, range(1)) == [tmp_path / "one.PNG"]
     with pytest.raises(BadRequest, match="one file, one.png, for 2 images"):
-        image_paths(tmp_path / "one.png", 7, 2)
+        image_paths(tmp_path / "one.png", 7, range(2))
 
 
 def test_image_paths_overwrite_only_by_force(tmp_path):
     (tmp_path / "seed7-001.png").touch()
     with pytest.raises(BadRequest, match="seed7-001.png exists"):
-        image_paths(tmp_path, 7, 2)
-    assert len(image_paths(tmp_path, 7, 2, force=True)) == 2
+        image_paths(tmp_path, 7, range(2))
+    assert len(image_paths(tmp_path, 7, range(2), force=True)) == 2
 
 
 def test_image_paths_never_overwrite_a_folder(tmp_path):
     (tmp_path / "seed7-000.png").mkdir()
     with pytest.raises(BadRequest, match="is a folder"):
-        image_paths(tmp_path, 7, 1, force=True)
+        image_paths(tmp_path, 7, range(1), force=True)
 
 
 def test_saved_images_hold_their_own_number_and_make_the_same_image_again(pipeline, tmp_path):
     result = pipeline.generate(text=TEXT, steps=4, seed=7, first=1, batch=2)
-    paths = image_paths(tmp_path, 7, 2)
-    save_images(result, paths)
+    paths = result.save(tmp_path)
+    assert [path.name for path in paths] == ["seed7-001.png", "seed7-002.png"]
     for number, path in enumerate(paths, start=1):
         with Image.open(path) as image:
             record, pixels = json.loads(image.text["cdiff_rt"]), np.asarray(image).astype(int)

@@ -54,7 +54,7 @@ def test_an_unknown_backend_is_refused_and_the_known_are_named(bundle):
 
 def test_a_missing_library_is_named_with_the_command_that_installs_it(without_library, bundle):
     assert why_not("torch") == "no_such_library not installed"
-    with pytest.raises(BadEnvironment, match=r"no_such_library not installed; run `pip install cdiff-rt\[export\]`"):
+    with pytest.raises(BadEnvironment, match=r"no_such_library not installed; run `pip install '\.\[export\]'`"):
         load_engine("torch", bundle, "vae.decode")
 
 
