@@ -8,11 +8,11 @@ import hashlib
 import json
 import stat
 from collections import Counter
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Literal
 
+from cdiff_rt import records
 from cdiff_rt.errors import BadArtefact
 from cdiff_rt.schedule import Schedule
 
@@ -91,7 +91,11 @@ class Manifest:
         if type(found) is not int or found != FORMAT:
             raise BadArtefact(NAME, f"format {found!r}", f"this cdiff-rt reads format {FORMAT}; {REBUILD}")
         try:
-            return _typed(cls, data, "manifest")
+            manifest = records.from_json(cls, data, "manifest")
+            for name in ("latent_shape", "modalities", "networks"):
+                if not getattr(manifest, name):
+                    raise TypeError(f"{name} is empty")
+            return manifest
         except TypeError as error:
             raise BadArtefact(NAME, f"a field is missing, surplus or of another type ({error})", REBUILD) from None
 
@@ -105,27 +109,6 @@ def _unique(pairs: list[tuple[str, object]]) -> dict:
 
 def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is no number")
-
-
-def _typed(kind: Any, value: Any, where: str) -> Any:
-    """JSON as the type that a field says. Raises TypeError."""
-    parts = get_args(kind)
-    if isinstance(kind, type) and is_dataclass(kind):
-        fields = get_type_hints(kind)
-        if isinstance(value, dict) and set(value) == set(fields):
-            return kind(**{name: _typed(hint, value[name], f"{where}.{name}") for name, hint in fields.items()})
-        odd = set(fields).symmetric_difference(value) if isinstance(value, dict) else value
-        raise TypeError(f"{where}: {odd!r}")
-    if get_origin(kind) is tuple and isinstance(value, list) and value:
-        return tuple(_typed(parts[0], item, where) for item in value)
-    if get_origin(kind) is dict and isinstance(value, dict):
-        return {name: _typed(parts[1], item, f"{where}.{name}") for name, item in value.items()}
-    if get_origin(kind) is Literal and value in parts:
-        return value
-    scalars = parts if get_origin(kind) is UnionType else (kind,)
-    if type(value) in scalars or (kind is float and type(value) is int):
-        return value
-    raise TypeError(f"{where}: {value!r}")
 
 
 @dataclass(frozen=True, eq=False)

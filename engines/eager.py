@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cdiff_rt import records
 from cdiff_rt.engines import check_inputs
 from cdiff_rt.errors import BadArtefact
 from cdiff_rt.manifest import Bundle, NetworkSpec
@@ -33,7 +34,7 @@ def load_model(bundle: Bundle) -> CollaborativeModel:
     from safetensors.torch import load_file
 
     try:
-        model = CollaborativeModel(ModelConfig.from_json(bundle.manifest.source))
+        model = CollaborativeModel(records.from_json(ModelConfig, bundle.manifest.source, "source"))
         weights = load_file(bundle.path(bundle.manifest.weights))
         model.load_state_dict({name: weight.float() for name, weight in weights.items()})
     except Exception as error:  # of the description, of safetensors and of torch: no base class but this

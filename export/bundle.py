@@ -2,6 +2,7 @@
 
 import shutil
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -15,10 +16,10 @@ from cdiff_rt.export.verify import compare_networks
 from cdiff_rt.images import check_folder
 from cdiff_rt.manifest import NAME, Bundle, Manifest, NetworkSpec, TensorSpec, sha256
 from cdiff_rt.nets.collaborative import CollaborativeModel, network_functions
-from cdiff_rt.nets.text_encoder import TextEncoderConfig
 
 WEIGHTS = "weights.safetensors"
 HEAD_MULTIPLE = 8
+Shape = tuple[int | str, ...]
 
 
 def export_checkpoint(checkpoint: Path, out: Path) -> dict[str, float]:
@@ -65,7 +66,7 @@ def write_bundle(checkpoint: Checkpoint, folder: Path) -> None:
         modalities=described.modalities,
         networks=specs,
         weights=WEIGHTS,
-        source=config.to_json(),
+        source=asdict(config),
         provenance=described.provenance | {"torch": torch.__version__},
         licence=described.licence,
         files=files,
@@ -75,36 +76,34 @@ def write_bundle(checkpoint: Checkpoint, folder: Path) -> None:
 
 def network_specs(described: Description, model: CollaborativeModel) -> dict[str, NetworkSpec]:
     """The one place where shapes are written down. `docs/bundle.md` says what each network is for."""
-    latent: tuple[int | str, ...] = ("batch", *described.latent_shape)
-    logit: tuple[int | str, ...] = ("batch", 1, *described.latent_shape[1:])
-    image: tuple[int | str, ...] = ("batch", 3, described.image_size, described.image_size)
+    latent: Shape = ("batch", *described.latent_shape)
+    logit: Shape = ("batch", 1, *described.latent_shape[1:])
+    image: Shape = ("batch", 3, described.image_size, described.image_size)
     specs = {
-        "vae.encode": ([("image", image)], [("mean", latent), ("logvar", latent)]),
-        "vae.decode": ([("z", latent)], [("image", image)]),
+        "vae.encode": _spec("vae.encode", {"image": image}, {"mean": latent, "logvar": latent}),
+        "vae.decode": _spec("vae.decode", {"z": latent}, {"image": image}),
     }
     for modality in described.modalities:
         expert = model.expert(modality.name)
-        count = modality.tokens or modality.classes
-        keys_values = ("batch", count, expert.unet.context_width + expert.diffuser.context_width)
+        words = modality.kind == "words"
+        count = modality.tokens if words else modality.classes
+        context: Shape = ("batch", count, expert.unet.context_width + expert.diffuser.context_width)
         width = expert.unet.row_width + expert.diffuser.row_width
-        words = isinstance(described.config.experts[modality.name].encoder, TextEncoderConfig)
-        inputs = ("batch", count) if words else ("batch", count, modality.size**2)
-        specs[f"condition.{modality.name}"] = ([("inputs", inputs)], [("context", keys_values)])
-        specs[f"time.{modality.name}"] = ([("t", ("steps",))], [("rows", ("steps", width))])
-        specs[f"expert.{modality.name}"] = (
-            [("x", latent), ("rows", (1, width)), ("context", keys_values)],
-            [("out", latent), ("logit", logit)],
+        inputs: Shape = ("batch", count) if words else ("batch", count, modality.size**2)
+        condition, time, step = (f"{part}.{modality.name}" for part in ("condition", "time", "expert"))
+        kind = "int64" if words else "float32"
+        specs[condition] = _spec(condition, {"inputs": inputs}, {"context": context}, kind)
+        specs[time] = _spec(time, {"t": ("steps",)}, {"rows": ("steps", width)}, "int64")
+        specs[step] = _spec(
+            step, {"x": latent, "rows": (1, width), "context": context}, {"out": latent, "logit": logit}
         )
-    words_of = {m.name for m in described.modalities if m.tokens}
-    return {name: _spec(name, *tensors, words_of) for name, tensors in specs.items()}
+    return specs
 
 
-def _spec(network: str, inputs: list, outputs: list, words: set[str]) -> NetworkSpec:
-    """Everything is float32 but timesteps and word pieces."""
-    integers = network.startswith("time.") or network.removeprefix("condition.") in words
-    kind = "int64" if integers else "float32"
+def _spec(network: str, inputs: dict[str, Shape], outputs: dict[str, Shape], kind: str = "float32") -> NetworkSpec:
+    """`kind` is the inputs' type; outputs are float32."""
     return NetworkSpec(
         f"{network}.onnx",
-        tuple(TensorSpec(name, shape, kind) for name, shape in inputs),
-        tuple(TensorSpec(name, shape, "float32") for name, shape in outputs),
+        tuple(TensorSpec(name, shape, kind) for name, shape in inputs.items()),
+        tuple(TensorSpec(name, shape, "float32") for name, shape in outputs.items()),
     )

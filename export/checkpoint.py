@@ -9,10 +9,13 @@ from pathlib import Path
 
 from torch import Tensor
 
+from cdiff_rt import records
 from cdiff_rt.errors import BadArtefact
 from cdiff_rt.manifest import Influence, Modality, is_plain_name
 from cdiff_rt.nets.collaborative import ModelConfig
+from cdiff_rt.nets.text_encoder import TextEncoderConfig
 from cdiff_rt.schedule import Schedule
+from cdiff_rt.wordpiece import END, PAD, START, UNKNOWN
 
 _KEY = "cdiff_rt"
 _HELP = "give a file that a recipe's `finish` stage wrote"
@@ -65,26 +68,13 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if _KEY not in metadata:
         raise BadArtefact(f"checkpoint {path.name}", "it does not describe its model", _HELP)
     try:
-        description = _description(json.loads(metadata[_KEY]))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = f"its description cannot be read ({type(error).__name__}: {error})"
-        raise BadArtefact(f"checkpoint {path.name}", reason, _HELP) from None
+        description = records.from_json(Description, json.loads(metadata[_KEY]), "description")
+    except (ValueError, TypeError) as error:
+        raise BadArtefact(f"checkpoint {path.name}", f"its description cannot be read ({error})", _HELP) from None
     checkpoint = Checkpoint(description, weights)
     _check_description(path.name, description)
     _check_weights(path.name, checkpoint)
     return checkpoint
-
-
-def _description(data: dict) -> Description:
-    return Description(
-        **data
-        | {
-            "config": ModelConfig.from_json(data["config"]),
-            "schedule": Schedule(**data["schedule"]),
-            "influence": Influence(**data["influence"]),
-            "modalities": tuple(Modality(**modality) for modality in data["modalities"]),
-        }
-    )
 
 
 def _check_description(name: str, description: Description) -> None:
@@ -97,6 +87,16 @@ def _check_description(name: str, description: Description) -> None:
     for file in description.vocabularies:
         if not is_plain_name(file) or not file.endswith(".txt"):
             raise BadArtefact(f"checkpoint {name}", f"vocabulary file {file!r} is no plain .txt name", _HELP)
+    for modality in description.modalities:
+        encoder = description.config.experts[modality.name].encoder
+        if isinstance(encoder, TextEncoderConfig):
+            pieces = description.vocabularies.get(modality.vocabulary, [])
+            if len(pieces) != encoder.vocabulary or not {PAD, UNKNOWN, START, END} <= set(pieces):
+                seen = f"vocabulary {modality.vocabulary!r} has {len(pieces)} pieces, {encoder.vocabulary} are embedded"
+                raise BadArtefact(f"checkpoint {name}", seen, f"it needs those, {PAD}, {UNKNOWN}, {START} and {END}")
+    if description.image_size % description.config.vae.factor:
+        seen = f"images of {description.image_size} pixels, latents {description.config.vae.factor} times smaller"
+        raise BadArtefact(f"checkpoint {name}", seen, _HELP)
 
 
 def _check_weights(name: str, checkpoint: Checkpoint) -> None:
@@ -104,8 +104,11 @@ def _check_weights(name: str, checkpoint: Checkpoint) -> None:
 
     from cdiff_rt.nets.collaborative import CollaborativeModel
 
-    with torch.device("meta"):
-        expected = CollaborativeModel(checkpoint.description.config).state_dict()
+    try:
+        with torch.device("meta"):
+            expected = CollaborativeModel(checkpoint.description.config).state_dict()
+    except (ValueError, RuntimeError, ArithmeticError) as error:
+        raise BadArtefact(f"checkpoint {name}", f"its description makes no model ({error})", _HELP) from None
     wrong = sorted(set(expected) ^ set(checkpoint.weights))
     if wrong:
         role = "missing" if wrong[0] in expected else "surplus"

@@ -1,9 +1,8 @@
 """The whole model: one expert per modality (branch, dynamic diffuser, condition encoder) and one shared autoencoder."""
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +14,6 @@ from cdiff_rt.nets.unet import UNet, UNetConfig
 
 EncoderConfig = MaskEncoderConfig | TextEncoderConfig
 Encoder = MaskEncoder | TextEncoder
-Config = TypeVar("Config")
 
 
 @dataclass(frozen=True)
@@ -27,29 +25,10 @@ class ExpertConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Sizes of all networks; `to_json` and `from_json` carry them through a bundle's manifest."""
+    """Sizes of all networks, as a bundle's manifest carries them."""
 
     experts: dict[str, ExpertConfig]
     vae: AutoencoderConfig
-
-    def to_json(self) -> dict:
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_json(cls, data: dict) -> "ModelConfig":
-        experts = {name: _expert_config(expert) for name, expert in data["experts"].items()}
-        return cls(experts, _config(AutoencoderConfig, data["vae"]))
-
-
-def _config(kind: type[Config], fields: dict) -> Config:
-    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
-
-
-def _expert_config(data: dict) -> ExpertConfig:
-    kind: type[EncoderConfig] = TextEncoderConfig if "vocabulary" in data["encoder"] else MaskEncoderConfig
-    return ExpertConfig(
-        _config(kind, data["encoder"]), _config(UNetConfig, data["unet"]), _config(UNetConfig, data["diffuser"])
-    )
 
 
 def build_encoder(config: EncoderConfig) -> Encoder:

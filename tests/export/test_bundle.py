@@ -17,6 +17,7 @@ from cdiff_rt.export.verify import TOLERANCE
 from cdiff_rt.manifest import Bundle
 from cdiff_rt.nets.collaborative import ModelConfig
 from cdiff_rt.pipeline import Pipeline
+from cdiff_rt.records import from_json
 from tests.tiny import DESCRIPTION, VOCABULARY, tiny_checkpoint
 
 MASK = np.array([[0, 1], [2, 4]], np.uint8).repeat(8, 0).repeat(8, 1)
@@ -63,7 +64,7 @@ def test_weights_are_the_checkpoint_s_in_half_precision(bundle):
     same_shape = [key for key in given if stored[key].shape == given[key].shape]
     assert len(same_shape) > len(given) / 2
     assert all(stored[key].equal(given[key].half()) for key in same_shape)
-    config = ModelConfig.from_json(bundle.manifest.source)
+    config = from_json(ModelConfig, bundle.manifest.source, "source")
     assert {expert.unet.head_multiple for expert in config.experts.values()} == {8}
 
 

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import pytest
@@ -5,6 +6,7 @@ import torch
 
 from cdiff_rt.export.published import PUBLISHED
 from cdiff_rt.nets.collaborative import CollaborativeModel, ModelConfig, network_functions
+from cdiff_rt.records import from_json
 from recipes.faces.config import FACES_128
 from tests.nets import naive
 from tests.tiny import CONFIG
@@ -24,7 +26,7 @@ def example(name):
 
 @pytest.mark.parametrize("config", [CONFIG, FACES_128, *PUBLISHED.values()], ids=["tiny", "faces-128", *PUBLISHED])
 def test_configuration_survives_json(config):
-    assert ModelConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
+    assert from_json(ModelConfig, json.loads(json.dumps(dataclasses.asdict(config))), "model") == config
 
 
 @pytest.mark.parametrize("name", ["mask", "text"])

@@ -1,0 +1,40 @@
+"""JSON as dataclasses, strictly: every field is there, none is surplus, each has the type that its annotation says."""
+
+from dataclasses import is_dataclass
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+
+def from_json(kind: Any, value: Any, where: str) -> Any:
+    """`value` as a `kind`: a dataclass, tuple, list, dict, Literal, union or scalar. Raises TypeError naming the place.
+
+    Of a union of dataclasses, the one is meant that has the fields of `value`.
+    """
+    parts, origin = get_args(kind), get_origin(kind)
+    if origin is UnionType:
+        kind = next((part for part in parts if _fits(part, value)), kind)
+    if isinstance(kind, type) and is_dataclass(kind):
+        return _record(kind, value, where)
+    if origin is tuple and isinstance(value, list):
+        return tuple(from_json(parts[0], item, where) for item in value)
+    if origin is list and isinstance(value, list):
+        return [from_json(parts[0], item, where) for item in value]
+    if origin is dict and isinstance(value, dict):
+        return {name: from_json(parts[1], item, f"{where}.{name}") for name, item in value.items()}
+    if (origin is Literal and value in parts) or _fits(kind, value):
+        return value
+    raise TypeError(f"{where}: {value!r}")
+
+
+def _fits(kind: Any, value: Any) -> bool:
+    if isinstance(kind, type) and is_dataclass(kind):
+        return isinstance(value, dict) and set(value) == set(get_type_hints(kind))
+    return type(value) is kind or (kind is float and type(value) is int)
+
+
+def _record(kind: type, value: Any, where: str) -> Any:
+    fields = get_type_hints(kind)
+    if not _fits(kind, value):
+        odd = set(fields).symmetric_difference(value) if isinstance(value, dict) else value
+        raise TypeError(f"{where}: {odd!r}")
+    return kind(**{name: from_json(hint, value[name], f"{where}.{name}") for name, hint in fields.items()})
