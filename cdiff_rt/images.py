@@ -112,9 +112,9 @@ def centre_square(pixels: np.ndarray) -> np.ndarray:
 
 
 def nearest(labels: np.ndarray, size: int) -> np.ndarray:
-    """[S, S] -> [size, size], the pixel at floor((i + 0.5) * S / size), as Pillow's NEAREST."""
-    centres = np.floor((np.arange(size) + 0.5) * labels.shape[0] / size).astype(int)
-    return labels[centres[:, None], centres]
+    """[..., S, S] -> [..., size, size], the pixel at floor((i + 0.5) * S / size), as Pillow's NEAREST."""
+    centres = np.floor((np.arange(size) + 0.5) * labels.shape[-1] / size).astype(int)
+    return labels[..., centres[:, None], centres]
 
 
 def to_uint8(images):  # noqa: ANN001, ANN201 - numpy or torch array, like its input

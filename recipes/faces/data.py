@@ -5,14 +5,15 @@ python -m recipes.faces.data --count 16000 --out data
 
 import json
 import multiprocessing
-import os
+import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import click
 import numpy as np
 
-from recipes.faces.config import IMAGE_SIZE, MASK_SIZE, TOKENS, VOCABULARY
+from cdiff_rt.wordpiece import WordPiece
+from recipes.faces.config import IMAGE_SIZE, TOKENS, VOCABULARY
 from recipes.faces.painter import portrait
 
 HELD_OUT = 512  # the last portraits of a data set are for evaluation only
@@ -24,6 +25,7 @@ class Portraits:
     labels: np.ndarray  # [N, 128, 128] uint8, classes 0-18
     captions: list[str]
     attributes: list[dict]
+    first_seed: int
 
     @property
     def train_count(self) -> int:
@@ -32,24 +34,20 @@ class Portraits:
     @classmethod
     def load(cls, folder: Path) -> "Portraits":
         rows = [json.loads(line) for line in (folder / "portraits.jsonl").read_text().splitlines()]
+        images, labels = (np.load(folder / name, mmap_mode="r") for name in ("images.npy", "labels.npy"))
+        assert len(images) == len(labels) == len(rows), f"{folder} is not what this program painted"
         return cls(
-            np.load(folder / "images.npy", mmap_mode="r"),
-            np.load(folder / "labels.npy", mmap_mode="r"),
-            [row["caption"] for row in rows],
-            [row["attributes"] for row in rows],
+            images, labels, [row["caption"] for row in rows], [row["attributes"] for row in rows], rows[0]["seed"]
         )
 
-
-def small_masks(labels: np.ndarray) -> np.ndarray:
-    """[N, H, W] -> [N, MASK_SIZE, MASK_SIZE] by the nearest pixel, as the runtime reads masks."""
-    centres = ((np.arange(MASK_SIZE) + 0.5) * labels.shape[1] / MASK_SIZE).astype(int)
-    return labels[:, centres[:, None], centres]
+    @property
+    def name(self) -> str:
+        """Which portraits these are."""
+        return f"{len(self.captions)} portraits from seed {self.first_seed}"
 
 
 def token_ids(captions: list[str]) -> np.ndarray:
     """[N, TOKENS] int64."""
-    from cdiff_rt.wordpiece import WordPiece
-
     tokenizer = WordPiece(VOCABULARY)
     encoded = {caption: tokenizer.encode(caption, TOKENS) for caption in set(captions)}
     for caption, tokens in encoded.items():
@@ -68,14 +66,23 @@ def _paint(seed: int) -> tuple[np.ndarray, np.ndarray, str]:
 @click.option("--first-seed", default=0, show_default=True, help="Portrait i has the seed first-seed + i.")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True)
 def main(count: int, first_seed: int, out: Path) -> None:
-    """Paint COUNT portraits into OUT."""
-    out.mkdir(parents=True, exist_ok=True)
-    images = np.lib.format.open_memmap(out / "images.npy", "w+", np.uint8, (count, IMAGE_SIZE, IMAGE_SIZE, 3))
-    labels = np.lib.format.open_memmap(out / "labels.npy", "w+", np.uint8, (count, IMAGE_SIZE, IMAGE_SIZE))
-    os.environ["OMP_NUM_THREADS"] = "1"
-    with multiprocessing.Pool() as pool, (out / "portraits.jsonl").open("w") as rows:
-        painted = pool.imap(_paint, range(first_seed, first_seed + count), chunksize=32)
-        with click.progressbar(painted, length=count, label="painting") as bar:
+    """Paint COUNT portraits into OUT, which must not exist yet."""
+    if out.exists():
+        raise click.UsageError(f"{out} exists; choose another folder or remove it")
+    partial = out.with_name(f"{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    paint_all(range(first_seed, first_seed + count), partial)
+    partial.rename(out)
+
+
+def paint_all(seeds: range, folder: Path) -> None:
+    size = (IMAGE_SIZE, IMAGE_SIZE)
+    images = np.lib.format.open_memmap(folder / "images.npy", "w+", np.uint8, (len(seeds), *size, 3))
+    labels = np.lib.format.open_memmap(folder / "labels.npy", "w+", np.uint8, (len(seeds), *size))
+    with multiprocessing.Pool() as pool, (folder / "portraits.jsonl").open("w") as rows:
+        painted = pool.imap(_paint, seeds, chunksize=32)
+        with click.progressbar(painted, length=len(seeds), label="painting") as bar:
             for i, (image, mask, row) in enumerate(bar):
                 images[i], labels[i] = image, mask
                 rows.write(row + "\n")

@@ -11,9 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cdiff_rt.nets.collaborative import CollaborativeModel
-from recipes.faces.config import FACES_128
 from recipes.faces.data import HELD_OUT, Portraits
-from recipes.faces.train import Examples, at_timestep, conditions_of, images_of, load_weights, peak_signal_to_noise
+from recipes.faces.train import Examples, at_timestep, conditions_of, images_of, load_model, peak_signal_to_noise
 
 TIMESTEPS = (981, 781, 581, 381, 181, 21)
 SEED = 1
@@ -62,11 +61,7 @@ def main(data: Path, work: Path) -> None:
     """Print the autoencoder's PSNR and the error of v by timestep, mean over held-out portraits."""
     from safetensors.torch import load_file
 
-    model = CollaborativeModel(FACES_128).eval()
-    load_weights(model, work, "vae")
-    for modality in FACES_128.experts:
-        for part in ("encoder", "unet", "diffuser"):
-            load_weights(model, work, f"experts.{modality}.{part}")
+    model = load_model(work)
     with torch.inference_mode():
         examples, psnr = held_out(model, Portraits.load(data), load_file(work / "latents.safetensors")["scale"].item())
         columns = {t: predictions(model, examples, t) for t in TIMESTEPS}

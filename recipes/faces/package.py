@@ -11,9 +11,8 @@ from safetensors.torch import load_file
 
 from cdiff_rt.export.checkpoint import Checkpoint, Description, write_checkpoint
 from cdiff_rt.manifest import Influence, Modality
-from cdiff_rt.nets.collaborative import CollaborativeModel
 from recipes.faces.config import FACES_128, IMAGE_SIZE, MASK_CLASSES, MASK_SIZE, SCHEDULE, TOKENS, VOCABULARY
-from recipes.faces.train import STAGES, load_weights
+from recipes.faces.train import STAGES, load_model
 
 VOCABULARY_FILE = "vocab.txt"
 MODALITIES = (
@@ -52,13 +51,8 @@ def describe(latent_scale: float, training: dict[str, dict]) -> Description:
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), required=True)
 def main(work: Path, out: Path) -> None:
     """Collect the weights in WORK into the checkpoint OUT."""
-    model = CollaborativeModel(FACES_128)
-    load_weights(model, work, "vae")
-    for modality in FACES_128.experts:
-        for part in ("encoder", "unet", "diffuser"):
-            load_weights(model, work, f"experts.{modality}.{part}")
     scale = load_file(work / "latents.safetensors")["scale"].item()
-    write_checkpoint(out, Checkpoint(describe(scale, training_log(work)), model.state_dict()))
+    write_checkpoint(out, Checkpoint(describe(scale, training_log(work)), load_model(work).state_dict()))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,8 @@
 """Train `faces-128`, stage by stage. Each stage needs the ones before it; each can be stopped and resumed.
 
-python -m recipes.faces.train vae       --minutes 25 --data data --out work
-python -m recipes.faces.train mask      --minutes 35 --data data --out work
-python -m recipes.faces.train text      --minutes 30 --data data --out work
-python -m recipes.faces.train diffusers --minutes 12 --data data --out work
+python -m recipes.faces.train STAGE --minutes N --data data --out work
+
+README.md beside this file has the order and the minutes.
 """
 
 import math
@@ -15,15 +14,18 @@ from typing import Any
 import click
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from cdiff_rt.images import nearest
+from cdiff_rt.manifest import sha256
 from cdiff_rt.nets.collaborative import CollaborativeModel, Expert
 from cdiff_rt.nets.mask_encoder import MaskEncoder
 from cdiff_rt.nets.text_encoder import TextEncoder
 from recipes.faces.config import FACES_128, MASK_CLASSES, MASK_SIZE, SCHEDULE, VOCABULARY
-from recipes.faces.data import Portraits, small_masks, token_ids
+from recipes.faces.data import Portraits, token_ids
 from recipes.faces.training import Loss, Plan, fit
 
 LATENT_NOISE = 0.05  # the sampler leaves errors of this size, so the decoder must not read finer detail
@@ -56,6 +58,16 @@ def save_weights(model: CollaborativeModel, folder: Path, part: str) -> None:
 
 def load_weights(model: CollaborativeModel, folder: Path, part: str, name: str | None = None) -> None:
     model.get_submodule(part).load_state_dict(load_file(folder / f"{name or part}.safetensors"))
+
+
+def load_model(folder: Path) -> CollaborativeModel:
+    """The whole model from the weights of all stages."""
+    model = CollaborativeModel(FACES_128).eval()
+    load_weights(model, folder, "vae")
+    for modality in FACES_128.experts:
+        for part in ("encoder", "unet", "diffuser"):
+            load_weights(model, folder, f"experts.{modality}.{part}")
+    return model
 
 
 # --- vae -------------------------------------------------------------------------------------------------------------
@@ -130,29 +142,28 @@ class Examples:
         return torch.where(hidden, VOCABULARY.index("[UNK]"), rows)
 
 
-def latent_scale(latents: Tensor) -> float:
-    return 1 / latents.std().item()
-
-
 def encode_all(stage: Stage) -> Examples:
-    """Encodes every training portrait once; the latents are kept beside the weights that made them."""
+    """Encodes every training portrait, once for each autoencoder and data set."""
     cache = stage.plan.folder / "latents.safetensors"
-    weights = stage.plan.folder / "vae.safetensors"
-    load_weights(stage.model, stage.plan.folder, "vae")
-    if not cache.exists() or cache.stat().st_mtime < weights.stat().st_mtime:
+    made_of = {"vae": sha256(stage.plan.folder / "vae.safetensors"), "portraits": stage.portraits.name}
+    if not cache.exists() or _made_of(cache) != made_of:
+        load_weights(stage.model, stage.plan.folder, "vae")
         indices = torch.arange(stage.portraits.train_count)
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
             parts = [stage.model.vae.encode(images_of(stage.portraits, part))[0].float() for part in indices.split(64)]
         latents = torch.cat(parts)
-        save_file(
-            {"latents": (latents * latent_scale(latents)).contiguous(), "scale": torch.tensor(latent_scale(latents))},
-            cache,
-        )
+        scale = 1 / latents.std()
+        save_file({"latents": (latents * scale).contiguous(), "scale": scale}, cache, metadata=made_of)
     return Examples(load_file(cache)["latents"], conditions_of(stage.portraits, slice(stage.portraits.train_count)))
 
 
+def _made_of(cache: Path) -> dict[str, str] | None:
+    with safe_open(cache, "pt") as file:
+        return file.metadata()
+
+
 def conditions_of(portraits: Portraits, chosen: slice) -> dict[str, Tensor]:
-    labels = small_masks(portraits.labels[chosen])
+    labels = nearest(portraits.labels[chosen], MASK_SIZE)
     return {
         "mask": torch.from_numpy(labels.reshape(len(labels), -1)),
         "text": torch.from_numpy(token_ids(portraits.captions[chosen])),
@@ -274,6 +285,7 @@ def main(stage: str, minutes: float, resume: bool, seed: int, data: Path, out: P
     portraits = Portraits.load(data)
     run, settings = STAGES[stage]
     plan = Plan(stage, out, minutes, resume, seed, examples=portraits.train_count, **settings)
+    plan.check()
     with sdpa_kernel(SDPBackend.MATH):  # faster than the fused kernel for these few tokens, forwards and backwards
         run(Stage(plan, portraits, CollaborativeModel(FACES_128)))
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import click
 import torch
 from torch import Tensor, nn
 
@@ -35,6 +36,13 @@ class Plan:
     @property
     def log(self) -> Path:
         return self.folder / f"{self.stage}.jsonl"
+
+    def check(self) -> None:
+        """Hours of work are neither overwritten nor, where they are missed, begun anew without a word."""
+        if self.resume and not self.state.exists():
+            raise click.UsageError(f"there is no {self.state} to resume; leave --resume out")
+        if self.state.exists() and not self.resume:
+            raise click.UsageError(f"{self.state} exists; add --resume to go on from it, or remove it")
 
 
 def clock() -> float:
@@ -79,6 +87,8 @@ def fit(plan: Plan, module: nn.Module, loss: Loss) -> None:
             _report(plan, step, seconds, recent)
             _save(plan, module, optimizer, average, step, seconds)
             recent = []
+    if recent:
+        _report(plan, step, seconds, recent)
     _save(plan, module, optimizer, average, step, seconds)
     for parameter, mean in zip(trained, average, strict=True):
         parameter.data.copy_(mean)

@@ -4,12 +4,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from cdiff_rt.images import nearest
 from cdiff_rt.nets.autoencoder import AutoencoderConfig
 from cdiff_rt.nets.collaborative import CollaborativeModel, ModelConfig
 from recipes.faces import train
-from recipes.faces.config import MASK_SIZE, SCHEDULE, VOCABULARY
-from recipes.faces.data import small_masks, token_ids
+from recipes.faces.config import FACES_128, MASK_SIZE, SCHEDULE, VOCABULARY
+from recipes.faces.data import HELD_OUT, Portraits, token_ids
 from recipes.faces.painter import portrait
+from recipes.faces.training import Plan
 from tests.tiny import CONFIG, tiny_model
 
 VAE = AutoencoderConfig(channels=32, channel_mult=(1, 2), num_res_blocks=1, z_channels=16, patch=4, linear=True)
@@ -77,9 +79,42 @@ def test_a_network_whose_last_layer_is_zeroed_predicts_zero():
     assert logit.abs().max() > 0
 
 
-def test_latent_scale_brings_latents_to_unit_spread(generator):
-    latents = 7 * torch.randn(1000, generator=generator)
-    assert (train.latent_scale(latents) * latents).std() == pytest.approx(1, abs=1e-5)
+def portraits(first_seed):
+    """Four to train on and the held-out rest."""
+    count = HELD_OUT + 4
+    rng = np.random.default_rng(first_seed)
+    images = rng.integers(0, 256, (count, 128, 128, 3), np.uint8)
+    labels = rng.integers(0, 19, (count, 128, 128), np.uint8)
+    return Portraits(images, labels, ["This man has a long beard."] * count, [{}] * count, first_seed)
+
+
+def stage(folder, first_seed=0):
+    return train.Stage(Plan("mask", folder, 1, False, 0, 4), portraits(first_seed), CollaborativeModel(FACES_128))
+
+
+@pytest.fixture
+def work(tmp_path):
+    torch.manual_seed(0)
+    train.save_weights(CollaborativeModel(FACES_128), tmp_path, "vae")
+    return tmp_path
+
+
+def test_latents_have_unit_spread_and_are_encoded_once(work):
+    latents = train.encode_all(stage(work)).latents
+    assert latents.shape == (4, 16, 16, 16)
+    assert latents.std() == pytest.approx(1, abs=1e-5)
+    made = (work / "latents.safetensors").stat().st_mtime_ns
+    assert torch.equal(train.encode_all(stage(work)).latents, latents)
+    assert (work / "latents.safetensors").stat().st_mtime_ns == made
+
+
+def test_latents_are_encoded_again_for_other_portraits_or_another_autoencoder(work):
+    first = train.encode_all(stage(work)).latents
+    others = train.encode_all(stage(work, first_seed=1)).latents
+    train.save_weights(CollaborativeModel(FACES_128), work, "vae")
+    another = train.encode_all(stage(work, first_seed=1)).latents
+    assert not torch.equal(first, others)
+    assert not torch.equal(others, another)
 
 
 @pytest.fixture
@@ -106,12 +141,10 @@ def test_some_words_are_hidden_but_never_the_frame(examples, generator):
     assert hidden[words].float().mean() == pytest.approx(train.UNKNOWN_WORDS, rel=0.3)
 
 
-@pytest.mark.parametrize("size", [64, 128])
-def test_masks_are_read_as_the_runtime_reads_them(size):
-    from cdiff_rt.images import nearest
-
-    labels = np.random.default_rng(0).integers(0, 19, (3, size, size)).astype(np.uint8)
-    assert np.array_equal(small_masks(labels), np.stack([nearest(label, MASK_SIZE) for label in labels]))
+def test_masks_are_read_as_the_runtime_reads_them():
+    given = portraits(0)
+    read = train.conditions_of(given, slice(2, 4))["mask"]
+    assert np.array_equal(read, [nearest(label, MASK_SIZE).ravel() for label in given.labels[2:4]])
 
 
 def tiny_examples():

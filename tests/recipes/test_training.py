@@ -1,6 +1,7 @@
 import json
 import time
 
+import click
 import pytest
 import torch
 from torch import nn
@@ -149,3 +150,22 @@ def test_the_time_box_is_kept(tmp_path):
     fit(plan(tmp_path, steps=0.3), line.module, line.loss)
     assert 0.3 <= time.thread_time() - start < 1.5
     assert torch.load(tmp_path / "stage.pt", weights_only=True)["seconds"] == pytest.approx(0.3, abs=0.2)
+
+
+@pytest.mark.parametrize(
+    ("resume", "exists", "words"), [(True, False, "no .* to resume"), (False, True, "add --resume")]
+)
+def test_work_is_neither_overwritten_nor_missed_silently(resume, exists, words, tmp_path):
+    stage = plan(tmp_path, resume=resume)
+    if exists:
+        stage.state.touch()
+    with pytest.raises(click.UsageError, match=words):
+        stage.check()
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_a_fresh_start_and_a_resumed_run_may_begin(exists, tmp_path):
+    stage = plan(tmp_path, resume=exists)
+    if exists:
+        stage.state.touch()
+    assert stage.check() is None
