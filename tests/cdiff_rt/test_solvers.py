@@ -63,10 +63,3 @@ def test_ddim_has_no_history_and_noise_only_with_eta(eta):
     rows = ddim(Schedule(), 10, eta=eta).rows
     assert not rows[:, [C_HIST, D_X, D_OUT]].any()
     assert (rows[:, C_NOISE] > 0).all() if eta else not rows[:, C_NOISE].any()
-
-
-def test_temperature_scales_the_noise_alone():
-    plain, warm = ddim(Schedule(), 10).rows, ddim(Schedule(), 10, temperature=0.5).rows
-    np.testing.assert_array_equal(warm[:, C_NOISE], plain[:, C_NOISE] * 0.5)
-    others = [column for column in range(8) if column != C_NOISE]
-    np.testing.assert_array_equal(warm[:, others], plain[:, others])
