@@ -156,8 +156,11 @@ class Pipeline:
             rows.append(self.engine(f"time.{modality.name}")(t=table.timesteps)["rows"])
         side_by_side = len(modalities) if BACKENDS[self.backend].parallel else 1
         engines = [self.engine(f"expert.{modality.name}", share=side_by_side) for modality in modalities]
-        with ThreadPoolExecutor(side_by_side) as pool:
-            yield Experts(engines, contexts, rows, pool.map)
+        if side_by_side == 1:
+            yield Experts(engines, contexts, rows)  # on this thread: a library may have its own threads bound to it
+        else:
+            with ThreadPoolExecutor(side_by_side) as pool:
+                yield Experts(engines, contexts, rows, pool.map)
 
     def _adjustment(self, modalities: list[Modality], table: solvers.SolverTable) -> fusion.Adjustment:
         default = self.manifest.influence

@@ -4,6 +4,7 @@ python -m recipes.faces.pictures examples --out examples
 python -m recipes.faces.pictures grid --examples examples --out docs/grid.png
 """
 
+import textwrap
 from pathlib import Path
 
 import click
@@ -22,7 +23,8 @@ GRID_CAPTIONS = (
     "The woman is in her seventies. She has gray hair.",
     "The woman is in her thirties. She has red hair. She is smiling.",
 )
-CELL, GAP = 128, 6
+CELL, GAP, HEADER = 128, 6, 64  # pixels
+LINE = 24  # characters of a caption
 
 
 @click.group()
@@ -43,10 +45,6 @@ def examples(out: Path) -> None:
         (out / f"{number}.txt").write_text(painted.caption + "\n")
 
 
-def _sentences(caption: str) -> str:
-    return caption.replace(". ", ".\n")
-
-
 @main.command()
 @click.option("--examples", "folder", type=click.Path(path_type=Path, exists=True, file_okay=False), required=True)
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), required=True)
@@ -59,12 +57,13 @@ def grid(folder: Path, out: Path, seed: int, model: str) -> None:
     pipeline = Pipeline.from_pretrained(model)
     masks = sorted(folder.glob("*.png"))
     step = CELL + GAP
-    sheet = Image.new("RGB", (step * (len(GRID_CAPTIONS) + 1), step * len(masks) + 60), "white")
+    sheet = Image.new("RGB", (step * (len(GRID_CAPTIONS) + 1), step * len(masks) + HEADER), "white")
     draw = ImageDraw.Draw(sheet)
     for column, caption in enumerate(GRID_CAPTIONS, start=1):
-        draw.multiline_text((column * step, 4), _sentences(caption), fill="black", font=ImageFont.load_default(9))
+        lines = textwrap.fill(caption, LINE)
+        draw.multiline_text((column * step, 4), lines, fill="black", font=ImageFont.load_default(9))
     for row, mask in enumerate(masks):
-        top = 60 + row * step
+        top = HEADER + row * step
         small = Image.open(mask).convert("RGB").resize((CELL, CELL), Image.Resampling.NEAREST)
         sheet.paste(small, (0, top))
         for column, caption in enumerate(GRID_CAPTIONS, start=1):
