@@ -5,8 +5,11 @@ Cast brings it to fp32. So all graphs and PyTorch share one copy of the weights,
 """
 
 import json
+import logging
 import struct
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,23 +54,37 @@ def export_network(
     model: nn.Module, function: Callable[..., tuple[Tensor, ...]], spec: NetworkSpec, folder: Path, weights: str
 ) -> None:
     """Writes `spec.file` into `folder`, with its weights taken from the safetensors file `weights` there."""
-    program = torch.onnx.export(
-        _Network(model, function).eval(),
-        example_inputs(spec),
-        input_names=[tensor.name for tensor in spec.inputs],
-        output_names=[tensor.name for tensor in spec.outputs],
-        dynamic_shapes=(_dynamic_shapes(spec),),
-        opset_version=OPSET,
-        dynamo=True,
-        optimize=False,
-        verbose=False,
-    )
+    with _quiet_exporter():
+        program = torch.onnx.export(
+            _Network(model, function).eval(),
+            example_inputs(spec),
+            input_names=[tensor.name for tensor in spec.inputs],
+            output_names=[tensor.name for tensor in spec.outputs],
+            dynamic_shapes=(_dynamic_shapes(spec),),
+            opset_version=OPSET,
+            dynamo=True,
+            optimize=False,
+            verbose=False,
+        )
     assert program is not None
     _simplify(program.model)
     proto = program.model_proto
     _point_into(proto.graph, folder / weights)
     _strip(proto)
     (folder / spec.file).write_bytes(proto.SerializeToString())
+
+
+@contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """Without torch's notes to its own developers and about libraries that nobody needs here."""
+    registry = logging.getLogger("torch.onnx._internal.exporter._registration")
+    level = registry.level
+    registry.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(action="ignore", category=FutureWarning):
+            yield
+    finally:
+        registry.setLevel(level)
 
 
 def _simplify(model: "ir.Model") -> None:
