@@ -1,6 +1,6 @@
 """How well did training go? Held-out portraits: what the autoencoder keeps, and what each expert and their mix predict.
 
-python -m recipes.faces.evaluate --data data --work work
+python -m recipes.faces.evaluate --data data --work trained
 """
 
 from pathlib import Path

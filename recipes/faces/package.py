@@ -1,6 +1,6 @@
 """The stages' weights, put together into the one checkpoint that `cdiff-rt export` takes.
 
-python -m recipes.faces.package --work work --out faces-128.safetensors
+python -m recipes.faces.package --work trained --out faces-128.safetensors
 """
 
 import json

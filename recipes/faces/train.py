@@ -1,6 +1,6 @@
 """Train `faces-128`, stage by stage. Each stage needs the ones before it; each can be stopped and resumed.
 
-python -m recipes.faces.train STAGE --minutes N --data data --out work
+python -m recipes.faces.train STAGE --minutes N --data data --out trained
 
 README.md beside this file has the order and the minutes.
 """
