@@ -12,7 +12,8 @@ from torch import Tensor
 
 from cdiff_rt.nets.collaborative import CollaborativeModel
 from recipes.faces.data import HELD_OUT, Portraits
-from recipes.faces.train import Examples, at_timestep, conditions_of, images_of, load_model, peak_signal_to_noise
+from recipes.faces.train import Examples, at_timestep, conditions_of, images_of, peak_signal_to_noise
+from recipes.faces.weights import load_model
 
 TIMESTEPS = (981, 781, 581, 381, 181, 21)
 SEED = 1

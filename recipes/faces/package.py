@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from cdiff_rt.export.checkpoint import Checkpoint, Description, write_checkpoint
 from cdiff_rt.manifest import Influence, Modality
 from recipes.faces.config import FACES_128, IMAGE_SIZE, MASK_CLASSES, MASK_SIZE, SCHEDULE, TOKENS, VOCABULARY
-from recipes.faces.train import STAGES, load_model
+from recipes.faces.train import STAGES
+from recipes.faces.weights import load_model
 
 VOCABULARY_FILE = "vocab.txt"
 MODALITIES = (

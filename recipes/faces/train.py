@@ -22,11 +22,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from cdiff_rt.images import nearest
 from cdiff_rt.manifest import sha256
 from cdiff_rt.nets.collaborative import CollaborativeModel, Expert
-from cdiff_rt.nets.mask_encoder import MaskEncoder
 from cdiff_rt.nets.text_encoder import TextEncoder
 from recipes.faces.config import FACES_128, MASK_CLASSES, MASK_SIZE, SCHEDULE, VOCABULARY
 from recipes.faces.data import Portraits, token_ids
 from recipes.faces.training import Loss, Plan, fit
+from recipes.faces.weights import load_weights, parts_of, save_weights
 
 LATENT_NOISE = 0.05  # the sampler leaves errors of this size, so the decoder must not read finer detail
 UNKNOWN_WORDS = 0.03  # share of words hidden in training, so that the model bears words it doesn't know
@@ -37,6 +37,7 @@ class Stage:
     plan: Plan
     portraits: Portraits
     model: CollaborativeModel
+    again: bool = False  # begin with the weights that lie in the folder, not with fresh ones
 
 
 def images_of(portraits: Portraits, indices: Tensor) -> Tensor:
@@ -50,24 +51,13 @@ def peak_signal_to_noise(squared_error: Tensor) -> float:
     return -10 * math.log10(squared_error.item() / 4)
 
 
-def save_weights(model: CollaborativeModel, folder: Path, part: str) -> None:
-    """`part` of the model ("vae", "mask.unet", ...) as fp32 safetensors; stages read each other's."""
-    tensors = {k: v.contiguous() for k, v in model.get_submodule(part).state_dict().items()}
-    save_file(tensors, folder / f"{part}.safetensors")
-
-
-def load_weights(model: CollaborativeModel, folder: Path, part: str, name: str | None = None) -> None:
-    model.get_submodule(part).load_state_dict(load_file(folder / f"{name or part}.safetensors"))
-
-
-def load_model(folder: Path) -> CollaborativeModel:
-    """The whole model from the weights of all stages."""
-    model = CollaborativeModel(FACES_128).eval()
-    load_weights(model, folder, "vae")
-    for modality in FACES_128.experts:
-        for part in ("encoder", "unet", "diffuser"):
-            load_weights(model, folder, f"experts.{modality}.{part}")
-    return model
+def begin(stage: Stage, parts: list[str], fresh: Callable[[], None]) -> None:
+    """Gives the parts that a stage trains their first weights."""
+    if stage.again:
+        for part in parts:
+            load_weights(stage.model, stage.plan.folder, part)
+    else:
+        fresh()
 
 
 # --- vae -------------------------------------------------------------------------------------------------------------
@@ -116,7 +106,7 @@ def vae_loss(stage: Stage) -> Loss:
 
 def train_vae(stage: Stage) -> None:
     first = torch.arange(1500).clamp(max=stage.portraits.train_count - 1)
-    start_at_pca(stage.model, images_of(stage.portraits, first))
+    begin(stage, ["vae"], lambda: start_at_pca(stage.model, images_of(stage.portraits, first)))
     fit(stage.plan, stage.model.vae, vae_loss(stage))
     save_weights(stage.model, stage.plan.folder, "vae")
 
@@ -212,22 +202,27 @@ def branch_loss(expert: Expert, modality: str, examples: Examples) -> Loss:
     return loss
 
 
-def train_branch(stage: Stage, modality: str) -> None:
-    """One modality's UNet and encoder. Text starts from the mask's UNet, which already draws faces."""
-    examples, expert = encode_all(stage), stage.model.expert(modality)
-    if modality == "text":
-        load_weights(stage.model, stage.plan.folder, "experts.text.unet", "experts.mask.unet")
-        assert isinstance(expert.encoder, TextEncoder)
+def fresh_branch(stage: Stage, modality: str) -> None:
+    """Text starts from the mask's UNet, which already draws faces."""
+    expert = stage.model.expert(modality)
+    if isinstance(expert.encoder, TextEncoder):
+        load_weights(stage.model, stage.plan.folder, f"experts.{modality}.unet", "experts.mask.unet")
         nn.init.normal_(expert.encoder.transformer.token_emb.weight, std=0.1)
         nn.init.normal_(expert.encoder.transformer.pos_emb.emb.weight, std=0.1)
     else:
-        assert isinstance(expert.encoder, MaskEncoder)
         start_at_cosines(expert.encoder.linear)
         zero_weights(expert.unet.out[2])
+
+
+def train_branch(stage: Stage, modality: str) -> None:
+    """One modality's encoder and UNet."""
+    examples, expert = encode_all(stage), stage.model.expert(modality)
+    parts = parts_of(modality)[:2]
+    begin(stage, parts, lambda: fresh_branch(stage, modality))
     branch = nn.ModuleDict({"encoder": expert.encoder, "unet": expert.unet})
     fit(stage.plan, branch, branch_loss(expert, modality, examples))
-    for part in branch:
-        save_weights(stage.model, stage.plan.folder, f"experts.{modality}.{part}")
+    for part in parts:
+        save_weights(stage.model, stage.plan.folder, part)
 
 
 def diffusers_loss(experts: dict[str, Expert], examples: Examples) -> Loss:
@@ -252,9 +247,10 @@ def train_diffusers(stage: Stage) -> None:
     experts = {modality: stage.model.expert(modality) for modality in stage.model.experts}
     stage.model.requires_grad_(False)
     for modality, expert in experts.items():
-        for part in ("encoder", "unet"):
-            load_weights(stage.model, stage.plan.folder, f"experts.{modality}.{part}")
-        zero_weights(expert.diffuser.out[2])
+        encoder, unet, diffuser = parts_of(modality)
+        load_weights(stage.model, stage.plan.folder, encoder)
+        load_weights(stage.model, stage.plan.folder, unet)
+        begin(stage, [diffuser], lambda expert=expert: zero_weights(expert.diffuser.out[2]))  # type: ignore[misc]
         expert.diffuser.requires_grad_(True)
     diffusers = nn.ModuleDict({modality: expert.diffuser for modality, expert in experts.items()})
     fit(stage.plan, diffusers, diffusers_loss(experts, examples))
@@ -274,10 +270,11 @@ STAGES: dict[str, tuple[Callable[[Stage], None], dict[str, Any]]] = {
 @click.argument("stage", type=click.Choice(list(STAGES)))
 @click.option("--minutes", type=click.FloatRange(min=0), required=True, help="Of computing, over all resumed runs.")
 @click.option("--resume", is_flag=True, help="Go on from the state in OUT.")
+@click.option("--again", is_flag=True, help="Begin with the weights in OUT, such as the shipped ones (unpack.py).")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--data", type=click.Path(path_type=Path, exists=True, file_okay=False), required=True)
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True)
-def main(stage: str, minutes: float, resume: bool, seed: int, data: Path, out: Path) -> None:
+def main(stage: str, minutes: float, resume: bool, again: bool, seed: int, data: Path, out: Path) -> None:
     """Train one STAGE and leave its weights in OUT."""
     torch.manual_seed(seed)
     torch.set_flush_denormal(True)
@@ -287,7 +284,7 @@ def main(stage: str, minutes: float, resume: bool, seed: int, data: Path, out: P
     plan = Plan(stage, out, minutes, resume, seed, examples=portraits.train_count, **settings)
     plan.check()
     with sdpa_kernel(SDPBackend.MATH):  # faster than the fused kernel for these few tokens, forwards and backwards
-        run(Stage(plan, portraits, CollaborativeModel(FACES_128)))
+        run(Stage(plan, portraits, CollaborativeModel(FACES_128), again))
 
 
 if __name__ == "__main__":

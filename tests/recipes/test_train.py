@@ -117,6 +117,16 @@ def test_latents_are_encoded_again_for_other_portraits_or_another_autoencoder(wo
     assert not torch.equal(others, another)
 
 
+@pytest.mark.parametrize("again", [False, True])
+def test_a_stage_begins_fresh_or_with_the_weights_that_are_there(again, work):
+    given = train.Stage(stage(work).plan, portraits(0), CollaborativeModel(FACES_128), again)
+    begun = []
+    train.begin(given, ["vae"], lambda: begun.append("fresh"))
+    saved = train.load_file(work / "vae.safetensors")["encoder.conv_in.weight"]
+    assert begun == ([] if again else ["fresh"])
+    assert torch.equal(given.model.vae.encoder.conv_in.weight, saved) == again
+
+
 @pytest.fixture
 def examples():
     masks = torch.arange(4 * 1024).reshape(4, 1024) % 19

@@ -1,0 +1,25 @@
+import torch
+from click.testing import CliRunner
+from safetensors.torch import load_file
+
+from cdiff_rt.engines.eager import load_model as load_bundle
+from recipes.faces import unpack
+from recipes.faces.weights import load_model
+
+
+def run(bundle, out):
+    return CliRunner().invoke(unpack.main, ["--bundle", str(bundle.folder), "--out", str(out)])
+
+
+def test_the_shipped_weights_come_out_as_the_stages_weights(bundle, tmp_path):
+    assert run(bundle, tmp_path / "trained").exit_code == 0
+    unpacked, shipped = load_model(tmp_path / "trained").state_dict(), load_bundle(bundle).state_dict()
+    assert unpacked.keys() == shipped.keys()
+    assert all(torch.equal(unpacked[name], shipped[name]) for name in shipped)
+    assert "encoder.conv_in.weight" in load_file(tmp_path / "trained" / "vae.safetensors")
+
+
+def test_weights_that_are_there_are_kept(bundle, tmp_path):
+    result = run(bundle, tmp_path)
+    assert result.exit_code == 2 and "exists" in result.output
+    assert list(tmp_path.iterdir()) == []
