@@ -163,8 +163,8 @@ Example:
 )
 @click.option("--model", default="faces-128", show_default=True, help="An embedded model's name or a bundle's folder.")
 @click.option("--backend", "backends", multiple=True, help="Default: all that work here.")
-@click.option("--steps", type=int, default=50, show_default=True)
-@click.option("--batch", type=int, default=1, show_default=True)
+@click.option("--steps", type=int, default=50, show_default=True, help="Denoising steps of an image.")
+@click.option("--batch", type=int, default=1, show_default=True, help="Images at a time.")
 @click.option(
     "--repeats", type=click.IntRange(min=3), default=10, show_default=True, help="Counted runs of each backend."
 )

@@ -85,12 +85,24 @@ def _labels_of(path: Path, image: Image.Image) -> tuple[np.ndarray, str]:
             raise BadInput(f"mask {path.name}", "it is partly transparent", "save it without an alpha channel")
         image = image.convert(image.mode[:-1])
     if image.mode == "P":
-        return np.asarray(image), "palette PNG, pixel values are labels"
+        return _labels_of_palette(path, image)
     if image.mode == "L":
         return np.asarray(image), "grey PNG, pixel values are labels"
     if image.mode == "RGB":
         return _labels_of_colours(path, np.asarray(image)), "RGB PNG in the CelebAMask-HQ colours"
     raise BadInput(f"mask {path.name}", f"pixels of mode {image.mode}", MASK_HELP)
+
+
+def _labels_of_palette(path: Path, image: Image.Image) -> tuple[np.ndarray, str]:
+    """Pixel values are labels, unless an editor has sorted the 19 colours anew: then the colours are."""
+    values = np.asarray(image)
+    entries = (image.getpalette("RGB") or [])[: 3 * 256]
+    colours = dict(enumerate(zip(entries[0::3], entries[1::3], entries[2::3], strict=True)))
+    used = {int(value): colours.get(int(value)) for value in np.unique(values)}
+    distinct = len(set(used.values())) == len(used) > 1
+    if distinct and set(used.values()) <= set(PALETTE) and any(PALETTE[v : v + 1] != (c,) for v, c in used.items()):
+        return _labels_of_colours(path, np.asarray(image.convert("RGB"))), "palette PNG in the CelebAMask-HQ colours"
+    return values, "palette PNG, pixel values are labels"
 
 
 def _labels_of_colours(path: Path, pixels: np.ndarray) -> np.ndarray:

@@ -48,8 +48,9 @@ def read_words(value: Condition, modality: Modality, bundle: Bundle) -> np.ndarr
         raise BadInput(modality.name, f"a {type(value).__name__}", "give a sentence")
     _check_text(value, modality.name)
     tokens = WordPiece.from_file(bundle.path(modality.vocabulary)).encode(value, modality.tokens)
-    if tokens.unknown:
-        words = ", ".join(repr(word) for word in tokens.unknown[:8])
+    unknown = [repr(word) for word in tokens.unknown if any(map(str.isalnum, word))]
+    if unknown:
+        words = ", ".join(unknown[:8])
         path = bundle.path(modality.vocabulary)
         log.warning("%s: the model never saw %s; the words it knows are in %s", modality.name, words, path)
     if tokens.dropped:

@@ -44,6 +44,8 @@ def image_paths(out: Path, seed: int, numbers: range, *, force: bool = False) ->
 
     Raises BadRequest if a file exists and `force` is not set, BadInput if none can be written.
     """
+    if out.suffix.lower() in (".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"):
+        raise BadRequest("out", f"{out.name}", "images are written as .png; give such a name or a folder")
     one_file = out.suffix.lower() == ".png"
     if one_file and len(numbers) > 1:
         raise BadRequest("out", f"one file, {out.name}, for {len(numbers)} images", "give a folder")

@@ -216,6 +216,25 @@ def test_check_folder_leaves_nothing_behind(folder, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_palette_that_an_editor_sorted_anew_is_read_by_its_colours(tmp_path):
+    labels = np.tile(np.array([0, 1, 13, 17], np.uint8), (4, 1))
+    colours = np.array(PALETTE, np.uint8)[labels]
+    quantised = Image.fromarray(colours).quantize(4)
+    assert not np.array_equal(np.asarray(quantised), labels)
+    quantised.save(tmp_path / "sorted.png")
+    read, how = images.read_labels(tmp_path / "sorted.png", 19)
+    assert np.array_equal(read, labels) and "colours" in how
+
+
+def test_a_palette_of_other_colours_leaves_pixel_values_as_labels(tmp_path):
+    labels = np.tile(np.array([0, 1, 13, 17], np.uint8), (4, 1))
+    picture = Image.fromarray(labels).convert("P")
+    picture.putdata(labels.ravel().tolist())
+    picture.putpalette([value for label in range(19) for value in (label, label, label)])
+    picture.save(tmp_path / "grey.png")
+    assert np.array_equal(images.read_labels(tmp_path / "grey.png", 19)[0], labels)
+
+
 def test_write_png_makes_the_folder(tmp_path):
     images.write_png(tmp_path / "a" / "b" / "c.png", PICTURE, {})
     assert [path.name for path in tmp_path.rglob("*.png")] == ["c.png"]

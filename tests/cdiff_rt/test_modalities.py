@@ -100,7 +100,7 @@ def test_texts_of_any_script_are_read(text, bundle):
 def test_unknown_words_are_named(bundle, notices):
     read_words("Purple man, GREEN purple", WORDS, bundle)
     (message,) = notices.messages
-    assert "'purple', ',', 'green'" in message and notices.records[0].levelno == logging.WARNING
+    assert "'purple', 'green';" in message and notices.records[0].levelno == logging.WARNING
 
 
 def test_a_text_that_is_cut_is_warned_about(bundle, notices):

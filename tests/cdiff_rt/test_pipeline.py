@@ -203,6 +203,12 @@ def test_image_paths_take_one_png_file(tmp_path):
         image_paths(tmp_path / "one.png", 7, range(2))
 
 
+@pytest.mark.parametrize("name", ["a.jpg", "a.JPEG", "a.webp"])
+def test_image_paths_refuse_other_formats(name, tmp_path):
+    with pytest.raises(BadRequest, match="written as .png"):
+        image_paths(tmp_path / name, 7, range(1))
+
+
 def test_image_paths_overwrite_only_by_force(tmp_path):
     (tmp_path / "seed7-001.png").touch()
     with pytest.raises(BadRequest, match="seed7-001.png exists"):
