@@ -259,7 +259,7 @@ def train_diffusers(stage: Stage) -> None:
 
 
 STAGES: dict[str, tuple[Callable[[Stage], None], dict[str, Any]]] = {
-    "vae": (train_vae, {"batch": 16, "learning_rate": 1e-3}),
+    "vae": (train_vae, {"batch": 16, "learning_rate": 1e-3, "ema": 0.999}),
     "mask": (lambda stage: train_branch(stage, "mask"), {"batch": 32, "learning_rate": 1.5e-3}),
     "text": (lambda stage: train_branch(stage, "text"), {"batch": 32, "learning_rate": 1.2e-3}),
     "diffusers": (train_diffusers, {"batch": 32, "learning_rate": 1e-3}),
