@@ -21,6 +21,8 @@ HAS_PHRASE = "has {things}"
 GLASSES_PHRASE = "wears glasses"
 SMILE_PHRASE = "is smiling"
 
+LONGEST = 30  # words and full stops of a caption; its first and last token make it 32
+
 GRAY_OR_WHITE_BY_AGE = (0.03, 0.03, 0.04, 0.10, 0.45, 0.75, 0.85)
 WHITE_WITHIN_GRAY_BY_AGE = (0.5, 0.5, 0.4, 0.25, 0.3, 0.45, 0.65)
 
@@ -69,7 +71,7 @@ def sample_attributes(rng: np.random.Generator) -> Attributes:
     male = bool(rng.random() < 0.5)
     age = int(rng.integers(len(AGES)))
     beard = int(rng.choice(len(BEARDS), p=(0.24, 0.17, 0.19, 0.19, 0.21)))
-    lengths = (0.10, 0.64, 0.15, 0.11) if male else (0.0, 0.20, 0.38, 0.42)
+    lengths = (0.12, 0.74, 0.09, 0.05) if male else (0.0, 0.20, 0.38, 0.42)
     hair = str(rng.choice(("bald", "short", "medium", "long"), p=lengths))
     chances = rng.random(5)
     return Attributes(
@@ -129,7 +131,15 @@ def caption(attributes: Attributes, rng: np.random.Generator) -> str:
     if attributes.smile > 0.5 and mention_smile:
         clauses.append(SMILE_PHRASE)
     subjects = [opening] + [grammar.pronoun] * (len(clauses) - 1)
-    return " ".join(f"{subject} {clause}." for subject, clause in zip(subjects, clauses, strict=True))
+    sentences = [f"{subject} {clause}." for subject, clause in zip(subjects, clauses, strict=True)]
+    while sum(map(length, sentences)) > LONGEST:
+        sentences.pop()
+    return " ".join(sentences)
+
+
+def length(sentence: str) -> int:
+    """In words and full stops."""
+    return len(re.findall(r"\w+|[^\w\s]", sentence))
 
 
 def words() -> list[str]:

@@ -26,7 +26,7 @@ def paint_nose(canvas: Canvas) -> None:
 
 
 def lip_color(look: Look, skin: Array) -> Array:
-    natural = skin * (0.88, 0.58, 0.56)
+    natural = skin * ((0.88, 0.58, 0.56) if look.lipstick else (0.93, 0.76, 0.73))
     painted = np.array((0.68 + 0.08 * look.spots[0], 0.16, 0.24))
     return natural * (1 - look.lipstick) + painted * look.lipstick
 
@@ -94,7 +94,7 @@ def paint_eye(canvas: Canvas, side: int, eye_x: float, male: bool, aging: Aging)
     hood = np.exp(-(((down - lid_y + 0.012) / 0.022) ** 2)) * (aging.droop > 0.4)
     canvas.darken(0.3 * aging.droop * hood * (np.abs(across) < 1.1), window)
     lashes = np.exp(-(((down - lid_y) / (0.013 if male else 0.018)) ** 2)) * (np.abs(across) < 1.08)
-    canvas.darken((0.65 if male else 0.85) * lashes, window, tint=(1.0, 1.0, 1.0))
+    canvas.darken((0.45 if male else 0.85) * lashes, window, tint=(1.0, 1.0, 1.0))
     crease = np.exp(-(((down - upper + 0.036) / 0.012) ** 2)) * arch**0.5
     shade = np.exp(-(((down - upper + 0.03) / 0.035) ** 2)) * arch * (down < upper)
     canvas.darken(0.25 * crease + 0.4 * look.eye_shadow * shade, window, tint=(0.7, 1.0, 0.85))
@@ -110,6 +110,6 @@ def paint_brow(canvas: Canvas, side: int, eye_x: float, color: Array, male: bool
     thickness = look.brow_thickness * (1.05 - 0.5 * across) * np.clip(1.1 - np.abs(across), 0, 1) ** 0.35
     distance = np.abs(canvas.y[window] - middle) - thickness
     short_of_end = np.abs(across) < 1.05
-    mask = canvas.inside(distance, softness=4) * short_of_end * (0.85 if male else 0.72)
+    mask = canvas.inside(distance, softness=4) * short_of_end * (1.0 if male else 0.72)
     canvas.put(mask, color, None, window)
     canvas.mark((distance < 0) & short_of_end, f"{PERSON_SIDE[side]}_brow", window)
