@@ -12,7 +12,8 @@ from torch import Tensor
 
 from cdiff_rt.nets.collaborative import CollaborativeModel
 from recipes.faces.data import HELD_OUT, Portraits
-from recipes.faces.train import Examples, at_timestep, conditions_of, images_of, peak_signal_to_noise
+from recipes.faces.examples import Examples, conditions_of, images_of
+from recipes.faces.train import at_timestep, peak_signal_to_noise
 from recipes.faces.weights import load_model
 
 TIMESTEPS = (981, 781, 581, 381, 181, 21)
@@ -29,8 +30,8 @@ def predictions(model: CollaborativeModel, examples: Examples, t: int) -> dict[s
         outs, logits = {}, []
         for modality in model.experts:
             expert = model.expert(modality)
-            own = expert.encoder(examples.condition(modality, part, generator, hide=0.0))
-            other = expert.encoder(examples.condition(modality, (part + 1) % count, generator, hide=0.0))
+            own = expert.encoder(examples.condition(modality, part, generator, rough=False))
+            other = expert.encoder(examples.condition(modality, (part + 1) % count, generator, rough=False))
             outs[f"{modality}"] = expert.unet(x[part], times[part], own)
             outs[f"{modality}, another's"] = expert.unet(x[part], times[part], other)
             logits.append(expert.diffuser(x[part], times[part], own))

@@ -7,43 +7,25 @@ README.md beside this file has the order and the minutes.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from cdiff_rt.images import nearest
-from cdiff_rt.manifest import sha256
 from cdiff_rt.nets.collaborative import CollaborativeModel, Expert
 from cdiff_rt.nets.text_encoder import TextEncoder
-from recipes.faces.config import FACES_128, MASK_CLASSES, MASK_SIZE, SCHEDULE, VOCABULARY
-from recipes.faces.data import Portraits, token_ids
+from recipes.faces.config import FACES_128, MASK_SIZE, SCHEDULE
+from recipes.faces.data import Portraits
+from recipes.faces.examples import Examples, Stage, encode_all, images_of
+from recipes.faces.judge import train_judge
 from recipes.faces.training import Loss, Plan, fit
 from recipes.faces.weights import load_weights, parts_of, save_weights
 
 LATENT_NOISE = 0.05  # the sampler leaves errors of this size, so the decoder must not read finer detail
-UNKNOWN_WORDS = 0.03  # share of words hidden in training, so that the model bears words it doesn't know
-
-
-@dataclass(frozen=True)
-class Stage:
-    plan: Plan
-    portraits: Portraits
-    model: CollaborativeModel
-    again: bool = False  # begin with the weights that lie in the folder, not with fresh ones
-
-
-def images_of(portraits: Portraits, indices: Tensor) -> Tensor:
-    """[B, 3, 128, 128] in [-1, 1]."""
-    pixels = torch.from_numpy(portraits.images[indices.numpy()])
-    return pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def peak_signal_to_noise(squared_error: Tensor) -> float:
@@ -114,52 +96,6 @@ def train_vae(stage: Stage) -> None:
 # --- branches and diffusers ------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Examples:
-    """All that the diffusion stages read: latents of unit variance, and each modality's condition."""
-
-    latents: Tensor  # [N, C, h, w]
-    conditions: dict[str, Tensor]  # mask: [N, 1024] labels; text: [N, TOKENS] ids
-
-    def condition(
-        self, modality: str, indices: Tensor, generator: torch.Generator, hide: float = UNKNOWN_WORDS
-    ) -> Tensor:
-        """What the modality's encoder takes; `hide` is the share of words made unknown."""
-        rows = self.conditions[modality][indices]
-        if modality == "mask":
-            return F.one_hot(rows.long(), MASK_CLASSES).transpose(1, 2).float()
-        hidden = (torch.rand(rows.shape, generator=generator) < hide) & (rows >= 4)
-        return torch.where(hidden, VOCABULARY.index("[UNK]"), rows)
-
-
-def encode_all(stage: Stage) -> Examples:
-    """Encodes every training portrait, once for each autoencoder and data set."""
-    cache = stage.plan.folder / "latents.safetensors"
-    made_of = {"vae": sha256(stage.plan.folder / "vae.safetensors"), "portraits": stage.portraits.name}
-    if not cache.exists() or _made_of(cache) != made_of:
-        load_weights(stage.model, stage.plan.folder, "vae")
-        indices = torch.arange(stage.portraits.train_count)
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-            parts = [stage.model.vae.encode(images_of(stage.portraits, part))[0].float() for part in indices.split(64)]
-        latents = torch.cat(parts)
-        scale = 1 / latents.std()
-        save_file({"latents": (latents * scale).contiguous(), "scale": scale}, cache, metadata=made_of)
-    return Examples(load_file(cache)["latents"], conditions_of(stage.portraits, slice(stage.portraits.train_count)))
-
-
-def _made_of(cache: Path) -> dict[str, str] | None:
-    with safe_open(cache, "pt") as file:
-        return file.metadata()
-
-
-def conditions_of(portraits: Portraits, chosen: slice) -> dict[str, Tensor]:
-    labels = nearest(portraits.labels[chosen], MASK_SIZE)
-    return {
-        "mask": torch.from_numpy(labels.reshape(len(labels), -1)),
-        "text": torch.from_numpy(token_ids(portraits.captions[chosen])),
-    }
-
-
 ALPHA_BARS = torch.from_numpy(SCHEDULE.alpha_bars())
 
 
@@ -197,9 +133,20 @@ def branch_loss(expert: Expert, modality: str, examples: Examples) -> Loss:
     def loss(indices: Tensor, generator: torch.Generator) -> Tensor:
         x, t, v = diffuse(examples.latents[indices], generator)
         tokens = expert.encoder(examples.condition(modality, indices, generator))
-        return F.mse_loss(expert.unet(x, t, tokens).float(), v)
+        error = ((expert.unet(x, t, tokens).float() - v) ** 2).mean((1, 2, 3))
+        return (importance(t) * error).mean()
 
     return loss
+
+
+def importance(t: Tensor) -> Tensor:
+    """[B]: the weight of v's error, between a constant and min-SNR (Hang et al., 2303.09556, with gamma 5).
+
+    The constant alone spends most of the gradient on what nothing can predict from pure noise, min-SNR alone none on
+    where the conditions decide.
+    """
+    snr = (ALPHA_BARS[t] / (1 - ALPHA_BARS[t])).float()
+    return 0.5 + snr.clamp(max=5) / (snr + 1)
 
 
 def fresh_branch(stage: Stage, modality: str) -> None:
@@ -260,8 +207,9 @@ def train_diffusers(stage: Stage) -> None:
 
 STAGES: dict[str, tuple[Callable[[Stage], None], dict[str, Any]]] = {
     "vae": (train_vae, {"batch": 16, "learning_rate": 1e-3, "ema": 0.999}),
-    "mask": (lambda stage: train_branch(stage, "mask"), {"batch": 32, "learning_rate": 1.5e-3}),
-    "text": (lambda stage: train_branch(stage, "text"), {"batch": 32, "learning_rate": 1.2e-3}),
+    "mask": (lambda stage: train_branch(stage, "mask"), {"batch": 32, "learning_rate": 1.5e-3, "ema": 0.999}),
+    "text": (lambda stage: train_branch(stage, "text"), {"batch": 32, "learning_rate": 1.2e-3, "ema": 0.999}),
+    "judge": (train_judge, {"batch": 32, "learning_rate": 2e-3}),
     "diffusers": (train_diffusers, {"batch": 32, "learning_rate": 1e-3}),
 }
 
@@ -271,16 +219,29 @@ STAGES: dict[str, tuple[Callable[[Stage], None], dict[str, Any]]] = {
 @click.option("--minutes", type=click.FloatRange(min=0), required=True, help="Of computing, over all resumed runs.")
 @click.option("--resume", is_flag=True, help="Go on from the state in OUT.")
 @click.option("--again", is_flag=True, help="Begin with the weights in OUT, such as the shipped ones (unpack.py).")
+@click.option(
+    "--learning-rate", type=click.FloatRange(min=0, min_open=True), help="Default: the stage's, for fresh weights."
+)
 @click.option("--seed", default=0, show_default=True)
 @click.option("--data", type=click.Path(path_type=Path, exists=True, file_okay=False), required=True)
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True)
-def main(stage: str, minutes: float, resume: bool, again: bool, seed: int, data: Path, out: Path) -> None:
+def main(
+    stage: str,
+    minutes: float,
+    resume: bool,
+    again: bool,
+    learning_rate: float | None,
+    seed: int,
+    data: Path,
+    out: Path,
+) -> None:
     """Train one STAGE and leave its weights in OUT."""
     torch.manual_seed(seed)
     torch.set_flush_denormal(True)
     out.mkdir(parents=True, exist_ok=True)
     portraits = Portraits.load(data)
     run, settings = STAGES[stage]
+    settings = settings | ({"learning_rate": learning_rate} if learning_rate else {})
     plan = Plan(stage, out, minutes, resume, seed, examples=portraits.train_count, **settings)
     plan.check()
     with sdpa_kernel(SDPBackend.MATH):  # faster than the fused kernel for these few tokens, forwards and backwards

@@ -3,18 +3,19 @@
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from cdiff_rt.nets.collaborative import CollaborativeModel
 from recipes.faces.config import FACES_128
 
 
-def save_weights(model: CollaborativeModel, folder: Path, part: str) -> None:
+def save_weights(model: nn.Module, folder: Path, part: str) -> None:
     """`part` of the model ("vae", "mask.unet", ...) as fp32 safetensors; stages read each other's."""
     tensors = {k: v.contiguous() for k, v in model.get_submodule(part).state_dict().items()}
     save_file(tensors, folder / f"{part}.safetensors")
 
 
-def load_weights(model: CollaborativeModel, folder: Path, part: str, name: str | None = None) -> None:
+def load_weights(model: nn.Module, folder: Path, part: str, name: str | None = None) -> None:
     model.get_submodule(part).load_state_dict(load_file(folder / f"{name or part}.safetensors"))
 
 

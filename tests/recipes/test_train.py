@@ -1,17 +1,18 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import nn
 
-from cdiff_rt.images import nearest
 from cdiff_rt.nets.autoencoder import AutoencoderConfig
 from cdiff_rt.nets.collaborative import CollaborativeModel, ModelConfig
-from recipes.faces import train
-from recipes.faces.config import FACES_128, MASK_SIZE, SCHEDULE, VOCABULARY
-from recipes.faces.data import HELD_OUT, Portraits, token_ids
+from recipes.faces import examples, train
+from recipes.faces.config import MASK_SIZE, SCHEDULE
 from recipes.faces.painter import portrait
-from recipes.faces.training import Plan
+from tests.recipes.random_portraits import stage
 from tests.tiny import CONFIG, tiny_model
 
 VAE = AutoencoderConfig(channels=32, channel_mult=(1, 2), num_res_blocks=1, z_channels=16, patch=4, linear=True)
@@ -21,11 +22,6 @@ VAE = AutoencoderConfig(channels=32, channel_mult=(1, 2), num_res_blocks=1, z_ch
 def images():
     pixels = np.stack([portrait(seed, 64).image for seed in range(6)])
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
-@pytest.fixture
-def generator():
-    return torch.Generator().manual_seed(0)
 
 
 def psnr(image, reference):
@@ -79,92 +75,30 @@ def test_a_network_whose_last_layer_is_zeroed_predicts_zero():
     assert logit.abs().max() > 0
 
 
-def portraits(first_seed):
-    """Four to train on and the held-out rest."""
-    count = HELD_OUT + 4
-    rng = np.random.default_rng(first_seed)
-    images = rng.integers(0, 256, (count, 128, 128, 3), np.uint8)
-    labels = rng.integers(0, 19, (count, 128, 128), np.uint8)
-    return Portraits(images, labels, ["This man has a long beard."] * count, [{}] * count, first_seed)
-
-
-def stage(folder, first_seed=0):
-    return train.Stage(Plan("mask", folder, 1, False, 0, 4), portraits(first_seed), CollaborativeModel(FACES_128))
-
-
-@pytest.fixture
-def work(tmp_path):
-    torch.manual_seed(0)
-    train.save_weights(CollaborativeModel(FACES_128), tmp_path, "vae")
-    return tmp_path
-
-
-def test_latents_have_unit_spread_and_are_encoded_once(work):
-    latents = train.encode_all(stage(work)).latents
-    assert latents.shape == (4, 16, 16, 16)
-    assert latents.std() == pytest.approx(1, abs=1e-5)
-    made = (work / "latents.safetensors").stat().st_mtime_ns
-    assert torch.equal(train.encode_all(stage(work)).latents, latents)
-    assert (work / "latents.safetensors").stat().st_mtime_ns == made
-
-
-def test_latents_are_encoded_again_for_other_portraits_or_another_autoencoder(work):
-    first = train.encode_all(stage(work)).latents
-    others = train.encode_all(stage(work, first_seed=1)).latents
-    train.save_weights(CollaborativeModel(FACES_128), work, "vae")
-    another = train.encode_all(stage(work, first_seed=1)).latents
-    assert not torch.equal(first, others)
-    assert not torch.equal(others, another)
-
-
 @pytest.mark.parametrize("again", [False, True])
 def test_a_stage_begins_fresh_or_with_the_weights_that_are_there(again, work):
-    given = train.Stage(stage(work).plan, portraits(0), CollaborativeModel(FACES_128), again)
+    given = replace(stage(work), again=again)
     begun = []
     train.begin(given, ["vae"], lambda: begun.append("fresh"))
-    saved = train.load_file(work / "vae.safetensors")["encoder.conv_in.weight"]
+    saved = load_file(work / "vae.safetensors")["encoder.conv_in.weight"]
     assert begun == ([] if again else ["fresh"])
     assert torch.equal(given.model.vae.encoder.conv_in.weight, saved) == again
-
-
-@pytest.fixture
-def examples():
-    masks = torch.arange(4 * 1024).reshape(4, 1024) % 19
-    words = torch.from_numpy(token_ids(["This man has a long beard."] * 4))
-    return train.Examples(torch.zeros(4, 3, 8, 8), {"mask": masks, "text": words})
-
-
-def test_mask_condition_is_one_hot(examples, generator):
-    one_hot = examples.condition("mask", torch.tensor([2, 0]), generator)
-    assert one_hot.shape == (2, 19, 1024)
-    assert torch.equal(one_hot.argmax(1), examples.conditions["mask"][[2, 0]])
-    assert one_hot.sum() == 2 * 1024
-
-
-def test_some_words_are_hidden_but_never_the_frame(examples, generator):
-    indices = torch.zeros(3000, dtype=torch.long)
-    seen, given = examples.condition("text", indices, generator), examples.conditions["text"][indices]
-    words = given >= 4
-    assert torch.equal(seen[~words], given[~words])
-    hidden = seen != given
-    assert set(seen[hidden].tolist()) == {VOCABULARY.index("[UNK]")}
-    assert hidden[words].float().mean() == pytest.approx(train.UNKNOWN_WORDS, rel=0.3)
-
-
-def test_masks_are_read_as_the_runtime_reads_them():
-    given = portraits(0)
-    read = train.conditions_of(given, slice(2, 4))["mask"]
-    assert np.array_equal(read, [nearest(label, MASK_SIZE).ravel() for label in given.labels[2:4]])
 
 
 def tiny_examples():
     torch.manual_seed(0)
     conditions = {"mask": torch.randint(5, (8, 16)), "text": torch.randint(4, 12, (8, 6))}
-    return train.Examples(torch.randn(8, 3, 8, 8), conditions)
+    return examples.Examples(torch.randn(8, 3, 8, 8), conditions)
 
 
-def test_diffusers_learn_and_nothing_else_does(monkeypatch, generator):
-    monkeypatch.setattr(train, "MASK_CLASSES", 5)
+@pytest.fixture
+def tiny_masks(monkeypatch):
+    """Masks of five classes, which nobody draws freehand."""
+    monkeypatch.setattr(examples, "MASK_CLASSES", 5)
+    monkeypatch.setattr(examples, "redraw", lambda rows, generator: rows)
+
+
+def test_diffusers_learn_and_nothing_else_does(tiny_masks, generator):
     model = CollaborativeModel(CONFIG).requires_grad_(False)
     for expert in model.experts.values():
         expert.diffuser.requires_grad_(True)
@@ -178,10 +112,17 @@ def test_diffusers_learn_and_nothing_else_does(monkeypatch, generator):
     assert {name.split(".")[1] for name in touched} == {"mask", "text"}
 
 
-def test_one_expert_has_all_the_influence(monkeypatch):
-    monkeypatch.setattr(train, "MASK_CLASSES", 5)
-    expert, examples = tiny_model().experts["mask"], tiny_examples()
-    alone = train.branch_loss(expert, "mask", examples)
-    fused = train.diffusers_loss(nn.ModuleDict({"mask": expert}), examples)
+def test_one_expert_has_all_the_influence(tiny_masks, monkeypatch):
+    monkeypatch.setattr(train, "importance", torch.ones_like)
+    expert, given = tiny_model().experts["mask"], tiny_examples()
+    alone = train.branch_loss(expert, "mask", given)
+    fused = train.diffusers_loss(nn.ModuleDict({"mask": expert}), given)
     one, two = (loss(torch.arange(8), torch.Generator().manual_seed(3)) for loss in (alone, fused))
     assert one.item() == pytest.approx(two.item(), rel=1e-5)
+
+
+def test_errors_count_most_where_signal_and_noise_are_alike():
+    weights = train.importance(torch.tensor([999, 300, 200, 0]))
+    assert weights[0] == pytest.approx(0.5, abs=0.001)
+    assert weights.argmax() in (1, 2)
+    assert 0.5 < weights[3] < 0.6
