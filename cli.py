@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NoReturn, Self
 
@@ -66,7 +67,7 @@ def main(debug: bool, quiet: bool) -> None:
 Examples:
   cdiff-rt generate --mask examples/1.png --text "This man has a long beard." --out man.png
   cdiff-rt generate --mask examples/1.png --batch 4 --seed 7 --out faces/
-  cdiff-rt generate --text "The woman is in her seventies." --out woman.png"""
+  cdiff-rt generate --text "The woman is in her seventies." --out woman.png --save-influence"""
 )
 @click.option("--mask", type=PATH, help="Where what is: a PNG of labels 0-18 or of the CelebAMask-HQ colours.")
 @click.option("--text", help="What it looks like: age, beard, hair, glasses, smile.")
@@ -80,6 +81,7 @@ Examples:
 )
 @click.option("--backend", default="onnxruntime", show_default=True, help=BACKEND_HELP)
 @click.option("--model", default="faces-128", show_default=True, help="An embedded model's name or a bundle's folder.")
+@click.option("--save-influence", is_flag=True, help="Also write each condition's influence, step by step.")
 @click.option("--force", is_flag=True, help="Overwrite images that exist.")
 def generate(
     mask: Path | None,
@@ -92,26 +94,39 @@ def generate(
     eta: float,
     backend: str,
     model: str,
+    save_influence: bool,
     force: bool,
 ) -> None:
     """Make faces from a mask, a sentence, or both."""
+    from cdiff_rt.influence import InfluenceRecorder, folder_of
     from cdiff_rt.pipeline import Pipeline, check_numbers, image_paths
+    from cdiff_rt.sampler import StepState
 
-    image_paths(out, seed, check_numbers(seed, first, batch), force=force)  # before the model loads
-    pipeline = Pipeline.from_pretrained(model, backend=backend)
-    with Progress(steps, "denoising") as progress:
-        result = pipeline.generate(
-            mask=mask,
-            text=text,
-            steps=steps,
-            seed=seed,
-            batch=batch,
-            first=first,
-            eta=eta,
-            callback_on_step_end=lambda state: progress.step(),
-        )
-    for path in result.save(out, force=force):
-        click.echo(click.format_filename(path))
+    numbers = check_numbers(seed, first, batch)
+    image_paths(out, seed, numbers, force=force, influence=save_influence)  # before the model loads
+    with InfluenceRecorder(out) if save_influence else nullcontext() as recorder:
+        pipeline = Pipeline.from_pretrained(model, backend=backend)
+        with Progress(steps, "denoising") as progress:
+
+            def after_step(state: StepState) -> None:
+                progress.step()
+                if recorder:
+                    recorder(state)
+
+            result = pipeline.generate(
+                mask=mask,
+                text=text,
+                steps=steps,
+                seed=seed,
+                batch=batch,
+                first=first,
+                eta=eta,
+                callback_on_step_end=after_step,
+            )
+        for path in result.save(out, force=force, recorder=recorder):
+            click.echo(click.format_filename(path))
+            if save_influence:
+                click.echo(click.format_filename(folder_of(path)))
 
 
 class Progress:
@@ -158,29 +173,59 @@ def export(checkpoint: Path, out: Path) -> None:
 
 @main.command(
     epilog="""\b
-Example:
-  cdiff-rt bench --repeats 20 --json bench.json"""
+Examples:
+  cdiff-rt bench --repeats 20 --json bench.json
+  cdiff-rt bench --quality --pairs 20 --images judged/"""
 )
 @click.option("--model", default="faces-128", show_default=True, help="An embedded model's name or a bundle's folder.")
-@click.option("--backend", "backends", multiple=True, help="Default: all that work here.")
+@click.option("--backend", "backends", multiple=True, help="Default: all that work here; for quality onnxruntime.")
 @click.option("--steps", type=int, default=50, show_default=True, help="Denoising steps of an image.")
 @click.option("--batch", type=int, default=1, show_default=True, help="Images at a time.")
 @click.option(
     "--repeats", type=click.IntRange(min=3), default=10, show_default=True, help="Counted runs of each backend."
 )
+@click.option("--quality", is_flag=True, help="Measure how well images follow their conditions, not the time.")
+@click.option("--pairs", type=click.IntRange(min=2), default=200, show_default=True, help="For quality: how many.")
+@click.option("--images", type=PATH, help="For quality: also write all images into this folder.")
 @click.option("--json", "json_file", type=PATH, help="Also write all figures to this file.")
-def bench(model: str, backends: tuple[str, ...], steps: int, batch: int, repeats: int, json_file: Path | None) -> None:
-    """Time the backends against eager PyTorch: interleaved, each in its own process."""
+def bench(
+    model: str,
+    backends: tuple[str, ...],
+    steps: int,
+    batch: int,
+    repeats: int,
+    quality: bool,
+    pairs: int,
+    images: Path | None,
+    json_file: Path | None,
+) -> None:
+    """Time the backends against eager PyTorch, or judge how well images follow their conditions."""
     from cdiff_rt.bench.latency import compare
-    from cdiff_rt.bench.report import table, write_json
+    from cdiff_rt.bench.quality import examine
+    from cdiff_rt.bench.report import quality_table, table, write_json, write_quality
     from cdiff_rt.images import check_folder
 
+    check_fits(quality, ("batch", "repeats"), ("pairs", "images"))
     if json_file:
         check_folder(json_file.parent)
+    if quality:
+        examination = examine(model, backends, steps=steps, pairs=pairs, images=images)
+        click.echo(quality_table(examination))
+        if json_file:
+            write_quality(examination, json_file)
+        return
     result = compare(model, backends, steps=steps, batch=batch, repeats=repeats)
     click.echo(table(result))
     if json_file:
         write_json(result, json_file)
+
+
+def check_fits(quality: bool, for_time: tuple[str, ...], for_quality: tuple[str, ...]) -> None:
+    """Options of the other measurement would be ignored in silence."""
+    context = click.get_current_context()
+    for name in for_time if quality else for_quality:
+        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"--{name} {'does not go' if quality else 'goes'} with --quality")
 
 
 @main.command()

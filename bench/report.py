@@ -1,20 +1,27 @@
-"""A comparison as a table for people and as JSON for programs."""
+"""What was measured, as a table for people and as JSON for programs."""
 
 import json
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
+
 from cdiff_rt.bench.latency import Comparison
+from cdiff_rt.bench.quality import COLUMNS, CONFIDENCE, LABELS_KEPT, Examination, interval
 
 HEADER = "| backend | median ms | p90 | p99 | min-max | against torch | first image s | peak MiB |"
 
 
+def heading(machine: dict[str, str], settings: dict[str, int | str]) -> str:
+    """One line that says on what something was measured."""
+    listed = ", ".join(f"{key} {value}" for key, value in settings.items())
+    versions = ", ".join(f"{name} {machine[name]}" for name in ("onnxruntime", "torch", "numpy") if name in machine)
+    return f"{machine['cpu']}, {machine['cores']} cores; Python {machine['python']}, {versions}; {listed}"
+
+
 def table(comparison: Comparison) -> str:
     """A Markdown table under one line that says on what it was measured."""
-    facts = comparison.machine
-    settings = ", ".join(f"{key} {value}" for key, value in comparison.settings.items())
-    versions = ", ".join(f"{name} {facts[name]}" for name in ("onnxruntime", "torch", "numpy") if name in facts)
-    lines = [f"{facts['cpu']}, {facts['cores']} cores; Python {facts['python']}, {versions}; {settings}", "", HEADER]
+    lines = [heading(comparison.machine, comparison.settings), "", HEADER]
     lines.append("|---" * HEADER.count(" | ") + "|---|")
     for timing in comparison.timings:
         ratio = comparison.ratio(timing)
@@ -36,3 +43,41 @@ def write_json(comparison: Comparison, path: Path) -> None:
     timings = [asdict(timing) | {f"p{q}": timing.percentile(q) for q in (50, 90, 99)} for timing in comparison.timings]
     data = {"machine": comparison.machine, "settings": comparison.settings, "timings": timings}
     path.write_text(json.dumps(data, indent=1) + "\n")
+
+
+def quality_table(examination: Examination) -> str:
+    """A Markdown table: means over the pairs, with their intervals; first the portraits that the exam was made of."""
+    truth = examination.exam.sheet.truth
+    cells = {"painted portraits, all": [truth[name] for name in COLUMNS]}
+    for name, scores in examination.rows.items():
+        cells[name] = [list(interval(scores.columns[column])) for column in COLUMNS]
+    both = f"both: mIoU >= {LABELS_KEPT} and every attribute that the sentence names"
+    lines = [
+        f"{heading(examination.machine, examination.settings)}; mean [{CONFIDENCE} % interval]; {both}",
+        "",
+        f"| images | {' | '.join(COLUMNS)} |",
+        "|---" * (1 + len(COLUMNS)) + "|",
+        *(f"| {name} | " + " | ".join(_cell(*values) for values in row) + " |" for name, row in cells.items()),
+    ]
+    return "\n".join(lines)
+
+
+def _cell(mean: float, low: float, high: float) -> str:
+    return "-" if np.isnan(mean) else f"{mean:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def write_quality(examination: Examination, path: Path) -> None:
+    """Every image's scores; null where nothing was asked."""
+    images = {
+        name: {column: _plain(values) for column, values in scores.columns.items()} | {"right": _plain(scores.right)}
+        for name, scores in examination.rows.items()
+    }
+    facts = {"machine": examination.machine, "settings": examination.settings}
+    data = facts | {"attributes": list(examination.exam.sheet.attributes), "images": images}
+    path.write_text(json.dumps(data, indent=1) + "\n")
+
+
+def _plain(values: np.ndarray) -> list:
+    rounded = values.round(4).astype(object)
+    rounded[np.isnan(values)] = None
+    return rounded.tolist()

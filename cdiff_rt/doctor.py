@@ -17,7 +17,7 @@ def examine() -> tuple[list[str], bool]:
     rows = [f"cdiff-rt {__version__}, Python {platform.python_version()}, {platform.platform()}, {cores()} cores"]
     rows += [f"library {name:16} {version_of(name)}" for name in LIBRARIES]
     bundles = {}
-    for folder in sorted(MODELS.iterdir()) if MODELS.is_dir() else []:
+    for folder in sorted(MODELS.glob("*/")):
         try:
             bundles[folder.name] = Bundle.open(folder)
             rows.append(f"model   {folder.name:16} intact")

@@ -25,6 +25,7 @@ class Adjustment:
     gains: np.ndarray  # [S, M]: a modality's influence is multiplied by this at each step
     anchor: np.ndarray  # [M]: 1 for the modality that takes what the gains took away, else 0
     factors: np.ndarray  # [M]: then each is weighed by this, and their sum brought back to 1
+    sharpness: float = 1.0  # of the softmax; 0 is the plain mean
 
 
 def decay(kind: str, timesteps: np.ndarray, train_steps: int) -> np.ndarray:
@@ -33,7 +34,9 @@ def decay(kind: str, timesteps: np.ndarray, train_steps: int) -> np.ndarray:
     return {"none": np.ones_like(done), "linear": 1 - done, "cosine": (np.cos(np.pi * done) + 1) / 2}[kind]
 
 
-def adjustment(decays: list[bool], anchor: int | None, gain: np.ndarray, factor: float) -> Adjustment:
+def adjustment(
+    decays: list[bool], anchor: int | None, gain: np.ndarray, factor: float, sharpness: float = 1.0
+) -> Adjustment:
     """For modalities of which some decay by `gain` [S] and are weighed by `factor`, and one takes the remainder.
 
     Where there is none to take it, or nothing that decays, the softmax stays as it is.
@@ -43,12 +46,13 @@ def adjustment(decays: list[bool], anchor: int | None, gain: np.ndarray, factor:
     takes = np.zeros(count)
     if anchor is not None and active.any():
         takes[anchor] = 1.0
-    return Adjustment(np.where(active, gain[:, None], 1.0), takes, np.where(active, factor, 1.0))
+    return Adjustment(np.where(active, gain[:, None], 1.0), takes, np.where(active, factor, 1.0), sharpness)
 
 
-def influence(logits: Array, gains: Array, anchor: Array, factors: Array) -> Array:
+def influence(logits: Array, gains: Array, anchor: Array, factors: Array, sharpness: float = 1.0) -> Array:
     """logits [M, B, 1, *latent]; the others broadcast to it -> influence functions of that shape; they sum to 1."""
     xp = array_api_compat.array_namespace(logits)
+    logits = sharpness * logits
     weights = xp.exp(logits - xp.max(logits, axis=0, keepdims=True))
     weights = weights / xp.sum(weights, axis=0, keepdims=True)
     kept = weights * gains * (1 - anchor)

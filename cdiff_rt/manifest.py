@@ -58,6 +58,7 @@ class Influence:
 
     decay: Literal["none", "linear", "cosine"] = "cosine"
     factor: float = 2.0
+    sharpness: float = 1.0  # of the dynamic diffusers' logits; 0 is the plain mean of the branches
 
 
 @dataclass(frozen=True)
@@ -181,15 +182,15 @@ def is_plain_name(name: str) -> bool:
     return bool(name) and name == Path(name).name and "\0" not in name and "\\" not in name
 
 
-def check_file(folder: Path, name: str, expected: str) -> None:
+def check_file(folder: Path, name: str, expected: str, what: str = "", again: str = REBUILD) -> None:
     """Raises BadArtefact unless `name` is a plain file of `folder` with this sha256."""
-    what = f"bundle {folder.name}"
+    what = what or f"bundle {folder.name}"
     if not is_plain_name(name):
         raise BadArtefact(what, f"{name!r} in {NAME} is outside its folder", "do not use this bundle")
     try:
         mode = (folder / name).lstat().st_mode
     except (OSError, ValueError):
-        raise BadArtefact(what, f"{name} is missing", f"copy the whole folder again or {REBUILD}") from None
+        raise BadArtefact(what, f"{name} is missing", f"copy the whole folder again or {again}") from None
     if not stat.S_ISREG(mode):
         raise BadArtefact(what, f"{name} is not a plain file", "replace the link by the file itself")
     actual = sha256(folder / name)
@@ -197,7 +198,7 @@ def check_file(folder: Path, name: str, expected: str) -> None:
         raise BadArtefact(
             what,
             f"{name} was altered: sha256 {actual[:12]}..., expected {str(expected)[:12]}...",
-            f"copy it again or {REBUILD}",
+            f"copy it again or {again}",
         )
 
 

@@ -23,7 +23,7 @@ Reader = Callable[[Condition, Modality, Bundle], np.ndarray]
 def read_label_map(value: Condition, modality: Modality, bundle: Bundle) -> np.ndarray:
     """A mask's path or [H, W] labels -> one-hot [1, classes, size * size] float32."""
     if isinstance(value, np.ndarray):
-        labels, name, how = images.check_labels(value, modality.classes), "array", "labels"
+        labels, name, how = images.check_labels(value, modality.classes), "array", ""
     elif isinstance(value, str | Path):
         path = Path(value)
         (labels, how), name = images.read_labels(path, modality.classes), path.name
@@ -35,7 +35,8 @@ def read_label_map(value: Condition, modality: Modality, bundle: Bundle) -> np.n
         log.warning("%s %s: %dx%d is not square, its centre is used", modality.name, name, width, height)
     small = images.nearest(square, modality.size)
     found = np.unique(small)
-    log.info("%s %s: %dx%d, %s, %d classes", modality.name, name, width, height, how, len(found))
+    if not isinstance(value, np.ndarray):  # a file's form is guessed, an array's is not
+        log.info("%s %s: %dx%d, %s, %d classes", modality.name, name, width, height, how, len(found))
     if len(found) == 1:
         log.warning("%s %s: every pixel has label %d", modality.name, name, found[0])
     one_hot = np.eye(modality.classes, dtype=np.float32)[small.reshape(-1)]  # [size * size, classes]

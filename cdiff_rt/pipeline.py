@@ -4,8 +4,8 @@ import math
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,8 @@ from cdiff_rt import __version__, fusion, images, noise, solvers
 from cdiff_rt.engines import BACKENDS, Engine, check_backend, cores, load_engine
 from cdiff_rt.errors import BadArtefact, BadRequest
 from cdiff_rt.experts import Experts
-from cdiff_rt.manifest import NAME, Bundle, Modality, sha256
+from cdiff_rt.influence import InfluenceRecorder, check_target, folder_of, whole_folder, write_influence
+from cdiff_rt.manifest import NAME, Bundle, Influence, Modality, sha256
 from cdiff_rt.modalities import KINDS, Condition
 from cdiff_rt.sampler import Callback, sample
 
@@ -30,19 +31,29 @@ class Generated:
     latents: np.ndarray  # [B, C, *latent] float32, as the loop left them
     record: dict  # every parameter of the run, as stored in PNG files
 
-    def save(self, out: str | Path, *, force: bool = False) -> list[Path]:
-        """Writes the images to `image_paths(out, ...)`, each with all parameters of the run inside."""
+    def save(self, out: str | Path, *, force: bool = False, recorder: InfluenceRecorder | None = None) -> list[Path]:
+        """Writes the images to `image_paths(out, ...)`, each with all parameters of the run inside.
+
+        With the recorder that saw the run, each image's influence maps go to a folder beside it, both or neither.
+        """
         numbers = range(self.record["first"], self.record["first"] + len(self.images))
-        paths = image_paths(Path(out), self.record["seed"], numbers, force=force)
-        for number, image, path in zip(numbers, self.images, paths, strict=True):
-            images.write_png(path, image, images.parameters_text(self.record | {"image": number}))
+        paths = image_paths(Path(out), self.record["seed"], numbers, force=force, influence=recorder is not None)
+        names = list(self.record["conditions"])
+        if recorder:
+            recorder.check(names, len(self.images), self.record["steps"])
+        for i, (number, image, path) in enumerate(zip(numbers, self.images, paths, strict=True)):
+            with whole_folder(folder_of(path)) if recorder else nullcontext() as folder:
+                if recorder and folder:
+                    write_influence(folder, recorder, i, names, image)
+                images.write_png(path, image, images.parameters_text(self.record | {"image": number}))
         return paths
 
 
-def image_paths(out: Path, seed: int, numbers: range, *, force: bool = False) -> list[Path]:
+def image_paths(out: Path, seed: int, numbers: range, *, force: bool = False, influence: bool = False) -> list[Path]:
     """Where images go: `out` itself if it is a .png, else files of the folder `out`, named by seed and number.
 
-    Raises BadRequest if a file exists and `force` is not set, BadInput if none can be written.
+    Raises BadRequest if a file, or with `influence` the folder beside it, exists and `force` is not set; BadInput if
+    none can be written.
     """
     if out.suffix.lower() in (".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"):
         raise BadRequest("out", f"{out.name}", "images are written as .png; give such a name or a folder")
@@ -56,12 +67,14 @@ def image_paths(out: Path, seed: int, numbers: range, *, force: bool = False) ->
             raise BadRequest("out", f"{path} is a folder", "choose another name")
         if os.path.exists(path) and not force:
             raise BadRequest("out", f"{path} exists", "choose another name or overwrite it with --force")
+        if influence:
+            check_target(folder_of(path), force=force)
     return paths
 
 
 def find_model(model: str | Path) -> Path:
     """The folder of an embedded model's name or of a path."""
-    embedded = {path.name: path for path in MODELS.iterdir()} if MODELS.is_dir() else {}
+    embedded = {path.name: path for path in MODELS.glob("*/")}
     if str(model) in embedded:
         return embedded[str(model)]
     if not os.path.isdir(model):
@@ -91,13 +104,15 @@ class Pipeline:
         batch: int = 1,
         first: int = 0,
         eta: float = 1.0,
+        influence: Influence | None = None,
         callback_on_step_end: Callback | None = None,
         **conditions: Condition | None,
     ) -> Generated:
         """Images that follow every condition given, by the names of the model's modalities, e.g. `mask=`, `text=`.
 
         Only the experts of those modalities run. The images are numbers `first` to `first + batch - 1` of the seed:
-        image i is the same in any batch. `steps` and `eta` are DDIM's. Raises BadRequest or BadInput.
+        image i is the same in any batch. `steps` and `eta` are DDIM's, `influence` stands in for the manifest's. Raises
+        BadRequest or BadInput.
         """
         numbers = check_numbers(seed, first, batch)
         _check_range("eta", eta, 0.0, 1.0)
@@ -110,12 +125,13 @@ class Pipeline:
                 noise.normal(seed, numbers, 0, shape),
                 lambda i: noise.normal(seed, numbers, i + 1, shape),
                 table,
-                self._adjustment(modalities, table),
+                self._adjustment(modalities, table, influence or self.manifest.influence),
                 callback_on_step_end,
             )
         given = {m.name: KINDS[m.kind].show(value) for m in modalities if (value := conditions[m.name]) is not None}
         prompt = " ".join(given[m.name] for m in modalities if m.kind == "words")
-        run = {"steps": steps, "eta": eta, "seed": seed, "first": first, "batch": batch}
+        run: dict = {"steps": steps, "eta": eta, "seed": seed, "first": first, "batch": batch}
+        run |= {"influence": asdict(influence)} if influence else {}
         record = run | {"conditions": given, "prompt": prompt, "backend": self.backend} | self._identity()
         return Generated(self.decode(latents), latents, record)
 
@@ -164,12 +180,14 @@ class Pipeline:
             with ThreadPoolExecutor(side_by_side) as pool:
                 yield Experts(engines, contexts, rows, pool.map)
 
-    def _adjustment(self, modalities: list[Modality], table: solvers.SolverTable) -> fusion.Adjustment:
-        default = self.manifest.influence
+    def _adjustment(
+        self, modalities: list[Modality], table: solvers.SolverTable, influence: Influence
+    ) -> fusion.Adjustment:
         anchors = [i for i, modality in enumerate(modalities) if modality.anchor]
-        gain = fusion.decay(default.decay, table.timesteps, self.manifest.schedule.train_steps)
+        gain = fusion.decay(influence.decay, table.timesteps, self.manifest.schedule.train_steps)
         decays = [modality.decays for modality in modalities]
-        return fusion.adjustment(decays, anchors[0] if anchors else None, gain, default.factor)
+        anchor = anchors[0] if anchors else None
+        return fusion.adjustment(decays, anchor, gain, influence.factor, influence.sharpness)
 
     def _identity(self) -> dict:
         """What made the images, beside the request."""

@@ -40,7 +40,7 @@ def sample(
     hist = np.zeros_like(x)
     for i, timestep in enumerate(table.timesteps):
         outs, logits = experts(x, i)
-        weights = influence(logits, gains[i].reshape(per_modality), anchor, factors)
+        weights = influence(logits, gains[i].reshape(per_modality), anchor, factors, adjust.sharpness)
         fused = fuse(outs, weights)
         before = x
         x, hist = update(x, fused, hist, noise(i), rows[i])

@@ -11,10 +11,13 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from cdiff_rt import __version__
+from cdiff_rt import __version__, influence
+from cdiff_rt.bench import exam as exam_module
 from cdiff_rt.cli import OneLine, main
 from cdiff_rt.engines import BACKENDS, Backend
+from cdiff_rt.influence import InfluenceRecorder
 from cdiff_rt.pipeline import Pipeline
+from tests.coded_exam import write_coded_exam
 
 TEXT = "This man has a long beard."
 
@@ -149,6 +152,16 @@ def test_one_file_for_two_images_is_exit_code_2(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_influence_that_exists_is_found_before_the_model_loads(tmp_path):
+    folder = tmp_path / "a.influence"
+    folder.mkdir()
+    (folder / "maps.npz").write_text("mine")
+    arguments = ["generate", "--text", TEXT, "--out", tmp_path / "a.png", "--model", "no-such", "--save-influence"]
+    check_refused(run(*arguments), 2, "a.influence exists", "--force")
+    check_refused(run(*arguments, "--force"), 4, "'no-such'")
+    assert (folder / "maps.npz").read_text() == "mine"
+
+
 def test_an_unknown_model_is_exit_code_4(out):
     check_refused(run("generate", "--text", TEXT, "--out", out, "--model", "no-such"), 4, "'no-such'", "faces-128")
     assert not out.exists()
@@ -175,6 +188,16 @@ def test_a_full_disk_is_exit_code_6(out, monkeypatch):
 
     monkeypatch.setattr(os, "replace", full)
     check_refused(run("generate", "--text", TEXT, "--steps", 1, "--out", out), 6, "No space left on device")
+    assert list(out.iterdir()) == []
+
+
+def test_a_full_disk_leaves_neither_image_nor_influence(out, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(influence, "write_animation", full)
+    result = run("generate", "--text", TEXT, "--steps", 1, "--out", out, "--save-influence")
+    check_refused(result, 6, f"writing {out}/seed0-000.influence: No space left on device")
     assert list(out.iterdir()) == []
 
 
@@ -214,6 +237,33 @@ def test_a_batch_makes_as_many_different_images(mask_file, out):
     assert len({np.asarray(Image.open(out / name)).tobytes() for name in names}) == 3
 
 
+def test_save_influence_makes_a_folder_beside_each_image_as_python_does(mask_file, tmp_path):
+    out, twin = tmp_path / "out", tmp_path / "twin"
+    arguments = ["--mask", mask_file, "--text", TEXT, "--batch", 2, "--steps", 4, "--out", out, "--save-influence"]
+    result = run("generate", *arguments)
+    names = [f"seed0-00{i}.{end}" for i in range(2) for end in ("png", "influence")]
+    assert (result.exit_code, result.stdout.splitlines()) == (0, [str(out / name) for name in names])
+    assert sorted(path.name for path in out.iterdir()) == sorted(names)
+
+    with InfluenceRecorder(twin) as recorder:
+        made = Pipeline.from_pretrained().generate(
+            mask=mask_file, text=TEXT, batch=2, steps=4, callback_on_step_end=recorder
+        )
+        made.save(twin, recorder=recorder)
+    files = sorted(path.relative_to(out) for path in out.rglob("*.*") if path.is_file())
+    assert files == sorted(path.relative_to(twin) for path in twin.rglob("*.*") if path.is_file())
+    assert len(files) == 2 * (1 + 3 + 2 * 4)
+    pictures = [file for file in files if file.suffix != ".npz"]  # an .npz holds the time of day
+    assert [file for file in pictures if (out / file).read_bytes() != (twin / file).read_bytes()] == []
+    assert run("generate", *arguments, "--force").exit_code == 0
+    assert sorted(path.relative_to(out) for path in out.rglob("*.*") if path.is_file()) == files
+
+
+def test_without_the_option_there_is_no_influence(out):
+    assert run("generate", "--text", TEXT, "--steps", 1, "--out", out).stdout == f"{out}/seed0-000.png\n"
+    assert [path.name for path in out.iterdir()] == ["seed0-000.png"]
+
+
 @pytest.mark.parametrize("text", ["../../x", "/etc/passwd", "%s%n{0}", "-x", "日本 😀", "a\nb"])
 def test_a_text_never_becomes_part_of_a_path(text, out):
     assert run("-q", "generate", f"--text={text}", "--steps", 1, "--out", out / "a.png").exit_code == 0
@@ -239,6 +289,78 @@ def test_debug_shows_a_traceback_with_the_error(out, monkeypatch):
     assert (
         "Traceback" in result.stderr and result.stderr.splitlines()[-1].startswith("error: ") and result.exit_code == 3
     )
+
+
+@pytest.fixture
+def exam(tmp_path, monkeypatch) -> Path:
+    """The folder of faces-128's only exam."""
+    monkeypatch.setattr(exam_module, "EXAMS", tmp_path / "exams")
+    return write_coded_exam(tmp_path / "exams" / "faces-128")
+
+
+def test_quality_is_a_table_and_on_request_images_and_json(exam, tmp_path):
+    images, figures = tmp_path / "judged", tmp_path / "quality.json"
+    result = run("bench", "--quality", "--pairs", 2, "--steps", 1, "--images", images, "--json", figures)
+    assert result.exit_code == 0
+    first, _, header, _, *rows = result.stdout.splitlines()
+    assert "steps 1, seed 0, pairs 2;" in first and header.startswith("| images | mIoU |")
+    ways = ["mask only", "text only", "plain mean", "collaborative, softmax as trained", "collaborative"]
+    assert [row.split("|")[1].strip() for row in rows] == [
+        "painted portraits, all", *ways, "collaborative, shuffled pairs"
+    ]  # fmt: skip
+    assert [line.split(": ")[1] for line in result.stderr.splitlines()] == ways
+    assert sorted(str(path.relative_to(images)) for path in images.rglob("*.png")) == sorted(
+        f"{way}/{name}.png" for way in ways for name in ("000", "001")
+    )
+    data = json.loads(figures.read_text())
+    assert list(data["images"]) == [*ways, "collaborative, shuffled pairs"]
+    assert len(data["images"]["collaborative"]["mIoU"]) == 2
+
+
+def test_quality_of_a_model_without_an_exam_is_exit_code_2(exam, bundle_copy):
+    manifest = bundle_copy / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"name": "faces-128"', '"name": "my-faces"'))
+    result = run("bench", "--quality", "--model", bundle_copy)
+    check_refused(result, 2, "no exam for the model 'my-faces'", "there is one for faces-128")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--backend", "cuda"], "'cuda'"),
+        (["--backend", "onnxruntime", "--backend", "torch"], "one at a time"),
+        (["--pairs", 1], "'--pairs': 1"),
+        (["--steps", 0], "steps: 0"),
+        (["--images", "."], "images: . exists"),
+    ],
+    ids=str,
+)
+def test_bad_parameters_of_quality_are_one_line_and_exit_code_2(arguments, words, exam):
+    check_refused(run("bench", "--quality", *arguments), 2, words)
+
+
+def test_images_without_quality_are_exit_code_2(out):
+    check_refused(run("bench", "--images", out, "--model", "no-such"), 2, "--images", "--quality")
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    "options", [["--pairs", 200], ["--quality", "--batch", 2], ["--quality", "--repeats", 10]], ids=str
+)
+def test_options_of_the_other_measurement_are_exit_code_2(options):
+    check_refused(run("bench", "--model", "no-such", *options), 2, options[-2], "--quality")
+
+
+def test_an_altered_exam_is_exit_code_4(exam):
+    with (exam / exam_module.MASKS).open("ab") as file:
+        file.write(b"x")
+    check_refused(run("bench", "--quality"), 4, "exam faces-128: masks.png was altered", "recipes.faces.judge")
+
+
+@pytest.mark.parametrize("option", ["--json", "--images"])
+def test_figures_that_cannot_be_written_are_found_before_the_model_loads(option):
+    result = run("bench", "--quality", "--model", "no-such", option, "/proc/nonexistent/x")
+    check_refused(result, 3, "output folder /proc/nonexistent")
 
 
 @pytest.mark.parametrize("command", ["generate", "export", "bench"])

@@ -1,9 +1,13 @@
 import json
 
+import numpy as np
 import pytest
 
+from cdiff_rt.bench.exam import Exam
 from cdiff_rt.bench.latency import Comparison, Timing
-from cdiff_rt.bench.report import table, write_json
+from cdiff_rt.bench.quality import COLUMNS, Examination, Scores
+from cdiff_rt.bench.report import quality_table, table, write_json, write_quality
+from tests.coded_exam import TRUTH, write_coded_exam
 
 MACHINE = {
     "cpu": "A Processor",
@@ -58,3 +62,63 @@ def test_json_holds_every_run(tmp_path):
     assert [row["ms"] for row in data["timings"]] == [timing.ms for timing in RESULT.timings]
     assert data["timings"][0]["p50"] == 110
     assert data["timings"][0]["p90"] == pytest.approx(174)
+
+
+ROWS = {
+    "mask only": Scores(np.full(3, 0.5), np.array([[1, 0], [1, np.nan], [0, 0]]), np.full(3, np.nan)),
+    "collaborative": Scores(np.array([0.25, 0.5, 1.0]), np.array([[1, 1], [1, np.nan], [1, 1]]), np.ones(3)),
+}
+
+
+@pytest.fixture
+def exam(tmp_path):
+    return Exam.open(write_coded_exam(tmp_path / "exam"))
+
+
+def examination(exam):
+    return Examination(MACHINE, {"model": "faces-128", "steps": 4}, exam, ROWS)
+
+
+def test_quality_stands_under_a_line_that_says_what_was_judged(exam):
+    first = quality_table(examination(exam)).splitlines()[0]
+    for fact in ("A Processor", "torch 2.13.0", "model faces-128", "steps 4", "95 % interval", "mIoU >= 0.6"):
+        assert fact in first
+
+
+def test_quality_has_a_row_for_each_way_and_the_portraits_above(exam):
+    header, rule, *rows = quality_table(examination(exam)).splitlines()[2:]
+    assert len({line.count("|") for line in (header, rule, *rows)}) == 1
+    assert [cell.strip() for cell in header.split("|")[2:-1]] == list(COLUMNS)
+    portraits, mask_only, collaborative = ([cell.strip() for cell in row.split("|")[1:-1]] for row in rows)
+    assert portraits == [
+        "painted portraits, all",
+        *(f"{m:.3f} [{low:.3f}, {high:.3f}]" for m, low, high in TRUTH.values()),
+    ]
+    assert mask_only[:2] == ["mask only", "0.500 [0.500, 0.500]"]
+    assert mask_only[2].startswith("0.500 [") and mask_only[3:] == ["0.000 [0.000, 0.000]", "-"]
+    assert collaborative[1] == "0.583 [0.250, 1.000]"
+    assert collaborative[2] == collaborative[4] == "1.000 [1.000, 1.000]" and collaborative[3].startswith("0.333 [")
+
+
+def test_quality_as_json_holds_every_image(exam, tmp_path):
+    write_quality(examination(exam), tmp_path / "quality.json")
+    data = json.loads((tmp_path / "quality.json").read_text(), parse_constant=pytest.fail)
+    assert data["settings"] == {"model": "faces-128", "steps": 4}
+    assert data["attributes"] == ["gender", "beard"]
+    assert data["machine"] == MACHINE
+    assert data["images"] == {
+        "mask only": {
+            "mIoU": [0.5, 0.5, 0.5],
+            "attributes": [0.5, 1.0, 0.0],
+            "both": [0.0, 0.0, 0.0],
+            "face": [None, None, None],
+            "right": [[1.0, 0.0], [1.0, None], [0.0, 0.0]],
+        },
+        "collaborative": {
+            "mIoU": [0.25, 0.5, 1.0],
+            "attributes": [1.0, 1.0, 1.0],
+            "both": [0.0, 0.0, 1.0],
+            "face": [1.0, 1.0, 1.0],
+            "right": [[1.0, 1.0], [1.0, None], [1.0, 1.0]],
+        },
+    }

@@ -19,7 +19,7 @@ COSINE = decay("cosine", TIMESTEPS, 1000)
 def weights_at(logits, adjust, step, convert=np.asarray):
     shape = (-1,) + (1,) * (logits.ndim - 1)
     parts = (adjust.gains[step], adjust.anchor, adjust.factors)
-    return influence(logits, *(convert(part.reshape(shape)) for part in parts))
+    return influence(logits, *(convert(part.reshape(shape)) for part in parts), adjust.sharpness)
 
 
 def reference_two(logits, t):
@@ -78,6 +78,33 @@ def test_without_an_adjustment_influence_is_the_softmax(adjust):
     logits = RNG.standard_normal((3, 2, 1, 4, 4))
     expected = np.exp(logits) / np.exp(logits).sum(0)
     np.testing.assert_allclose(weights_at(logits, adjust, 2), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("convert", [np.asarray, torch.from_numpy])
+@pytest.mark.parametrize("roles", [MASK_TEXT, MASK_TEXT_SKETCH])
+def test_without_sharpness_every_modality_has_as_much_influence(roles, convert):
+    count = len(roles[0])
+    logits = convert((RNG.standard_normal((count, 2, 1, 4, 4)) * 100).astype(np.float32))
+    weights = weights_at(logits, adjustment(*roles, np.ones(4), 1.0, 0.0), 2, convert)
+    np.testing.assert_allclose(np.asarray(weights), np.full(logits.shape, 1 / count), rtol=1e-6)
+
+
+@pytest.mark.parametrize("convert", [np.asarray, torch.from_numpy])
+def test_sharpness_multiplies_the_logits_and_one_is_the_softmax_as_trained(convert):
+    logits = convert(RNG.standard_normal((3, 2, 1, 4, 4)).astype(np.float32))
+    plain = weights_at(logits, adjustment(*MASK_TEXT_SKETCH, COSINE, 2.0), 1, convert)
+    same = weights_at(logits, adjustment(*MASK_TEXT_SKETCH, COSINE, 2.0, 1.0), 1, convert)
+    doubled = weights_at(logits, adjustment(*MASK_TEXT_SKETCH, COSINE, 2.0, 2.0), 1, convert)
+    np.testing.assert_array_equal(np.asarray(plain), np.asarray(same))
+    by_hand = weights_at(2 * logits, adjustment(*MASK_TEXT_SKETCH, COSINE, 2.0), 1, convert)
+    np.testing.assert_allclose(np.asarray(doubled), np.asarray(by_hand), rtol=1e-6)
+    assert np.abs(np.asarray(doubled) - np.asarray(plain)).max() > 0.05
+
+
+def test_sharpness_leaves_float32_as_it_is():
+    logits = RNG.standard_normal((2, 1, 1, 4, 4)).astype(np.float32)
+    ones = np.ones((2, 1, 1, 1, 1), np.float32)
+    assert influence(logits, ones, 0 * ones, ones, 0.5).dtype == np.float32
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,11 @@ def test_a_square_mask_is_told_without_a_warning(mask_file, bundle, notices):
     assert record.getMessage() == "mask face.png: 128x128, grey PNG, pixel values are labels, 9 classes"
 
 
+def test_a_square_array_is_not_told(mask, bundle, notices):
+    read_label_map(mask, LABELS, bundle)
+    assert notices.messages == []
+
+
 def test_of_a_wide_mask_the_centre_is_used_and_that_is_told(mask, tmp_path, bundle, notices):
     path = tmp_path / "wide.png"
     Image.fromarray(np.pad(mask, ((0, 0), (20, 30)))).save(path)

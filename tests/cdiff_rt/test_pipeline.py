@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from PIL import Image
 from cdiff_rt import __version__
 from cdiff_rt import pipeline as module
 from cdiff_rt.errors import BadArtefact, BadInput, BadRequest
+from cdiff_rt.manifest import Influence
 from cdiff_rt.pipeline import MODELS, Pipeline, find_model, image_paths
 
 TEXT = "This man has a long beard. He is in his fifties."
@@ -96,6 +98,35 @@ def test_the_masks_influence_fades_by_the_default_adjustment(pipeline, mask):
     pipeline.generate(mask=mask, text=TEXT, steps=5, callback_on_step_end=seen.append)
     means = [state.influence[0].mean() for state in seen]
     assert means == sorted(means, reverse=True) and means[-1] < 1e-4 < means[0]
+
+
+@pytest.mark.parametrize(
+    ("influence", "expected"),
+    [
+        (Influence("none", 1.0, 0.0), [0.5] * 5),
+        (Influence("none", 3.0, 0.0), [0.75] * 5),
+        (Influence("linear", 1.0, 0.0), [t / 1000 / 2 for t in (801, 601, 401, 201, 1)]),
+    ],
+)
+def test_influence_of_a_call_stands_in_for_the_manifests(influence, expected, pipeline, mask):
+    seen = []
+    pipeline.generate(mask=mask, text=TEXT, steps=5, influence=influence, callback_on_step_end=seen.append)
+    for state, masks in zip(seen, expected, strict=True):
+        np.testing.assert_allclose(state.influence[0], masks, rtol=1e-5)
+
+
+def test_the_manifests_influence_given_changes_nothing_but_the_record(pipeline, mask):
+    default = pipeline.generate(mask=mask, text=TEXT, steps=2)
+    given = pipeline.generate(mask=mask, text=TEXT, steps=2, influence=pipeline.manifest.influence)
+    np.testing.assert_array_equal(default.latents, given.latents)
+    assert given.record == default.record | {"influence": dataclasses.asdict(pipeline.manifest.influence)}
+
+
+def test_sharpness_stands_in_the_record_and_in_the_file(pipeline, mask, tmp_path):
+    result = pipeline.generate(mask=mask, text=TEXT, steps=1, influence=Influence(sharpness=0.5))
+    assert result.record["influence"] == {"decay": "cosine", "factor": 2.0, "sharpness": 0.5}
+    with Image.open(result.save(tmp_path)[0]) as image:
+        assert json.loads(image.text["cdiff_rt"])["influence"] == result.record["influence"]
 
 
 def test_an_exception_of_the_callback_ends_the_run(pipeline):
