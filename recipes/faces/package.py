@@ -4,6 +4,7 @@ python -m recipes.faces.package --work trained --out faces-128.safetensors
 """
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import click
@@ -22,13 +23,18 @@ MODALITIES = (
 )
 
 
-def training_log(work: Path) -> dict[str, dict]:
-    """stage -> its last report: steps, images, minutes of computing, loss."""
-    logs = {stage: work / f"{stage}.jsonl" for stage in STAGES}
-    return {stage: json.loads(log.read_text().splitlines()[-1]) for stage, log in logs.items()}
+def training_log(work: Path) -> dict[str, list[dict]]:
+    """stage -> the last report of each of its runs: steps, images, minutes of computing, loss."""
+    return {stage: runs((work / f"{stage}.jsonl").read_text()) for stage in STAGES}
 
 
-def describe(latent_scale: float, training: dict[str, dict]) -> Description:
+def runs(log: str) -> list[dict]:
+    """The last report of each run: the next one counts its steps from the beginning."""
+    rows = [json.loads(line) for line in log.splitlines()]
+    return [row for row, after in pairwise([*rows, {"step": 0}]) if after["step"] <= row["step"]]
+
+
+def describe(latent_scale: float, training: dict[str, list[dict]]) -> Description:
     return Description(
         name="faces-128",
         image_size=IMAGE_SIZE,
