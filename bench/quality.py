@@ -17,7 +17,7 @@ from cdiff_rt.images import check_folder
 from cdiff_rt.manifest import Influence, Manifest
 from cdiff_rt.pipeline import DEFAULT_BACKEND, Pipeline
 
-LABELS_KEPT = 0.6  # a mask counts as followed from this mean IoU on
+LABELS_KEPT = 0.5  # a mask counts as followed from this mean IoU on, as in detection
 RESAMPLES, CONFIDENCE = 2000, 95  # of the bootstrap; per cent
 SEED = 0  # image i of this seed belongs to pair i
 COLUMNS = ("mIoU", "attributes", "both", "face")

@@ -44,6 +44,8 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
 }
 UNSEEN = -100  # what the loss leaves out: the colour of hair that isn't there
 SMILES = 0.5  # from here on the captions call it smiling
+SAMPLE = 500  # portraits that show how common each class is
+RAREST = 1e-4  # of all pixels; classes that are rarer count no more
 PAIRS = 200  # held-out portraits of the exam
 WIDTHS = (8, 24, 48, 64, 96)  # channels, halving the picture each time
 GROUPS = 8
@@ -114,16 +116,24 @@ def degrade(images: Tensor, vae: AutoencoderKL, generator: torch.Generator) -> T
     return images + some(0, 0.08) * torch.randn(images.shape, generator=generator)
 
 
+def class_weights(labels: np.ndarray) -> Tensor:
+    """[classes]: an eye or a brow is a hundredth of a picture, and would be left out for the sake of its background."""
+    share = torch.from_numpy(np.bincount(labels.ravel(), minlength=MASK_CLASSES) / labels.size)
+    weights = (share + RAREST).rsqrt()
+    return (weights / (share * weights).sum()).float()
+
+
 def judge_loss(stage: Stage, judge: nn.Module) -> Loss:
     answers = torch.tensor([seen(Attributes(**row)) for row in stage.portraits.attributes])
+    weights = class_weights(stage.portraits.labels[:SAMPLE])
 
     def loss(indices: Tensor, generator: torch.Generator) -> Tensor:
         images = degrade(images_of(stage.portraits, indices), stage.model.vae, generator)
         labels, *attributes = judge(images)
         target = torch.from_numpy(stage.portraits.labels[indices.numpy()]).long()
-        total = F.cross_entropy(labels.float(), target)
+        total = F.cross_entropy(labels.float(), target, weights)
         for logits, right in zip(attributes, answers[indices].T, strict=True):
-            total = total + 0.3 * F.cross_entropy(logits.float(), right, ignore_index=UNSEEN)
+            total = total + 0.1 * F.cross_entropy(logits.float(), right, ignore_index=UNSEEN)
         return total
 
     return loss

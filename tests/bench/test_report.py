@@ -81,7 +81,7 @@ def examination(exam):
 
 def test_quality_stands_under_a_line_that_says_what_was_judged(exam):
     first = quality_table(examination(exam)).splitlines()[0]
-    for fact in ("A Processor", "torch 2.13.0", "model faces-128", "steps 4", "95 % interval", "mIoU >= 0.6"):
+    for fact in ("A Processor", "torch 2.13.0", "model faces-128", "steps 4", "95 % interval", "mIoU >= 0.5"):
         assert fact in first
 
 

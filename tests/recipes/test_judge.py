@@ -18,7 +18,18 @@ from recipes.faces.captions import AGES, BEARDS, HAIR_COLORS, Attributes, captio
 from recipes.faces.config import FACES_128, IMAGE_SIZE, MASK_CLASSES
 from recipes.faces.data import Portraits
 from recipes.faces.examples import Stage
-from recipes.faces.judge import ATTRIBUTES, UNSEEN, Judge, accuracy, asked, degrade, judge_loss, seen, write_exam
+from recipes.faces.judge import (
+    ATTRIBUTES,
+    UNSEEN,
+    Judge,
+    accuracy,
+    asked,
+    class_weights,
+    degrade,
+    judge_loss,
+    seen,
+    write_exam,
+)
 from recipes.faces.painter import portrait
 from recipes.faces.training import Plan
 
@@ -207,9 +218,9 @@ def test_the_loss_is_of_the_right_labels_and_answers(painted, model):
     assert loss_of(painted, model, labels, answers) < 1e-6
     for i, values in enumerate(ATTRIBUTES.values()):
         wrong = [[(v + 1) % len(values) if i == j else v for j, v in enumerate(row)] for row in answers]
-        assert loss_of(painted, model, labels, wrong) == pytest.approx(0.3 * 50)
+        assert loss_of(painted, model, labels, wrong) == pytest.approx(0.1 * 50)
     assert loss_of(painted, model, (labels + 1) % MASK_CLASSES, answers) == pytest.approx(50)
-    unsure = np.log(MASK_CLASSES) + 0.3 * sum(np.log(len(values)) for values in ATTRIBUTES.values())
+    unsure = np.log(MASK_CLASSES) + 0.1 * sum(np.log(len(values)) for values in ATTRIBUTES.values())
     assert loss_of(painted, model, labels, answers, 0.0) == pytest.approx(unsure, rel=1e-5)
 
 
@@ -277,3 +288,12 @@ def test_the_exam_that_comes_with_the_model_was_written_by_this_judge():
     sheet = Exam.of("faces-128").sheet
     assert (sheet.size, sheet.classes) == (IMAGE_SIZE, MASK_CLASSES)
     assert {name: tuple(values) for name, values in sheet.attributes.items()} == ATTRIBUTES
+
+
+def test_rare_classes_weigh_more_and_pixels_weigh_one_on_average():
+    labels = np.zeros((1, 10, 10), np.uint8)
+    labels[0, 0, :4] = 1
+    weights = class_weights(labels)
+    assert weights[1] / weights[0] == pytest.approx(np.sqrt(0.96 / 0.04), rel=0.01)
+    assert 0.96 * weights[0] + 0.04 * weights[1] == pytest.approx(1)
+    assert torch.isfinite(weights).all()
