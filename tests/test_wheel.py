@@ -43,7 +43,8 @@ def files_of_the_checkout():
     package = ROOT / "cdiff_rt"
     found = {path.relative_to(ROOT) for path in package.rglob("*") if path.is_file()}
     for link in (path for path in package.iterdir() if path.is_symlink() and path.is_dir()):
-        found |= {Path("cdiff_rt", link.name, path.name) for path in link.resolve().iterdir() if path.is_file()}
+        room = link.resolve()
+        found |= {Path("cdiff_rt", link.name, path.relative_to(room)) for path in room.rglob("*") if path.is_file()}
     return {path.as_posix() for path in found if "__pycache__" not in path.parts}
 
 

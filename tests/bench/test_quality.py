@@ -72,8 +72,8 @@ def test_an_image_passes_with_its_mask_kept_and_every_attribute_right():
 
 
 def test_scores_are_shown_as_means():
-    scores = Scores(np.array([0.5, 1.0]), np.array([[1.0], [0.0]]), np.array([1.0, 1.0]))
-    assert str(scores) == "mIoU 0.750, attributes 0.500, both 0.000, face 1.000"
+    scores = Scores(np.array([0.4, 1.0]), np.array([[1.0], [0.0]]), np.array([1.0, 1.0]))
+    assert str(scores) == "mIoU 0.700, attributes 0.500, both 0.000, face 1.000"
 
 
 def test_what_was_not_asked_is_neither_right_nor_wrong(exam):

@@ -65,8 +65,8 @@ def test_json_holds_every_run(tmp_path):
 
 
 ROWS = {
-    "mask only": Scores(np.full(3, 0.5), np.array([[1, 0], [1, np.nan], [0, 0]]), np.full(3, np.nan)),
-    "collaborative": Scores(np.array([0.25, 0.5, 1.0]), np.array([[1, 1], [1, np.nan], [1, 1]]), np.ones(3)),
+    "mask only": Scores(np.full(3, 0.4), np.array([[1, 0], [1, np.nan], [0, 0]]), np.full(3, np.nan)),
+    "collaborative": Scores(np.array([0.25, 0.4, 1.0]), np.array([[1, 1], [1, np.nan], [1, 1]]), np.ones(3)),
 }
 
 
@@ -94,9 +94,9 @@ def test_quality_has_a_row_for_each_way_and_the_portraits_above(exam):
         "painted portraits, all",
         *(f"{m:.3f} [{low:.3f}, {high:.3f}]" for m, low, high in TRUTH.values()),
     ]
-    assert mask_only[:2] == ["mask only", "0.500 [0.500, 0.500]"]
+    assert mask_only[:2] == ["mask only", "0.400 [0.400, 0.400]"]
     assert mask_only[2].startswith("0.500 [") and mask_only[3:] == ["0.000 [0.000, 0.000]", "-"]
-    assert collaborative[1] == "0.583 [0.250, 1.000]"
+    assert collaborative[1] == "0.550 [0.250, 1.000]"
     assert collaborative[2] == collaborative[4] == "1.000 [1.000, 1.000]" and collaborative[3].startswith("0.333 [")
 
 
@@ -108,14 +108,14 @@ def test_quality_as_json_holds_every_image(exam, tmp_path):
     assert data["machine"] == MACHINE
     assert data["images"] == {
         "mask only": {
-            "mIoU": [0.5, 0.5, 0.5],
+            "mIoU": [0.4, 0.4, 0.4],
             "attributes": [0.5, 1.0, 0.0],
             "both": [0.0, 0.0, 0.0],
             "face": [None, None, None],
             "right": [[1.0, 0.0], [1.0, None], [0.0, 0.0]],
         },
         "collaborative": {
-            "mIoU": [0.25, 0.5, 1.0],
+            "mIoU": [0.25, 0.4, 1.0],
             "attributes": [1.0, 1.0, 1.0],
             "both": [0.0, 0.0, 1.0],
             "face": [1.0, 1.0, 1.0],
