@@ -52,7 +52,7 @@ def test_head_and_hair_are_where_they_were_drawn(drawn, exam):
     above_shoulders = np.arange(128)[:, None] < 90
     wanted = np.isin(labels, (SKIN, HAIR)) & above_shoulders
     alone, *others = [(found != 0) & above_shoulders for found in exam.ask(images)[0]]
-    assert overlap(alone, wanted) > 0.8
+    assert overlap(alone, wanted) > 0.7
     assert min(overlap(seen, wanted) for seen in others) > 0.55
 
 
