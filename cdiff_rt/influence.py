@@ -98,7 +98,7 @@ def write_influence(
 
 
 def write_maps(folder: Path, recorder: InfluenceRecorder, image: int, names: list[str]) -> Maps:
-    """All as an .npz, each as a grey PNG if it is flat -> the few that the pictures show, none if they are not flat."""
+    """All as an .npz, each modality's as a strip if they are flat -> the few that the pictures show, none if they are not flat."""
     steps, (_, _, *latent) = len(recorder.timesteps), recorder.shape
     shown = {*evenly(steps, SHEET_STEPS), *evenly(steps, ANIMATION_STEPS)} if len(latent) == 2 else set()
     maps: Maps = {name: {} for name in names} if shown else {}
@@ -110,10 +110,10 @@ def write_maps(folder: Path, recorder: InfluenceRecorder, image: int, names: lis
                 for step in range(steps):
                     values = recorder.read(step, m, image)
                     member.write(values.tobytes())
-                    if maps:
-                        (folder / f"{name}-{step:03d}.png").write_bytes(grey_png(values))
                     if step in shown:
                         maps[name][step] = values
+            if maps:
+                write_strip(folder / f"{name}.png", (recorder.read(step, m, image) for step in range(steps)), steps)
     return maps
 
 
@@ -172,15 +172,29 @@ def levels(values: np.ndarray) -> np.ndarray:
     return np.rint(values * 255).astype(np.uint8)
 
 
-def grey_png(values: np.ndarray) -> bytes:
-    """[h, w] in 0..1 -> a grey PNG. A run has a hundred of them, and Pillow takes ten times as long for each."""
-    height, width = values.shape
-    lines = np.zeros((height, 1 + width), np.uint8)  # each begins with its filter, 0 for none
-    lines[:, 1:] = levels(values)
-    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)  # 8 bits, grey
-    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(lines.tobytes(), 1)), (b"IEND", b""))
-    packed = (struct.pack(">I", len(d)) + kind + d + struct.pack(">I", zlib.crc32(kind + d)) for kind, d in chunks)
-    return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
+def write_strip(path: Path, maps: Iterator[np.ndarray], count: int) -> None:
+    """`count` maps [h, w] in 0..1 as one grey PNG, each below the one before.
+
+    Pillow wants the whole picture at once, and a file for each map takes ten times as long as all that is in it.
+    """
+    packer, begun = zlib.compressobj(1), False
+    with path.open("wb") as file:
+        for values in maps:
+            height, width = values.shape
+            if not begun:
+                file.write(b"\x89PNG\r\n\x1a\n")
+                file.write(
+                    chunk(b"IHDR", struct.pack(">IIBBBBB", width, count * height, 8, 0, 0, 0, 0))
+                )  # 8 bits, grey
+                begun = True
+            lines = np.zeros((height, 1 + width), np.uint8)  # each begins with its filter, 0 for none
+            lines[:, 1:] = levels(values)
+            file.write(chunk(b"IDAT", packer.compress(lines.tobytes())))
+        file.write(chunk(b"IDAT", packer.flush()) + chunk(b"IEND", b""))
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
 def overlays(picture: Image.Image, maps: list[np.ndarray], colour: tuple[int, int, int]) -> Iterator[Image.Image]:
