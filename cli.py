@@ -2,7 +2,8 @@
 
 import logging
 import sys
-from contextlib import nullcontext
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn, Self
 
@@ -12,6 +13,7 @@ from cdiff_rt import __version__
 from cdiff_rt.errors import BadEnvironment, CdiffError
 
 PATH = click.Path(path_type=Path)
+DECAYS, ROUNDINGS, PRECISIONS = ("none", "linear", "cosine"), ("truncate", "nearest"), ("fp16", "fp32")
 BACKEND_HELP = "onnxruntime or torch; `cdiff-rt doctor` says which work here."
 
 
@@ -71,6 +73,8 @@ Examples:
 )
 @click.option("--mask", type=PATH, help="Where what is: a PNG of labels 0-18 or of the CelebAMask-HQ colours.")
 @click.option("--text", help="What it looks like: age, beard, hair, glasses, smile.")
+@click.option("--condition", "others", metavar="NAME=VALUE", multiple=True, help="For a model's other modalities.")
+@click.option("--without", metavar="NAME", multiple=True, help="Leave a modality out of the run.")
 @click.option("--out", type=PATH, default="out", show_default=True, help="A folder, or one image's .png file.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Equal seeds give equal images.")
 @click.option("--batch", type=int, default=1, show_default=True, help="How many images of the seed.")
@@ -79,54 +83,86 @@ Examples:
 @click.option(
     "--eta", type=float, default=1.0, show_default=True, help="DDIM's eta: 1 adds noise at each step, 0 none."
 )
+@click.option("--temperature", type=float, default=1.0, show_default=True, help="Of the noise that steps add.")
+@click.option("--decay", type=click.Choice(DECAYS), help="How the mask's influence fades. Default: the model's.")
+@click.option("--factor", type=float, help="Then multiplies the mask's influence. Default: the model's.")
+@click.option("--sharpness", type=float, help="Of the softmax over modalities. Default: the model's.")
+@click.option("--boost", type=float, help="Of a second softmax over the influence. Default: the model's.")
+@click.option("--inpaint", type=PATH, help="A photo of which --keep is kept.")
+@click.option("--keep", type=PATH, help="A black and white PNG: white is kept.")
+@click.option("--rounding", type=click.Choice(ROUNDINGS), default="truncate", show_default=True, help="Of pixels.")
 @click.option("--backend", default="onnxruntime", show_default=True, help=BACKEND_HELP)
 @click.option("--model", default="faces-128", show_default=True, help="An embedded model's name or a bundle's folder.")
 @click.option("--save-influence", is_flag=True, help="Also write each condition's influence, step by step.")
+@click.option("--save-steps", is_flag=True, help="Also write x_t, the predicted image and each branch, step by step.")
+@click.option("--save-latent", is_flag=True, help="Also write the latent, as .npz.")
+@click.option("--save-overlay", is_flag=True, help="Also write the image with the mask laid over it.")
 @click.option("--force", is_flag=True, help="Overwrite images that exist.")
 def generate(
     mask: Path | None,
     text: str | None,
+    others: tuple[str, ...],
     out: Path,
-    seed: int,
-    batch: int,
-    first: int,
-    steps: int,
-    eta: float,
+    inpaint: Path | None,
+    keep: Path | None,
     backend: str,
     model: str,
-    save_influence: bool,
     force: bool,
+    **options: Any,
 ) -> None:
     """Make faces from a mask, a sentence, or both."""
-    from cdiff_rt.influence import InfluenceRecorder, folder_of
-    from cdiff_rt.pipeline import Pipeline, check_numbers, image_paths
+    from cdiff_rt.influence import InfluenceRecorder
+    from cdiff_rt.inpainting import Inpainting
+    from cdiff_rt.outputs import check_free, output_paths
+    from cdiff_rt.pipeline import Pipeline, check_numbers
+    from cdiff_rt.recorder import Recorder
     from cdiff_rt.sampler import StepState
+    from cdiff_rt.steps import StepsRecorder
 
-    numbers = check_numbers(seed, first, batch)
-    image_paths(out, seed, numbers, force=force, influence=save_influence)  # before the model loads
-    with InfluenceRecorder(out) if save_influence else nullcontext() as recorder:
-        pipeline = Pipeline.from_pretrained(model, backend=backend)
-        with Progress(steps, "denoising") as progress:
+    saving = {name: options.pop(f"save_{name}") for name in ("influence", "steps", "latent", "overlay")}
+    changed = {name: options.pop(name) for name in ("decay", "factor", "sharpness", "boost")}
+    conditions = all_conditions({"mask": mask, "text": text}, others)
+    if (inpaint is None) != (keep is None):
+        raise click.UsageError("--inpaint and --keep go together")
+    numbers = check_numbers(options["seed"], options["first"], options["batch"])
+    kinds = [kind for kind in (InfluenceRecorder, StepsRecorder) if saving.pop(kind.suffix[1:])]
+    if out.suffix != ".npz":  # before the model loads; what it writes, unless its latents are the data
+        check_free(output_paths(out, options["seed"], numbers), recorders=kinds, force=force, **saving)
+    pipeline = Pipeline.from_pretrained(model, backend=backend)
+    given = {name: value for name, value in changed.items() if value is not None}
+    with ExitStack() as stack:
+        recorders: list[Recorder] = [stack.enter_context(kind(out, pipeline.decode)) for kind in kinds]
+        with Progress(options["steps"], "denoising") as progress:
 
             def after_step(state: StepState) -> None:
-                progress.step()
-                if recorder:
+                progress()
+                for recorder in recorders:
                     recorder(state)
 
             result = pipeline.generate(
-                mask=mask,
-                text=text,
-                steps=steps,
-                seed=seed,
-                batch=batch,
-                first=first,
-                eta=eta,
+                influence=replace(pipeline.manifest.influence, **given) if given else None,
+                inpaint=Inpainting(inpaint, keep) if inpaint and keep else None,
                 callback_on_step_end=after_step,
+                **options,
+                **conditions,
             )
-        for path in result.save(out, force=force, recorder=recorder):
+        for path in result.save(out, recorders=recorders, force=force, **saving):
             click.echo(click.format_filename(path))
-            if save_influence:
-                click.echo(click.format_filename(folder_of(path)))
+            for recorder in recorders:
+                click.echo(click.format_filename(recorder.folder_of(path)))
+
+
+def all_conditions(named: dict[str, Any], others: tuple[str, ...]) -> dict[str, Any]:
+    """The conditions by name; `others` are written NAME=VALUE."""
+    conditions = {name: value for name, value in named.items() if value is not None}
+    for other in others:
+        name, equals, value = other.partition("=")
+        if not equals or not name.isidentifier():
+            raise click.UsageError(f"--condition {other!r}: write NAME=VALUE")
+        if name in conditions:
+            raise click.UsageError(f"--condition {name}: it is given twice")
+        conditions[name] = value
+    return conditions
 
 
 class Progress:
@@ -140,7 +176,8 @@ class Progress:
     def __enter__(self) -> Self:
         return self
 
-    def step(self) -> None:
+    def __call__(self) -> None:
+        """One more is done."""
         if not self._begun:
             self._begun = bool(self._bar.__enter__())
         self._bar.update(1)
@@ -152,20 +189,38 @@ class Progress:
 
 @main.command(
     epilog="""\b
-Example:
-  cdiff-rt export --checkpoint faces-128.safetensors --out my-bundle/"""
+Examples:
+  cdiff-rt export --checkpoint 512_codiff_mask_text.ckpt --out collaborative-512/
+  cdiff-rt export --checkpoint 512_codiff_mask_text.ckpt --checkpoint my_512_text.ckpt --out mine/"""
 )
-@click.option("--checkpoint", type=PATH, required=True, help="A safetensors file with a model description inside.")
-@click.option("--out", type=PATH, required=True, help="The bundle's folder; must not exist yet.")
-def export(checkpoint: Path, out: Path) -> None:
+@click.option(
+    "--checkpoint",
+    "checkpoints",
+    type=PATH,
+    multiple=True,
+    required=True,
+    help="A published checkpoint, or a recipe's. A later one replaces the branch of an earlier one.",
+)
+@click.option(
+    "--out", type=PATH, required=True, help="The bundle's folder, or a .safetensors file; must not exist yet."
+)
+@click.option("--precision", type=click.Choice(PRECISIONS), default="fp16", show_default=True, help="Of the weights.")
+@click.option("--diffuser-input", type=click.Choice(("x_t", "prediction")), help="What dynamic diffusers look at.")
+@click.option(
+    "--freeu", metavar="NAME=B1,B2,S1,S2", multiple=True, help="FreeU on a branch, e.g. text=1.1,1.2,0.9,0.2."
+)
+def export(
+    checkpoints: tuple[Path, ...], out: Path, precision: str, diffuser_input: str | None, freeu: tuple[str, ...]
+) -> None:
     """Turn trained weights into a bundle: ONNX networks, weights, manifest."""
     try:
-        from cdiff_rt.export.bundle import export_checkpoint
+        from cdiff_rt.export.bundle import export_checkpoint, read_freeu
     except ModuleNotFoundError as error:
         remedy = "run `pip install '.[export]'` in the checkout"
         raise BadEnvironment("export", f"{error.name} is not installed", remedy) from None
 
-    report = export_checkpoint(checkpoint, out)
+    settings: dict[str, Any] = {"precision": precision, "diffuser_input": diffuser_input}
+    report = export_checkpoint(checkpoints, out, freeu=read_freeu(freeu), **settings)
     for network, difference in report.items():
         click.echo(f"{network:20} onnxruntime against torch: relative error {difference:.1e}")
     click.echo(out)

@@ -12,6 +12,7 @@ from cdiff_rt.engines import Engine
 class Experts:
     """Calling it maps x_t at step i to every expert's prediction and influence logit."""
 
+    modalities: tuple[str, ...]
     engines: list[Engine]
     contexts: list[np.ndarray]  # per modality [B, T_m, K_m]: cross-attention keys and values
     rows: list[np.ndarray]  # per modality [S, E_m]: time projections

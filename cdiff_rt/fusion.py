@@ -26,6 +26,7 @@ class Adjustment:
     anchor: np.ndarray  # [M]: 1 for the modality that takes what the gains took away, else 0
     factors: np.ndarray  # [M]: then each is weighed by this, and their sum brought back to 1
     sharpness: float = 1.0  # of the softmax; 0 is the plain mean
+    boost: float | None = None  # of a second softmax, over the influence functions themselves
 
 
 def decay(kind: str, timesteps: np.ndarray, train_steps: int) -> np.ndarray:
@@ -35,7 +36,12 @@ def decay(kind: str, timesteps: np.ndarray, train_steps: int) -> np.ndarray:
 
 
 def adjustment(
-    decays: list[bool], anchor: int | None, gain: np.ndarray, factor: float, sharpness: float = 1.0
+    decays: list[bool],
+    anchor: int | None,
+    gain: np.ndarray,
+    factor: float,
+    sharpness: float = 1.0,
+    boost: float | None = None,
 ) -> Adjustment:
     """For modalities of which some decay by `gain` [S] and are weighed by `factor`, and one takes the remainder.
 
@@ -46,18 +52,26 @@ def adjustment(
     takes = np.zeros(count)
     if anchor is not None and active.any():
         takes[anchor] = 1.0
-    return Adjustment(np.where(active, gain[:, None], 1.0), takes, np.where(active, factor, 1.0), sharpness)
+    return Adjustment(np.where(active, gain[:, None], 1.0), takes, np.where(active, factor, 1.0), sharpness, boost)
 
 
-def influence(logits: Array, gains: Array, anchor: Array, factors: Array, sharpness: float = 1.0) -> Array:
+def influence(
+    logits: Array, gains: Array, anchor: Array, factors: Array, sharpness: float = 1.0, boost: float | None = None
+) -> Array:
     """logits [M, B, 1, *latent]; the others broadcast to it -> influence functions of that shape; they sum to 1."""
     xp = array_api_compat.array_namespace(logits)
-    logits = sharpness * logits
-    weights = xp.exp(logits - xp.max(logits, axis=0, keepdims=True))
-    weights = weights / xp.sum(weights, axis=0, keepdims=True)
+    weights = softmax(sharpness * logits)
     kept = weights * gains * (1 - anchor)
     weights = kept + anchor * (1 - xp.sum(kept, axis=0, keepdims=True))
     weights = weights * factors
+    weights = weights / xp.sum(weights, axis=0, keepdims=True)
+    return weights if boost is None else softmax(boost * weights)
+
+
+def softmax(logits: Array) -> Array:
+    """Over the first axis, the modalities'."""
+    xp = array_api_compat.array_namespace(logits)
+    weights = xp.exp(logits - xp.max(logits, axis=0, keepdims=True))
     return weights / xp.sum(weights, axis=0, keepdims=True)
 
 

@@ -1,18 +1,20 @@
-"""Pictures in and out: label maps from PNG files, finished images to PNG files with their parameters inside."""
+"""Pictures in and out: label maps and photos from files, finished images to PNG files with their parameters inside."""
 
 import json
-import os
 import stat
 import struct
 import tempfile
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import array_api_compat
 import numpy as np
-from PIL import Image, ImageFile, PngImagePlugin
+from PIL import Image, ImageFile, ImageOps, PngImagePlugin
 
-from cdiff_rt.errors import BadInput, OutOfResource
+from cdiff_rt.errors import BadInput
 from cdiff_rt.palette import PALETTE
 
 LARGEST_FILE = 64 * 2**20  # bytes
@@ -25,18 +27,67 @@ def read_labels(path: Path, classes: int) -> tuple[np.ndarray, str]:
 
     Pixel values of palette and grey PNGs are labels; RGB must use the palette's colours exactly. Raises BadInput.
     """
-    _check_plain_file(path)
+    with _opened(path, "mask", MASK_HELP) as image:
+        _check_header(path, image)
+        image.load()
+        labels, how = _labels_of(path, image)
+    return check_labels(labels, classes, path.name), how
+
+
+def read_photo(path: Path, size: int) -> np.ndarray:
+    """The centre square of a PNG, JPEG or WebP file, as its EXIF data turns it, scaled to [size, size, 3] uint8."""
+    help_ = "give a PNG, JPEG or WebP file"
+    with _opened(path, "photo", help_) as image:
+        if image.format not in ("PNG", "JPEG", "WEBP") or getattr(image, "n_frames", 1) > 1:
+            raise BadInput(
+                f"photo {path.name}", f"format {image.format}, {getattr(image, 'n_frames', 1)} frames", help_
+            )
+        _check_size(path, "photo", image)
+        image.load()
+        turned = ImageOps.exif_transpose(image)
+        square = Image.fromarray(centre_square(np.asarray(turned.convert("RGB"))))
+    return np.asarray(square if square.width == size else square.resize((size, size), Image.Resampling.LANCZOS))
+
+
+def read_region(path: Path) -> np.ndarray:
+    """A black and white PNG -> [S, S] float32, its centre square: 1 where it is white, 0 where it is black."""
+    help_ = "paint it in black and white only and save it as PNG"
+    with _opened(path, "region", help_) as image:
+        if image.format != "PNG" or image.mode not in ("1", "L", "P", "RGB"):
+            raise BadInput(f"region {path.name}", f"format {image.format}, mode {image.mode}", help_)
+        _check_size(path, "region", image)
+        image.load()
+        grey = np.asarray(image.convert("L"))
+    levels = set(np.unique(grey).tolist())
+    if not levels <= {0, 255}:
+        strange = ", ".join(map(str, sorted(levels - {0, 255})[:5]))
+        raise BadInput(f"region {path.name}", f"grey levels {strange} besides black and white", help_)
+    return (centre_square(grey) == 255).astype(np.float32)
+
+
+def read_array(path: Path, what: str) -> np.ndarray:
+    """The array of a .npy file, numbers only. Raises BadInput."""
+    _check_plain_file(path, what)
+    try:
+        return np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise BadInput(
+            f"{what} {path.name}", f"it cannot be read as an array ({error})", "write it by numpy.save"
+        ) from None
+
+
+@contextmanager
+def _opened(path: Path, what: str, help_: str) -> Iterator[ImageFile.ImageFile]:
+    """An image file of ours to read; whatever Pillow has against it is BadInput."""
+    _check_plain_file(path, what)
     try:
         with (
-            warnings.catch_warnings(action="ignore"),  # Pillow's, about what is refused below in our own words
+            warnings.catch_warnings(action="ignore"),  # Pillow's, about what is refused in our own words
             Image.open(path) as image,
         ):
-            _check_header(path, image)
-            image.load()
-            labels, how = _labels_of(path, image)
+            yield image
     except (OSError, ValueError, SyntaxError, struct.error, Image.DecompressionBombError) as error:
-        raise BadInput(f"mask {path.name}", f"it cannot be read as an image ({error})", MASK_HELP) from None
-    return check_labels(labels, classes, path.name), how
+        raise BadInput(f"{what} {path.name}", f"it cannot be read as an image ({error})", help_) from None
 
 
 def check_labels(labels: np.ndarray, classes: int, name: str = "array") -> np.ndarray:
@@ -51,24 +102,30 @@ def check_labels(labels: np.ndarray, classes: int, name: str = "array") -> np.nd
     return labels.astype(np.uint8)
 
 
-def _check_plain_file(path: Path) -> None:
+def _check_plain_file(path: Path, what: str) -> None:
     try:
         status = path.stat()
     except (OSError, ValueError):
-        raise BadInput(f"mask {path}", "there is no such file", "check the path") from None
+        raise BadInput(f"{what} {path}", "there is no such file", "check the path") from None
     if not stat.S_ISREG(status.st_mode):
-        raise BadInput(f"mask {path}", "this is not a file", "give the path of a PNG file")
+        raise BadInput(f"{what} {path}", "this is not a file", "give the path of a file")
     if not 0 < status.st_size <= LARGEST_FILE:
-        raise BadInput(f"mask {path.name}", f"{status.st_size} bytes", f"a mask has 1 to {LARGEST_FILE} bytes")
+        raise BadInput(f"{what} {path.name}", f"{status.st_size} bytes", f"a {what} has 1 to {LARGEST_FILE} bytes")
+
+
+def _check_size(path: Path, what: str, image: ImageFile.ImageFile) -> None:
+    width, height = image.size
+    if width * height > LARGEST_IMAGE:
+        most = f"scale it to at most {LARGEST_IMAGE // 1_000_000} megapixels"
+        raise BadInput(f"{what} {path.name}", f"{width}x{height} pixels", most)
 
 
 def _check_header(path: Path, image: ImageFile.ImageFile) -> None:
-    name, (width, height) = f"mask {path.name}", image.size
+    name = f"mask {path.name}"
     if image.format != "PNG":
         reason = ", which changes labels at their borders" if image.format in ("JPEG", "WEBP") else ""
         raise BadInput(name, f"format {image.format}{reason}", MASK_HELP)
-    if width * height > LARGEST_IMAGE:
-        raise BadInput(name, f"{width}x{height} pixels", f"scale it to at most {LARGEST_IMAGE // 1_000_000} megapixels")
+    _check_size(path, "mask", image)
     stored = image.tile[0][3]  # "L;4" for four bits, which Pillow would scale to 0-255
     if image.mode in ("L", "LA", "RGB", "RGBA") and stored != image.mode:
         raise BadInput(name, f"pixels stored as {stored}", "save it with 8 bits per channel")
@@ -129,10 +186,16 @@ def nearest(labels: np.ndarray, size: int) -> np.ndarray:
     return labels[..., centres[:, None], centres]
 
 
-def to_uint8(images):  # noqa: ANN001, ANN201 - numpy or torch array, like its input
-    """[B, 3, H, W] in [-1, 1] -> [B, H, W, 3] in 0..255, truncated as the reference does."""
+def to_uint8(images: Any, rounding: str = "truncate") -> Any:
+    """numpy or torch [B, 3, H, W] in [-1, 1] -> [B, H, W, 3] in 0..255: "truncate", as the reference, or "nearest"."""
     xp = array_api_compat.array_namespace(images)
-    return xp.astype(xp.clip(xp.permute_dims((images + 1) * 127.5, (0, 2, 3, 1)), 0, 255), xp.uint8)
+    values = xp.clip(xp.permute_dims((images + 1) * 127.5, (0, 2, 3, 1)), 0, 255)
+    return xp.astype(xp.round(values) if rounding == "nearest" else values, xp.uint8)
+
+
+def from_uint8(pixels: np.ndarray) -> np.ndarray:
+    """[H, W, 3] uint8 -> [1, 3, H, W] float32 in [-1, 1]."""
+    return (pixels.astype(np.float32) / np.float32(127.5) - 1).transpose(2, 0, 1)[None]
 
 
 def check_folder(folder: Path) -> None:
@@ -146,33 +209,11 @@ def check_folder(folder: Path) -> None:
 
 
 def write_png(path: Path, image: np.ndarray, texts: dict[str, str]) -> None:
-    """Writes [H, W, 3] uint8 with `texts` as PNG text chunks, making the folder; it appears whole or not at all."""
+    """Writes [H, W, 3] uint8 with `texts` as PNG text chunks."""
     info = PngImagePlugin.PngInfo()
     for key, value in texts.items():
         info.add_itxt(key, value) if not value.isascii() else info.add_text(key, value)
-    partial = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".cdiff-rt-", suffix=".png", delete=False) as file:
-            partial = file.name
-            Image.fromarray(image).save(file, "PNG", pnginfo=info)
-        os.chmod(partial, 0o666 & ~_umask())
-        os.replace(partial, path)
-    except BaseException as error:
-        if partial:
-            Path(partial).unlink(missing_ok=True)
-        if not isinstance(error, OSError):
-            raise
-        raise OutOfResource(
-            f"writing {path}", error.strerror or str(error), "free some space or choose another folder"
-        ) from None
-
-
-def _umask() -> int:
-    """What the user's files lack in permissions; a temporary file would lack more."""
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
+    Image.fromarray(image).save(path, "PNG", pnginfo=info)
 
 
 def parameters_text(record: dict) -> dict[str, str]:

@@ -43,13 +43,24 @@ class Modality:
     """One condition: how a user's value is read (`kind`, see modalities.py) and how its influence is adjusted."""
 
     name: str
-    kind: Literal["labels", "words"]
+    kind: Literal["labels", "words", "numbers"]
     decays: bool  # its influence fades towards the image
     anchor: bool  # it takes the influence that decaying modalities give up
     size: int = 0  # labels: pixels per side of the map that the encoder reads
     classes: int = 0  # labels: how many
-    tokens: int = 0  # words: length of the sequence
+    tokens: int = 0  # words: length of the sequence; numbers: how many rows
+    width: int = 0  # numbers: how many in a row
     vocabulary: str = ""  # words: the file of word pieces
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Of what its encoder takes, without the batch. Each entry of the first axis becomes one context token."""
+        shapes = {
+            "labels": (self.classes, self.size**2),
+            "words": (self.tokens,),
+            "numbers": (self.tokens, self.width),
+        }
+        return shapes[self.kind]
 
 
 @dataclass(frozen=True)
@@ -59,12 +70,13 @@ class Influence:
     decay: Literal["none", "linear", "cosine"] = "cosine"
     factor: float = 2.0
     sharpness: float = 1.0  # of the dynamic diffusers' logits; 0 is the plain mean of the branches
+    boost: float | None = None  # of a second softmax over the result; none in the reference's scripts
 
 
 @dataclass(frozen=True)
 class Manifest:
     name: str
-    image_size: int  # pixels per side
+    image_size: int  # pixels per side; 0 if the latents are the data and there is no autoencoder
     latent_shape: tuple[int, ...]  # channels first, without the batch
     latent_scale: float  # latents of the loop = scale * latents of the autoencoder
     schedule: Schedule
@@ -147,7 +159,8 @@ class Bundle:
 def _check_complete(manifest: Manifest, what: str) -> None:
     """Raises BadArtefact unless the manifest names all that a run needs, and hashes all that it names."""
     needed = {f"{part}.{m.name}" for part in ("condition", "time", "expert") for m in manifest.modalities}
-    lacking = sorted({"vae.decode", *needed} - set(manifest.networks))
+    needed |= {"vae.decode"} if manifest.image_size else set()
+    lacking = sorted(needed - set(manifest.networks))
     if lacking:
         raise BadArtefact(what, f"it has no network {lacking[0]}", REBUILD)
     vocabularies = [modality.vocabulary for modality in manifest.modalities if modality.kind == "words"]
@@ -157,9 +170,7 @@ def _check_complete(manifest: Manifest, what: str) -> None:
     if not manifest.latent_scale > 0:
         raise BadArtefact(what, f"latent_scale {manifest.latent_scale}", REBUILD)
     for modality in manifest.modalities:
-        words = modality.kind == "words"
-        row = (modality.tokens,) if words else (modality.classes, modality.size**2)
-        taken = {f"condition.{modality.name}": row, f"expert.{modality.name}": manifest.latent_shape}
+        taken = {f"condition.{modality.name}": modality.input_shape, f"expert.{modality.name}": manifest.latent_shape}
         for network, shape in taken.items():
             if manifest.networks[network].inputs[0].shape[1:] != shape:
                 raise BadArtefact(what, f"{network} does not take {shape}, as the rest of {NAME} says", REBUILD)

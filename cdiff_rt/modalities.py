@@ -1,6 +1,7 @@
 """How a user's value becomes what a condition network takes: one row of `KINDS` for each kind of modality."""
 
 import logging
+import math
 import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import numpy as np
 from cdiff_rt import images
 from cdiff_rt.errors import BadInput
 from cdiff_rt.manifest import Bundle, Modality
+from cdiff_rt.palette import PALETTE
 from cdiff_rt.wordpiece import WordPiece
 
 LONGEST_TEXT = 4096  # characters
@@ -22,13 +24,7 @@ Reader = Callable[[Condition, Modality, Bundle], np.ndarray]
 
 def read_label_map(value: Condition, modality: Modality, bundle: Bundle) -> np.ndarray:
     """A mask's path or [H, W] labels -> one-hot [1, classes, size * size] float32."""
-    if isinstance(value, np.ndarray):
-        labels, name, how = images.check_labels(value, modality.classes), "array", ""
-    elif isinstance(value, str | Path):
-        path = Path(value)
-        (labels, how), name = images.read_labels(path, modality.classes), path.name
-    else:
-        raise BadInput(modality.name, f"a {type(value).__name__}", "give a PNG file's path or an array of labels")
+    labels, name, how = _labels(value, modality)
     height, width = labels.shape
     square = images.centre_square(labels)
     if height != width:
@@ -41,6 +37,22 @@ def read_label_map(value: Condition, modality: Modality, bundle: Bundle) -> np.n
         log.warning("%s %s: every pixel has label %d", modality.name, name, found[0])
     one_hot = np.eye(modality.classes, dtype=np.float32)[small.reshape(-1)]  # [size * size, classes]
     return one_hot.T[None]
+
+
+def _labels(value: Condition, modality: Modality) -> tuple[np.ndarray, str, str]:
+    """[H, W] uint8, what it is called, and how a file was read."""
+    if isinstance(value, np.ndarray):
+        return images.check_labels(value, modality.classes), "array", ""
+    if not isinstance(value, str | Path):
+        raise BadInput(modality.name, f"a {type(value).__name__}", "give a PNG file's path or an array of labels")
+    labels, how = images.read_labels(Path(value), modality.classes)
+    return labels, Path(value).name, how
+
+
+def draw_labels(value: Condition, modality: Modality) -> np.ndarray:
+    """A mask in the colours of docs/masks.md, [S, S, 3] uint8."""
+    labels, _, _ = _labels(value, modality)
+    return np.array(PALETTE, np.uint8)[images.centre_square(labels) % len(PALETTE)]
 
 
 def read_words(value: Condition, modality: Modality, bundle: Bundle) -> np.ndarray:
@@ -59,6 +71,28 @@ def read_words(value: Condition, modality: Modality, bundle: Bundle) -> np.ndarr
     return np.array([tokens.ids], dtype=np.int64)
 
 
+def read_numbers(value: Condition, modality: Modality, bundle: Bundle) -> np.ndarray:
+    """An array, a .npy file's path, or numbers with commas between them -> [1, tokens, width] float32."""
+    name, shape = modality.name, modality.input_shape
+    if isinstance(value, np.ndarray):
+        numbers = value
+    elif str(value).endswith(".npy"):
+        numbers = images.read_array(Path(value), name)
+    else:
+        try:
+            numbers = np.array([float(part) for part in str(value).split(",")])
+        except ValueError:
+            raise BadInput(
+                name, repr(str(value)[:80]), "give numbers with commas between them, or a .npy file"
+            ) from None
+    if numbers.size != math.prod(shape) or not np.issubdtype(numbers.dtype, np.number):
+        seen = f"{numbers.dtype} of shape {numbers.shape}"
+        raise BadInput(name, seen, f"it takes {' x '.join(map(str, shape))} numbers")
+    if not np.isfinite(numbers).all():
+        raise BadInput(name, "some numbers are not finite", "correct them")
+    return numbers.astype(np.float32).reshape(1, *shape)
+
+
 def _check_text(text: str, name: str) -> None:
     if not text.strip():
         raise BadInput(name, "it is empty", "describe the face, or leave the option out")
@@ -74,10 +108,19 @@ def file_name(value: Condition) -> str:
     return f"array {'x'.join(map(str, value.shape))}" if isinstance(value, np.ndarray) else Path(value).name
 
 
+def file_name_or_text(value: Condition) -> str:
+    return file_name(value) if isinstance(value, np.ndarray | Path) or str(value).endswith(".npy") else str(value)
+
+
 @dataclass(frozen=True)
 class Kind:
     read: Reader
     show: Callable[[Condition], str]  # as it stands in a picture's parameters
+    draw: Callable[[Condition, Modality], np.ndarray] | None = None  # [S, S, 3] uint8, to lay over an image
 
 
-KINDS = {"labels": Kind(read_label_map, file_name), "words": Kind(read_words, str)}
+KINDS = {
+    "labels": Kind(read_label_map, file_name, draw_labels),
+    "words": Kind(read_words, str),
+    "numbers": Kind(read_numbers, file_name_or_text),
+}

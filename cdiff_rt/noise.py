@@ -5,6 +5,7 @@ import numpy as np
 from cdiff_rt.errors import BadRequest
 
 LARGEST_SEED = 2**63 - 1
+SAMPLING, INPAINTING = 0, 1  # streams: what one draws does not move the other
 
 
 def check_seed(seed: int) -> int:
@@ -13,14 +14,14 @@ def check_seed(seed: int) -> int:
     return seed
 
 
-def normal(seed: int, images: range, draw: int, shape: tuple[int, ...]) -> np.ndarray:
+def normal(seed: int, images: range, draw: int, shape: tuple[int, ...], stream: int = SAMPLING) -> np.ndarray:
     """[len(images), *shape] float32 standard normal; draw 0 is x_T, draw k the noise added by the k-th step.
 
     Counter-based (Philox, Salmon et al. 2011): image i's noise is the same in any batch, on any backend.
     """
-    return np.stack([_one(seed, image, draw, shape) for image in images])
+    return np.stack([_one(seed, (0, stream, image, draw), shape) for image in images])
 
 
-def _one(seed: int, image: int, draw: int, shape: tuple[int, ...]) -> np.ndarray:
-    generator = np.random.Generator(np.random.Philox(key=seed, counter=(0, 0, image, draw)))
+def _one(seed: int, counter: tuple[int, ...], shape: tuple[int, ...]) -> np.ndarray:
+    generator = np.random.Generator(np.random.Philox(key=seed, counter=counter))
     return generator.standard_normal(shape, dtype=np.float32)

@@ -2,11 +2,12 @@
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
+from typing import Literal, get_args, get_type_hints
 
 import numpy as np
 
@@ -14,62 +15,16 @@ from cdiff_rt import __version__, fusion, images, noise, solvers
 from cdiff_rt.engines import BACKENDS, Engine, check_backend, cores, load_engine
 from cdiff_rt.errors import BadArtefact, BadRequest
 from cdiff_rt.experts import Experts
-from cdiff_rt.influence import InfluenceRecorder, check_target, folder_of, whole_folder, write_influence
+from cdiff_rt.inpainting import Inpainting
 from cdiff_rt.manifest import NAME, Bundle, Influence, Modality, sha256
 from cdiff_rt.modalities import KINDS, Condition
-from cdiff_rt.sampler import Callback, sample
+from cdiff_rt.outputs import Generated
+from cdiff_rt.sampler import Callback, Known, sample
 
 MODELS = Path(__file__).parent / "models"
 DEFAULT_MODEL = "faces-128"
 DEFAULT_BACKEND = "onnxruntime"
 LARGEST_BATCH = 256
-
-
-@dataclass(frozen=True)
-class Generated:
-    images: np.ndarray  # [B, H, W, 3] uint8
-    latents: np.ndarray  # [B, C, *latent] float32, as the loop left them
-    record: dict  # every parameter of the run, as stored in PNG files
-
-    def save(self, out: str | Path, *, force: bool = False, recorder: InfluenceRecorder | None = None) -> list[Path]:
-        """Writes the images to `image_paths(out, ...)`, each with all parameters of the run inside.
-
-        With the recorder that saw the run, each image's influence maps go to a folder beside it, both or neither.
-        """
-        numbers = range(self.record["first"], self.record["first"] + len(self.images))
-        paths = image_paths(Path(out), self.record["seed"], numbers, force=force, influence=recorder is not None)
-        names = list(self.record["conditions"])
-        if recorder:
-            recorder.check(names, len(self.images), self.record["steps"])
-        for i, (number, image, path) in enumerate(zip(numbers, self.images, paths, strict=True)):
-            with whole_folder(folder_of(path)) if recorder else nullcontext() as folder:
-                if recorder and folder:
-                    write_influence(folder, recorder, i, names, image)
-                images.write_png(path, image, images.parameters_text(self.record | {"image": number}))
-        return paths
-
-
-def image_paths(out: Path, seed: int, numbers: range, *, force: bool = False, influence: bool = False) -> list[Path]:
-    """Where images go: `out` itself if it is a .png, else files of the folder `out`, named by seed and number.
-
-    Raises BadRequest if a file, or with `influence` the folder beside it, exists and `force` is not set; BadInput if
-    none can be written.
-    """
-    if out.suffix.lower() in (".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"):
-        raise BadRequest("out", f"{out.name}", "images are written as .png; give such a name or a folder")
-    one_file = out.suffix.lower() == ".png"
-    if one_file and len(numbers) > 1:
-        raise BadRequest("out", f"one file, {out.name}, for {len(numbers)} images", "give a folder")
-    paths = [out] if one_file else [out / f"seed{seed}-{number:03d}.png" for number in numbers]
-    images.check_folder(paths[0].parent)
-    for path in paths:
-        if os.path.isdir(path):
-            raise BadRequest("out", f"{path} is a folder", "choose another name")
-        if os.path.exists(path) and not force:
-            raise BadRequest("out", f"{path} exists", "choose another name or overwrite it with --force")
-        if influence:
-            check_target(folder_of(path), force=force)
-    return paths
 
 
 def find_model(model: str | Path) -> Path:
@@ -104,38 +59,56 @@ class Pipeline:
         batch: int = 1,
         first: int = 0,
         eta: float = 1.0,
+        temperature: float = 1.0,
         influence: Influence | None = None,
+        without: Collection[str] = (),
+        x_T: np.ndarray | None = None,
+        inpaint: Inpainting | None = None,
+        rounding: Literal["truncate", "nearest"] = "truncate",
         callback_on_step_end: Callback | None = None,
         **conditions: Condition | None,
     ) -> Generated:
         """Images that follow every condition given, by the names of the model's modalities, e.g. `mask=`, `text=`.
 
-        Only the experts of those modalities run. The images are numbers `first` to `first + batch - 1` of the seed:
-        image i is the same in any batch. `steps` and `eta` are DDIM's, `influence` stands in for the manifest's. Raises
-        BadRequest or BadInput.
+        Only the experts of those modalities run, less those of `without` and those that `influence` gives no weight.
+        The images are numbers `first` to `first + batch - 1` of the seed: image i is the same in any batch. `steps`,
+        `eta` and `temperature` are DDIM's, `influence` stands in for the manifest's, `x_T` [batch, C, *latent] for the
+        seed's first noise. Raises BadRequest or BadInput.
         """
         numbers = check_numbers(seed, first, batch)
         _check_range("eta", eta, 0.0, 1.0)
-        table = solvers.ddim(self.manifest.schedule, steps, eta=eta)
-        modalities, inputs = self._read(conditions)
+        _check_range("temperature", temperature, 0.0, 100.0)
+        _check_choice("rounding", rounding, ("truncate", "nearest"))
+        table = solvers.ddim(self.manifest.schedule, steps, eta=eta, temperature=temperature)
+        adjust = check_influence(influence or self.manifest.influence)
         shape = self.manifest.latent_shape
+        start = noise.normal(seed, numbers, 0, shape) if x_T is None else _check_start(x_T, (batch, *shape))
+        modalities, inputs = self._read(conditions, without, adjust)
+        known = self._known(inpaint, seed, numbers) if inpaint else None
         with self._experts(modalities, inputs, table, batch) as experts:
             latents = sample(
                 experts,
-                noise.normal(seed, numbers, 0, shape),
+                start,
                 lambda i: noise.normal(seed, numbers, i + 1, shape),
                 table,
-                self._adjustment(modalities, table, influence or self.manifest.influence),
+                self._adjustment(modalities, table, adjust),
                 callback_on_step_end,
+                known,
             )
-        given = {m.name: KINDS[m.kind].show(value) for m in modalities if (value := conditions[m.name]) is not None}
-        prompt = " ".join(given[m.name] for m in modalities if m.kind == "words")
-        run: dict = {"steps": steps, "eta": eta, "seed": seed, "first": first, "batch": batch}
-        run |= {"influence": asdict(influence)} if influence else {}
-        record = run | {"conditions": given, "prompt": prompt, "backend": self.backend} | self._identity()
-        return Generated(self.decode(latents), latents, record)
+        run = {"steps": steps, "eta": eta, "seed": seed, "first": first, "batch": batch}
+        unusual = {
+            "temperature": temperature if temperature != 1.0 else None,
+            "rounding": rounding if rounding != "truncate" else None,
+            "influence": influence and asdict(influence),
+            "inpaint": inpaint and inpaint.shown(),
+            "x_T": None if x_T is None else "given",
+        }
+        record = run | {name: value for name, value in unusual.items() if value is not None}
+        decoded = self.decode(latents, rounding) if self.manifest.image_size else np.zeros((batch, 0, 0, 3), np.uint8)
+        record |= self._told(modalities, conditions) | self._identity()
+        return Generated(decoded, latents, record, self._drawing(modalities, conditions))
 
-    def decode(self, latents: np.ndarray) -> np.ndarray:
+    def decode(self, latents: np.ndarray, rounding: str = "truncate") -> np.ndarray:
         """[B, C, *latent] of the loop -> [B, H, W, 3] uint8."""
         scaled = latents / np.float32(self.manifest.latent_scale)
         decoded = self.engine("vae.decode")(z=scaled)["image"]
@@ -143,7 +116,13 @@ class Pipeline:
             raise BadArtefact(
                 "decoding", "the image is not finite", "this bundle's weights are broken, export them again"
             )
-        return images.to_uint8(decoded)
+        return images.to_uint8(decoded, rounding)
+
+    def encode(self, pixels: np.ndarray) -> np.ndarray:
+        """[H, W, 3] uint8, as large as the model's images -> latents of the loop [1, C, *latent]."""
+        return self.engine("vae.encode")(image=images.from_uint8(pixels))["mean"] * np.float32(
+            self.manifest.latent_scale
+        )
 
     def engine(self, network: str, *, share: int = 1) -> Engine:
         """The engine of a network of the manifest, loaded once; `share` engines run at a time and share the cores."""
@@ -152,21 +131,47 @@ class Pipeline:
             self._engines[network, threads] = load_engine(self.backend, self.bundle, network, threads=threads)
         return self._engines[network, threads]
 
-    def _read(self, conditions: dict[str, Condition | None]) -> tuple[list[Modality], list[np.ndarray]]:
+    def _read(
+        self, conditions: dict[str, Condition | None], without: Collection[str], adjust: Influence
+    ) -> tuple[list[Modality], list[np.ndarray]]:
+        """The modalities that run, and what their encoders take."""
         known = {modality.name: modality for modality in self.manifest.modalities}
         given = {name: value for name, value in conditions.items() if value is not None}
-        strange = sorted(set(given) - set(known))
+        strange = sorted({*given, *without} - set(known))
         if strange:
             raise BadRequest("condition", f"{strange[0]!r}", f"{self.manifest.name} knows {', '.join(known)}")
-        if not given:
+        chosen = [modality for name, modality in known.items() if name in given and name not in without]
+        if not chosen:
             raise BadRequest("conditions", "none given", f"give at least one of {', '.join(known)}")
-        chosen = [modality for name, modality in known.items() if name in given]
+        if adjust.factor == 0 and any(modality.anchor for modality in chosen):
+            chosen = [modality for modality in chosen if not modality.decays]  # no weight, so no work
         return chosen, [KINDS[modality.kind].read(given[modality.name], modality, self.bundle) for modality in chosen]
+
+    def _told(self, modalities: list[Modality], conditions: dict[str, Condition | None]) -> dict:
+        """What was asked for, in words."""
+        given = {m.name: KINDS[m.kind].show(value) for m in modalities if (value := conditions[m.name]) is not None}
+        return {"conditions": given, "prompt": " ".join(given[m.name] for m in modalities if m.kind == "words")}
+
+    def _drawing(self, modalities: list[Modality], conditions: dict[str, Condition | None]) -> np.ndarray | None:
+        """The first condition that can be drawn."""
+        for modality in modalities:
+            draw, value = KINDS[modality.kind].draw, conditions[modality.name]
+            if draw and value is not None:
+                return draw(value, modality)
+        return None
+
+    def _known(self, inpaint: Inpainting, seed: int, numbers: range) -> Known:
+        shape = self.manifest.latent_shape
+        if not self.manifest.image_size or "vae.encode" not in self.manifest.networks:
+            raise BadRequest("inpaint", f"{self.manifest.name} has no encoder of images", "take another model")
+        photo, keep = inpaint.read(self.manifest.image_size, shape[-1])
+        return Known(self.encode(photo), keep, lambda i: noise.normal(seed, numbers, i, shape, noise.INPAINTING))
 
     @contextmanager
     def _experts(
         self, modalities: list[Modality], inputs: list[np.ndarray], table: solvers.SolverTable, batch: int
     ) -> Iterator[Experts]:
+        names = tuple(modality.name for modality in modalities)
         contexts, rows = [], []
         for modality, value in zip(modalities, inputs, strict=True):
             context = self.engine(f"condition.{modality.name}")(inputs=value)["context"]
@@ -175,10 +180,12 @@ class Pipeline:
         side_by_side = len(modalities) if BACKENDS[self.backend].parallel else 1
         engines = [self.engine(f"expert.{modality.name}", share=side_by_side) for modality in modalities]
         if side_by_side == 1:
-            yield Experts(engines, contexts, rows)  # on this thread: a library may have its own threads bound to it
+            yield Experts(
+                names, engines, contexts, rows
+            )  # on this thread: a library may have its own threads bound to it
         else:
             with ThreadPoolExecutor(side_by_side) as pool:
-                yield Experts(engines, contexts, rows, pool.map)
+                yield Experts(names, engines, contexts, rows, pool.map)
 
     def _adjustment(
         self, modalities: list[Modality], table: solvers.SolverTable, influence: Influence
@@ -187,13 +194,14 @@ class Pipeline:
         gain = fusion.decay(influence.decay, table.timesteps, self.manifest.schedule.train_steps)
         decays = [modality.decays for modality in modalities]
         anchor = anchors[0] if anchors else None
-        return fusion.adjustment(decays, anchor, gain, influence.factor, influence.sharpness)
+        return fusion.adjustment(decays, anchor, gain, influence.factor, influence.sharpness, influence.boost)
 
     def _identity(self) -> dict:
         """What made the images, beside the request."""
         manifest_hash = sha256(self.bundle.path(NAME))
         name, size = self.manifest.name, self.manifest.image_size
-        return {"model": name, "model_hash": manifest_hash, "size": size, "version": __version__}
+        model = {"model": name, "model_hash": manifest_hash, "size": size}
+        return {"backend": self.backend} | model | {"version": __version__}
 
 
 def check_numbers(seed: int, first: int, batch: int) -> range:
@@ -202,6 +210,27 @@ def check_numbers(seed: int, first: int, batch: int) -> range:
     _check_range("batch", batch, 1, LARGEST_BATCH)
     _check_range("first", first, 0, 2**31)
     return range(first, first + batch)
+
+
+def check_influence(influence: Influence) -> Influence:
+    """Raises BadRequest unless it is one."""
+    _check_choice("decay", influence.decay, get_args(get_type_hints(Influence)["decay"]))
+    for name in ("factor", "sharpness", "boost"):
+        value = getattr(influence, name)
+        if value is not None:
+            _check_range(name, value, 0.0, 1e6)
+    return influence
+
+
+def _check_start(x_T: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    if x_T.shape != shape or not np.isfinite(x_T).all():
+        raise BadRequest("x_T", f"shape {x_T.shape}", f"give finite numbers of shape {shape}")
+    return x_T.astype(np.float32)
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise BadRequest(name, repr(value), f"choose one of {', '.join(choices)}")
 
 
 def _check_range(name: str, value: float, low: float, high: float) -> None:

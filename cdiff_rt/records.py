@@ -1,6 +1,9 @@
-"""JSON as dataclasses, strictly: every field is there, none is surplus, each has the type that its annotation says."""
+"""JSON as dataclasses, strictly: no field is surplus, none without a default missing, each of its annotation's type.
 
-from dataclasses import is_dataclass
+A missing field takes its default, which is what a file meant that was written before the field was thought of.
+"""
+
+from dataclasses import MISSING, fields, is_dataclass
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -8,7 +11,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 def from_json(kind: Any, value: Any, where: str) -> Any:
     """`value` as a `kind`: a dataclass, tuple, list, dict, Literal, union or scalar. Raises TypeError naming the place.
 
-    Of a union of dataclasses, the one is meant that has the fields of `value`.
+    Of a union, the one is meant that `value` fits.
     """
     parts, origin = get_args(kind), get_origin(kind)
     if origin is UnionType:
@@ -28,13 +31,17 @@ def from_json(kind: Any, value: Any, where: str) -> Any:
 
 def _fits(kind: Any, value: Any) -> bool:
     if isinstance(kind, type) and is_dataclass(kind):
-        return isinstance(value, dict) and set(value) == set(get_type_hints(kind))
+        return isinstance(value, dict) and _needed(kind) <= set(value) <= set(get_type_hints(kind))
     return type(value) is kind or (kind is float and type(value) is int)
 
 
+def _needed(kind: type) -> set[str]:
+    return {field.name for field in fields(kind) if field.default is field.default_factory is MISSING}
+
+
 def _record(kind: type, value: Any, where: str) -> Any:
-    fields = get_type_hints(kind)
+    hints = get_type_hints(kind)
     if not _fits(kind, value):
-        odd = set(fields).symmetric_difference(value) if isinstance(value, dict) else value
+        odd = (_needed(kind) - set(value)) | (set(value) - set(hints)) if isinstance(value, dict) else value
         raise TypeError(f"{where}: {odd!r}")
-    return kind(**{name: from_json(hint, value[name], f"{where}.{name}") for name, hint in fields.items()})
+    return kind(**{name: from_json(hints[name], part, f"{where}.{name}") for name, part in value.items()})

@@ -18,9 +18,12 @@ class Schedule:
     prediction: Literal["eps", "v"] = "eps"
 
     def alpha_bars(self) -> np.ndarray:
-        """[train_steps] float64: the cumulative products of 1 - beta, with beta linear in its square root."""
+        """[train_steps] float64: the cumulative products of 1 - beta, with beta linear in its square root.
+
+        Rounded to float32, as the reference keeps them: what a solver subtracts from 1 depends on the last digits.
+        """
         root = np.linspace(self.beta_start**0.5, self.beta_end**0.5, self.train_steps, dtype=np.float64)
-        return np.cumprod(1.0 - root**2)
+        return np.cumprod(1.0 - root**2).astype(np.float32).astype(np.float64)
 
     def timesteps(self, steps: int) -> np.ndarray:
         """[steps] int64, ascending: the reference's "uniform" DDIM grid, 1 + k * (train_steps // steps).

@@ -21,6 +21,7 @@ class SolverTable:
     """In the order of execution, from noise to image."""
 
     timesteps: np.ndarray  # [S] int64
+    alpha_bars: np.ndarray  # [S] float64, at the timesteps
     rows: np.ndarray  # [S, 8] float64, columns C_X ... E_OUT
 
 
@@ -38,11 +39,11 @@ def eps_coefficients(alpha_bar: np.ndarray, prediction: str) -> tuple[np.ndarray
     return np.zeros_like(alpha_bar), np.ones_like(alpha_bar)
 
 
-def ddim(schedule: Schedule, steps: int, *, eta: float = 1.0) -> SolverTable:
+def ddim(schedule: Schedule, steps: int, *, eta: float = 1.0, temperature: float = 1.0) -> SolverTable:
     """DDIM (Song et al. 2021, eq. 12 and 16) on the reference's grid, which ends at alpha_bar of timestep 0, not at 1.
 
     sigma = eta sqrt((1 - a') / (1 - a)) sqrt(1 - a / a')
-    x'    = sqrt(a') x_0 + sqrt(1 - a' - sigma^2) eps + sigma noise
+    x'    = sqrt(a') x_0 + sqrt(1 - a' - sigma^2) eps + temperature sigma noise
     """
     timesteps = schedule.timesteps(steps)
     alpha_bars = schedule.alpha_bars()
@@ -55,6 +56,6 @@ def ddim(schedule: Schedule, steps: int, *, eta: float = 1.0) -> SolverTable:
     rows = np.zeros((steps, 8))
     rows[:, C_X] = np.sqrt(a_next) * x0_x + to_eps * eps_x
     rows[:, C_OUT] = np.sqrt(a_next) * x0_out + to_eps * eps_out
-    rows[:, C_NOISE] = sigma
+    rows[:, C_NOISE] = temperature * sigma
     rows[:, E_X], rows[:, E_OUT] = x0_x, x0_out
-    return SolverTable(timesteps[::-1].copy(), rows[::-1].copy())
+    return SolverTable(timesteps[::-1].copy(), a[::-1].copy(), rows[::-1].copy())

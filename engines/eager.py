@@ -1,22 +1,26 @@
 """PyTorch, eagerly, from the same weights as the bundle's ONNX graphs: the baseline and the check of the others."""
 
-from collections.abc import Callable
-from functools import lru_cache
+from pathlib import Path
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import nn
 
 from cdiff_rt import records
 from cdiff_rt.engines import check_inputs
 from cdiff_rt.errors import BadArtefact
 from cdiff_rt.manifest import Bundle, NetworkSpec
-from cdiff_rt.nets.collaborative import CollaborativeModel, ModelConfig, network_functions
+from cdiff_rt.nets.collaborative import ModelConfig, build_part, part_functions, part_of
+
+# (folder, part of the model) -> the module, as long as an engine uses it: a modality's networks share their weights.
+_loaded: WeakValueDictionary[tuple[Path, str], nn.Module] = WeakValueDictionary()
 
 
 class EagerEngine:
-    def __init__(self, spec: NetworkSpec, function: Callable[..., tuple[Tensor, ...]]) -> None:
-        self.spec, self._function = spec, function
+    def __init__(self, spec: NetworkSpec, network: str, module: nn.Module) -> None:
+        self.spec, self._module = spec, module
+        self._function = part_functions(part_of(network), module)[network]
 
     def __call__(self, **inputs: np.ndarray) -> dict[str, np.ndarray]:
         check_inputs(self.spec, inputs)
@@ -25,26 +29,31 @@ class EagerEngine:
         return {tensor.name: value.numpy() for tensor, value in zip(self.spec.outputs, outputs, strict=True)}
 
     def close(self) -> None:
-        del self._function
+        del self._function, self._module
 
 
-@lru_cache(maxsize=1)
-def load_model(bundle: Bundle) -> CollaborativeModel:
-    """The bundle's networks in fp32; one bundle's are kept, since every engine of it shares them."""
-    from safetensors.torch import load_file
+def load_part(bundle: Bundle, part: str) -> nn.Module:
+    """A part of the bundle's model in fp32, its weights read one by one."""
+    from safetensors import safe_open
 
     try:
-        model = CollaborativeModel(records.from_json(ModelConfig, bundle.manifest.source, "source"))
-        weights = load_file(bundle.path(bundle.manifest.weights))
-        model.load_state_dict({name: weight.float() for name, weight in weights.items()})
+        with torch.device("meta"):
+            module = build_part(records.from_json(ModelConfig, bundle.manifest.source, "source"), part)
+        with safe_open(bundle.path(bundle.manifest.weights), "pt") as file:
+            weights = {name: file.get_tensor(f"{part}.{name}").float() for name in module.state_dict()}
+        module.load_state_dict(weights, assign=True)
     except Exception as error:  # of the description, of safetensors and of torch: no base class but this
         reason = " ".join(str(error).split())[:200]
         raise BadArtefact(
             f"bundle {bundle.folder.name}", f"its weights do not make its model ({reason})", "export it again"
         ) from error
-    return model.eval()
+    return module.eval().requires_grad_(False)
 
 
 def load(bundle: Bundle, network: str, threads: int) -> EagerEngine:
     torch.set_num_threads(threads)
-    return EagerEngine(bundle.manifest.networks[network], network_functions(load_model(bundle))[network])
+    key = bundle.folder, part_of(network)
+    module = _loaded.get(key)
+    if module is None:
+        module = _loaded[key] = load_part(bundle, key[1])
+    return EagerEngine(bundle.manifest.networks[network], network, module)

@@ -1,9 +1,10 @@
-"""Trained weights in one file: safetensors with the model's description in its metadata.
+"""Trained weights and what describes them; as one file, safetensors with the description in its metadata.
 
 The description is all of a manifest that isn't made by exporting: sizes, schedule, modalities, word pieces, licence.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from cdiff_rt import records
 from cdiff_rt.errors import BadArtefact
+from cdiff_rt.export.tensors import open_tensors, write_tensors
 from cdiff_rt.manifest import Influence, Modality, is_plain_name
 from cdiff_rt.nets.collaborative import ModelConfig
 from cdiff_rt.nets.text_encoder import TextEncoderConfig
@@ -18,13 +20,14 @@ from cdiff_rt.schedule import Schedule
 from cdiff_rt.wordpiece import END, PAD, START, UNKNOWN
 
 _KEY = "cdiff_rt"
-_HELP = "give a file that a recipe's `finish` stage wrote"
+_HELP = "give a file that a recipe's `package.py` wrote"
 
 
 @dataclass(frozen=True)
 class Description:
     name: str
-    image_size: int
+    image_size: int  # 0 without an autoencoder
+    latent_shape: tuple[int, ...]
     latent_scale: float
     config: ModelConfig
     schedule: Schedule
@@ -34,47 +37,52 @@ class Description:
     provenance: dict
     licence: str
 
-    @property
-    def latent_shape(self) -> tuple[int, ...]:
-        side = self.image_size // self.config.vae.factor
-        return (self.config.vae.z_channels, side, side)
-
 
 @dataclass(frozen=True)
 class Checkpoint:
+    """`weights` may be read one by one when they are asked for."""
+
     description: Description
-    weights: dict[str, Tensor]
+    weights: Mapping[str, Tensor]
+    shapes: Mapping[str, tuple[int, ...]]
+
+
+def in_memory(description: Description, weights: dict[str, Tensor]) -> Checkpoint:
+    return Checkpoint(description, weights, {name: tuple(weight.shape) for name, weight in weights.items()})
 
 
 def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    from safetensors.torch import save_file
+    """Tensor by tensor, as fp32."""
+    specs = {name: ("float32", shape) for name, shape in checkpoint.shapes.items()}
+    tensors = ((name, checkpoint.weights[name].float()) for name in specs)
+    write_tensors(path, specs, tensors, {_KEY: json.dumps(asdict(checkpoint.description))})
 
-    description = asdict(checkpoint.description)
-    save_file(checkpoint.weights, path, metadata={_KEY: json.dumps(description)})
+
+def describes_itself(path: Path) -> bool:
+    """Whether it is a file that `write_checkpoint` wrote."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            return _KEY in (file.metadata() or {})
+    except (SafetensorError, OSError):
+        return False
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Raises BadArtefact unless the file describes itself and holds exactly its model's weights, all finite."""
-    from safetensors import SafetensorError, safe_open
+    """Raises BadArtefact unless the file describes itself and holds exactly its model's weights."""
+    from safetensors import safe_open
 
-    if not path.is_file():
-        raise BadArtefact(f"checkpoint {path}", "there is no such file", "check the path")
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    except (SafetensorError, OSError) as error:
-        raise BadArtefact(f"checkpoint {path.name}", f"not a safetensors file ({error})", _HELP) from None
-    if _KEY not in metadata:
-        raise BadArtefact(f"checkpoint {path.name}", "it does not describe its model", _HELP)
+    tensors = open_tensors(path)
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
     try:
         description = records.from_json(Description, json.loads(metadata[_KEY]), "description")
     except (ValueError, TypeError) as error:
         raise BadArtefact(f"checkpoint {path.name}", f"its description cannot be read ({error})", _HELP) from None
-    checkpoint = Checkpoint(description, weights)
     _check_description(path.name, description)
-    _check_weights(path.name, checkpoint)
-    return checkpoint
+    _check_shapes(path.name, description, tensors.shapes)
+    return Checkpoint(description, tensors, tensors.shapes)
 
 
 def _check_description(name: str, description: Description) -> None:
@@ -94,28 +102,33 @@ def _check_description(name: str, description: Description) -> None:
             if len(pieces) != encoder.vocabulary or not {PAD, UNKNOWN, START, END} <= set(pieces):
                 seen = f"vocabulary {modality.vocabulary!r} has {len(pieces)} pieces, {encoder.vocabulary} are embedded"
                 raise BadArtefact(f"checkpoint {name}", seen, f"it needs those, {PAD}, {UNKNOWN}, {START} and {END}")
-    if description.image_size % description.config.vae.factor:
-        seen = f"images of {description.image_size} pixels, latents {description.config.vae.factor} times smaller"
-        raise BadArtefact(f"checkpoint {name}", seen, _HELP)
+    vae = description.config.vae
+    side = description.image_size // vae.factor if vae else 0
+    if bool(vae) != bool(description.image_size) or (vae and description.latent_shape != (vae.z_channels, side, side)):
+        seen = f"images of {description.image_size} pixels, latents {description.latent_shape}"
+        raise BadArtefact(f"checkpoint {name}", f"{seen} do not fit its autoencoder", _HELP)
 
 
-def _check_weights(name: str, checkpoint: Checkpoint) -> None:
+def model_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """The names and shapes of all weights of a model."""
     import torch
 
     from cdiff_rt.nets.collaborative import CollaborativeModel
 
+    with torch.device("meta"):
+        return {name: tuple(weight.shape) for name, weight in CollaborativeModel(config).state_dict().items()}
+
+
+def _check_shapes(name: str, description: Description, shapes: Mapping[str, tuple[int, ...]]) -> None:
     try:
-        with torch.device("meta"):
-            expected = CollaborativeModel(checkpoint.description.config).state_dict()
+        expected = model_shapes(description.config)
     except (ValueError, RuntimeError, ArithmeticError) as error:
         raise BadArtefact(f"checkpoint {name}", f"its description makes no model ({error})", _HELP) from None
-    wrong = sorted(set(expected) ^ set(checkpoint.weights))
+    wrong = sorted(set(expected) ^ set(shapes))
     if wrong:
         role = "missing" if wrong[0] in expected else "surplus"
         raise BadArtefact(f"checkpoint {name}", f"{len(wrong)} keys differ, e.g. {wrong[0]} is {role}", _HELP)
-    for key, weight in checkpoint.weights.items():
-        if weight.shape != expected[key].shape:
-            shapes = f"{key} is {list(weight.shape)}, expected {list(expected[key].shape)}"
-            raise BadArtefact(f"checkpoint {name}", shapes, _HELP)
-        if not torch.isfinite(weight).all():
-            raise BadArtefact(f"checkpoint {name}", f"{key} holds values that are not finite", "train it again")
+    for key, shape in shapes.items():
+        if shape != expected[key]:
+            seen = f"{key} is {list(shape)}, expected {list(expected[key])}"
+            raise BadArtefact(f"checkpoint {name}", seen, _HELP)

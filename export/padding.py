@@ -18,21 +18,21 @@ _ATTENTION = re.compile(
 )
 
 
-def pad_heads(config: ModelConfig, weights: dict[str, Tensor], multiple: int) -> tuple[ModelConfig, dict[str, Tensor]]:
+def padded_config(config: ModelConfig, multiple: int) -> ModelConfig:
     """The same model with every UNet's heads as wide as the next multiple of `multiple`."""
+
+    def wider(unet: UNetConfig) -> UNetConfig:
+        return dataclasses.replace(unet, head_multiple=multiple)
+
     experts = {
-        name: dataclasses.replace(
-            expert,
-            unet=dataclasses.replace(expert.unet, head_multiple=multiple),
-            diffuser=dataclasses.replace(expert.diffuser, head_multiple=multiple),
-        )
+        name: dataclasses.replace(expert, unet=wider(expert.unet), diffuser=expert.diffuser and wider(expert.diffuser))
         for name, expert in config.experts.items()
     }
-    padded = dataclasses.replace(config, experts=experts)
-    return padded, {name: _pad(name, weight, padded) for name, weight in weights.items()}
+    return dataclasses.replace(config, experts=experts)
 
 
-def _pad(name: str, weight: Tensor, config: ModelConfig) -> Tensor:
+def pad_weight(name: str, weight: Tensor, config: ModelConfig) -> Tensor:
+    """A weight of the model without padding -> that of the padded `config`."""
     match = _ATTENTION.fullmatch(name)
     if not match:
         return weight

@@ -1,7 +1,8 @@
 """One network of a model as an ONNX graph whose weights lie in the bundle's safetensors file.
 
-The graph stores no weight itself: an initializer is a pointer into that file, where the weight is kept as fp16, and a
-Cast brings it to fp32. So all graphs and PyTorch share one copy of the weights, and runtimes fold the casts at load.
+The graph stores no weight itself: an initializer is a pointer into that file; where the weight is kept as fp16, a Cast
+brings it to fp32. So all graphs and PyTorch share one copy of the weights, and runtimes fold the casts at load. Tracing
+needs shapes only, so the model is on the "meta" device and a gigabyte of weights is never held.
 """
 
 import json
@@ -10,12 +11,14 @@ import struct
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from cdiff_rt.export.tensors import open_tensors
 from cdiff_rt.manifest import NetworkSpec
 
 if TYPE_CHECKING:
@@ -25,6 +28,20 @@ if TYPE_CHECKING:
 OPSET = 23
 LARGEST_INLINE = 4096  # bytes of a constant that may stay in the graph
 _TORCH_DTYPES = {"float32": torch.float32, "int64": torch.int64}
+
+
+_ONNX_DTYPES = {"F32": "FLOAT", "F16": "FLOAT16"}
+_PREFIX = "model."  # of a weight's name in the graph
+
+
+@dataclass(frozen=True)
+class Place:
+    """Of a tensor in a safetensors file; offset and length in bytes, from the start of the file."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    length: int
 
 
 class _Network(nn.Module):
@@ -51,13 +68,21 @@ def example_inputs(spec: NetworkSpec, size: int = 2) -> tuple[Tensor, ...]:
 
 
 def export_network(
-    model: nn.Module, function: Callable[..., tuple[Tensor, ...]], spec: NetworkSpec, folder: Path, weights: str
+    module: nn.Module,
+    prefix: str,
+    function: Callable[..., tuple[Tensor, ...]],
+    spec: NetworkSpec,
+    folder: Path,
+    weights: str,
 ) -> None:
-    """Writes `spec.file` into `folder`, with its weights taken from the safetensors file `weights` there."""
+    """Writes `spec.file` into `folder`, with its weights taken from the safetensors file `weights` there.
+
+    `function` is one of `module`, which is on the "meta" device; in the file, its weights' names begin with `prefix`.
+    """
     with _quiet_exporter():
         program = torch.onnx.export(
-            _Network(model, function).eval(),
-            example_inputs(spec),
+            _Network(module, function).eval(),
+            tuple(example.to("meta") for example in example_inputs(spec)),
             input_names=[tensor.name for tensor in spec.inputs],
             output_names=[tensor.name for tensor in spec.outputs],
             dynamic_shapes=(_dynamic_shapes(spec),),
@@ -67,9 +92,13 @@ def export_network(
             verbose=False,
         )
     assert program is not None
+    places = _places(folder / weights)
+    taken = list(_weights_of(program.model, prefix, places))
+    _give_values(taken, folder / weights)
     _simplify(program.model)
+    _point_into(taken, weights, places)
     proto = program.model_proto
-    _point_into(proto.graph, folder / weights)
+    _cast_from_fp16(proto.graph)
     _strip(proto)
     (folder / spec.file).write_bytes(proto.SerializeToString())
 
@@ -87,45 +116,77 @@ def _quiet_exporter() -> Iterator[None]:
         registry.setLevel(level)
 
 
+def _weights_of(model: "ir.Model", prefix: str, places: dict[str, Place]) -> "Iterator[tuple[ir.Value, str]]":
+    """The graph's initializers that are weights of the model, with their names in the file."""
+    for value in model.graph.initializers.values():
+        name = prefix + str(value.name).removeprefix(_PREFIX)
+        if name in places:
+            yield value, name
+        else:
+            assert value.const_value is not None
+            size = value.const_value.nbytes
+            assert size <= LARGEST_INLINE, f"{value.name} ({size} bytes) is no weight of the model"
+
+
+def _give_values(taken: "list[tuple[ir.Value, str]]", weights: Path) -> None:
+    """Where the simplifier asks for a weight, it is read from the file."""
+    from onnxscript import ir
+
+    stored = open_tensors(weights)
+    for value, name in taken:
+        value.const_value = ir.LazyTensor(
+            lambda name=name: ir.tensor(stored[name].float().numpy()),
+            dtype=ir.DataType.FLOAT,
+            shape=ir.Shape(stored.shapes[name]),
+            name=value.name,
+        )
+
+
 def _simplify(model: "ir.Model") -> None:
     """Constant folding and the like, which must leave the weights as they are: they are shared with other graphs."""
     from onnxscript.optimizer import optimize_ir
 
     def is_weight(value: "ir.Value | None") -> bool:
-        return value is not None and value.is_initializer() and str(value.name).startswith("model.")
+        return value is not None and value.is_initializer() and str(value.name).startswith(_PREFIX)
 
-    optimize_ir(model, should_fold=lambda node: False if any(map(is_weight, node.inputs)) else None)
+    # One round: a second takes as long again and finds next to nothing.
+    optimize_ir(model, num_iterations=1, should_fold=lambda node: False if any(map(is_weight, node.inputs)) else None)
+
+
+def _point_into(taken: "list[tuple[ir.Value, str]]", weights: str, places: dict[str, Place]) -> None:
+    """The graph's weights become pointers to the tensors of the file."""
+    from onnxscript import ir
+
+    for value, name in taken:
+        place = places[name]
+        value.const_value = ir.ExternalTensor(
+            weights,
+            place.offset,
+            place.length,
+            ir.DataType[_ONNX_DTYPES[place.dtype]],
+            shape=ir.Shape(place.shape),
+            name=str(value.name),
+        )
+
+
+def _cast_from_fp16(graph: "onnx.GraphProto") -> None:
+    import onnx
+
+    casts = []
+    for tensor in graph.initializer:
+        if tensor.data_location == onnx.TensorProto.EXTERNAL and tensor.data_type == onnx.TensorProto.FLOAT16:
+            stored = f"{tensor.name}.fp16"
+            casts.append(onnx.helper.make_node("Cast", [stored], [tensor.name], to=onnx.TensorProto.FLOAT))
+            tensor.name = stored
+    nodes = [*casts, *graph.node]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    del graph.value_info[:]
 
 
 def _dynamic_shapes(spec: NetworkSpec) -> tuple[dict[int, object], ...]:
     named = torch.export.Dim.DYNAMIC
     return tuple({axis: named for axis, d in enumerate(t.shape) if isinstance(d, str)} for t in spec.inputs)
-
-
-def _point_into(graph: "onnx.GraphProto", weights: Path) -> None:
-    """Replaces the graph's weights by pointers to the fp16 tensors of the same names, and casts."""
-    import onnx
-
-    places = _places(weights)
-    casts = []
-    for tensor in graph.initializer:
-        name = tensor.name.removeprefix("model.")
-        if name not in places:
-            size = len(tensor.raw_data)
-            assert size <= LARGEST_INLINE, f"{tensor.name} ({size} bytes) is no weight of the model"
-            continue
-        offset, length = places[name]
-        stored = f"{tensor.name}.fp16"
-        casts.append(onnx.helper.make_node("Cast", [stored], [tensor.name], to=onnx.TensorProto.FLOAT))
-        tensor.name, tensor.data_type = stored, onnx.TensorProto.FLOAT16
-        tensor.ClearField("raw_data")
-        tensor.data_location = onnx.TensorProto.EXTERNAL
-        for key, value in (("location", weights.name), ("offset", str(offset)), ("length", str(length))):
-            tensor.external_data.add(key=key, value=value)
-    nodes = [*casts, *graph.node]
-    del graph.node[:]
-    graph.node.extend(nodes)
-    del graph.value_info[:]
 
 
 def _strip(proto: "onnx.ModelProto") -> None:
@@ -135,11 +196,14 @@ def _strip(proto: "onnx.ModelProto") -> None:
         part.ClearField("doc_string")
 
 
-def _places(weights: Path) -> dict[str, tuple[int, int]]:
-    """name -> (offset in the file, length) of every tensor of a safetensors file."""
+def _places(weights: Path) -> dict[str, Place]:
+    """name -> where it lies, of every tensor of a safetensors file."""
     with weights.open("rb") as file:
         (size,) = struct.unpack("<Q", file.read(8))
         header = json.loads(file.read(size))
-    start = 8 + size
-    tensors = {name: row["data_offsets"] for name, row in header.items() if name != "__metadata__"}
-    return {name: (start + begin, end - begin) for name, (begin, end) in tensors.items()}
+    header.pop("__metadata__", None)
+    rows = {name: (row["dtype"], row["shape"], *row["data_offsets"]) for name, row in header.items()}
+    return {
+        name: Place(dtype, tuple(shape), 8 + size + begin, end - begin)
+        for name, (dtype, shape, begin, end) in rows.items()
+    }

@@ -19,6 +19,15 @@ from cdiff_rt.pipeline import DEFAULT_MODEL, MODELS, Pipeline
 ROOT = Path(__file__).parents[1]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--table", help="File that tests/conformance writes its errors to.")
+    parser.addoption(
+        "--golden",
+        default=str(ROOT / "tests" / "data" / "golden"),
+        help="Folder of golden data, for tests/conformance.",
+    )
+
+
 @pytest.fixture(scope="session")
 def root() -> Path:
     return ROOT

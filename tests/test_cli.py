@@ -96,6 +96,21 @@ def test_bad_texts_are_one_line_and_exit_code_3(text, words, out):
         (["--eta", "nan"], "eta: nan"),
         (["--eta", "inf"], "eta: inf"),
         (["--eta", 1.5], "eta: 1.5"),
+        (["--temperature", -1], "temperature: -1"),
+        (["--decay", "slow"], "'slow' is not one of"),
+        (["--factor", "nan"], "factor: nan"),
+        (["--sharpness", -1], "sharpness: -1"),
+        (["--boost", "inf"], "boost: inf"),
+        (["--rounding", "up"], "'up' is not one of"),
+        (["--inpaint", "a.png"], "--inpaint and --keep go together"),
+        (["--keep", "a.png"], "--inpaint and --keep go together"),
+        (["--condition", "sketch"], "'sketch': write NAME=VALUE"),
+        (["--condition", "text=other"], "text: it is given twice"),
+        (["--condition", "sketch=1,2"], "'sketch'; faces-128 knows mask, text"),
+        (["--without", "sketch"], "'sketch'; faces-128 knows mask, text"),
+        (["--without", "text"], "give at least one of mask, text"),
+        (["--out", "a.npz"], "results are written as .png"),
+        (["--save-overlay"], "no condition of this run can be drawn"),
         (["--backend", "cuda"], "'cuda'"),
         (["--no-such-option"], "--no-such-option"),
         (["--out"], "--out"),
@@ -197,7 +212,7 @@ def test_a_full_disk_leaves_neither_image_nor_influence(out, monkeypatch):
 
     monkeypatch.setattr(influence, "write_animation", full)
     result = run("generate", "--text", TEXT, "--steps", 1, "--out", out, "--save-influence")
-    check_refused(result, 6, f"writing {out}/seed0-000.influence: No space left on device")
+    check_refused(result, 6, f"writing {out}/seed0-000.png: No space left on device")
     assert list(out.iterdir()) == []
 
 
@@ -249,7 +264,7 @@ def test_save_influence_makes_a_folder_beside_each_image_as_python_does(mask_fil
         made = Pipeline.from_pretrained().generate(
             mask=mask_file, text=TEXT, batch=2, steps=4, callback_on_step_end=recorder
         )
-        made.save(twin, recorder=recorder)
+        made.save(twin, recorders=[recorder])
     files = sorted(path.relative_to(out) for path in out.rglob("*.*") if path.is_file())
     assert files == sorted(path.relative_to(twin) for path in twin.rglob("*.*") if path.is_file())
     assert len(files) == 2 * (1 + 3 + 2)  # image; arrays, sheet, animation; a strip for each modality
@@ -257,6 +272,68 @@ def test_save_influence_makes_a_folder_beside_each_image_as_python_does(mask_fil
     assert [file for file in pictures if (out / file).read_bytes() != (twin / file).read_bytes()] == []
     assert run("generate", *arguments, "--force").exit_code == 0
     assert sorted(path.relative_to(out) for path in out.rglob("*.*") if path.is_file()) == files
+
+
+def test_every_setting_reaches_the_loop_and_the_record(mask_file, out):
+    keep, photo = out.parent / "keep.png", out.parent / "photo.png"
+    Image.fromarray(np.full((16, 16), 255, np.uint8)).save(keep)
+    Image.fromarray(np.zeros((128, 128, 3), np.uint8)).save(photo)
+    settings = [
+        "--temperature",
+        "0.5",
+        "--decay",
+        "linear",
+        "--factor",
+        "3",
+        "--sharpness",
+        "0.5",
+        "--boost",
+        "2",
+        "--rounding",
+        "nearest",
+    ]
+    inpaint = ["--inpaint", photo, "--keep", keep]
+    arguments = ["--condition", f"mask={mask_file}", "--text", TEXT, "--steps", 2, "--out", out / "a.png"]
+    assert run("generate", *arguments, *settings, *inpaint).exit_code == 0
+    record = json.loads(texts_of(out / "a.png")["cdiff_rt"])
+    assert record["influence"] == {"decay": "linear", "factor": 3.0, "sharpness": 0.5, "boost": 2.0}
+    assert (record["temperature"], record["rounding"]) == (0.5, "nearest")
+    assert record["inpaint"] == {"photo": "photo.png", "keep": "keep.png"}
+    assert record["conditions"] == {"mask": "face.png", "text": TEXT}
+
+
+def test_everything_can_be_saved_beside_an_image(mask_file, out):
+    options = ["--save-influence", "--save-steps", "--save-latent", "--save-overlay"]
+    result = run("generate", "--mask", mask_file, "--steps", 2, "--out", out, *options)
+    ends = ("png", "influence", "steps")
+    assert (result.exit_code, result.stdout.splitlines()) == (0, [f"{out}/seed0-000.{end}" for end in ends])
+    names = {f"seed0-000.{end}" for end in (*ends, "npz", "overlay.png")}
+    assert {path.name for path in out.iterdir()} == names
+
+
+def test_a_modality_that_is_left_out_leaves_the_rest(mask_file, out):
+    both = ["generate", "--mask", mask_file, "--text", TEXT, "--steps", 1, "--out"]
+    assert run(*both, out / "a.png", "--without", "mask").exit_code == 0
+    assert run("generate", "--text", TEXT, "--steps", 1, "--out", out / "b.png").exit_code == 0
+    first, second = (np.asarray(Image.open(out / name)) for name in ("a.png", "b.png"))
+    np.testing.assert_array_equal(first, second)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["--checkpoint", "nowhere.ckpt"], 4, "nowhere.ckpt: there is no such file"),
+        (["--checkpoint", __file__], 4, "test_cli.py"),
+        (["--checkpoint", __file__, "--freeu", "text=1,2"], 2, "write NAME=B1,B2,S1,S2"),
+        (["--checkpoint", __file__, "--freeu", "text=1,2,3,nan"], 2, "write NAME=B1,B2,S1,S2"),
+        (["--checkpoint", __file__, "--precision", "int8"], 2, "'int8' is not one of"),
+        ([], 2, "Missing option '--checkpoint'"),
+    ],
+    ids=str,
+)
+def test_bad_exports_are_one_line_and_leave_nothing(arguments, code, words, out):
+    check_refused(run("export", *arguments, "--out", out), code, words)
+    assert not out.exists()
 
 
 def test_without_the_option_there_is_no_influence(out):

@@ -19,6 +19,7 @@ ONE_HOME = {
 }
 LIGHT = {"array_api_compat", "click", "numpy", "PIL"}
 LARGEST_FILE = 300  # lines
+OF_THE_WHOLE = {"conformance", "examples"}  # folders of tests
 
 # room -> the rooms that its files may import; "core" is cdiff_rt itself
 MAY_IMPORT = {
@@ -29,6 +30,7 @@ MAY_IMPORT = {
     "bench": {"core", "engines", "bench"},
     "cli": {"core", "engines", "export", "bench"},
     "recipes": {"core", "engines", "export", "bench", "nets", "recipes"},
+    "examples": {"core", "engines", "export", "nets", "recipes", "examples"},
 }
 FOLDERS = {"core": "cdiff_rt", "nets": "cdiff_rt/nets"} | {room: room for room in ("engines", "export", "bench")}
 
@@ -36,7 +38,7 @@ FOLDERS = {"core": "cdiff_rt", "nets": "cdiff_rt/nets"} | {room: room for room i
 def sources() -> dict[str, str]:
     """path -> room, for every source file; links are not followed."""
     found = {p: room for room, folder in FOLDERS.items() for p in (ROOT / folder).glob("*.py") if not p.is_symlink()}
-    found |= dict.fromkeys((ROOT / "recipes").rglob("*.py"), "recipes")
+    found |= {path: room for room in ("recipes", "examples") for path in (ROOT / room).rglob("*.py")}
     return {str(p.relative_to(ROOT)): room for p, room in sorted(found.items())} | {"cli.py": "cli"}
 
 
@@ -92,7 +94,7 @@ def violations(source: str, room: str) -> list[str]:
             found.append(f"{entry.module} is neither torch nor the standard library")
         if room == "cli" and entry.when_loaded and entry.library not in {"click", *sys.stdlib_module_names}:
             found += [] if entry.module in CLI_AT_ONCE else [f"{entry.module} belongs inside a command"]
-        if entry.library not in {"cdiff_rt", "recipes", *HEAVY, *LIGHT, *sys.stdlib_module_names}:
+        if entry.library not in {"cdiff_rt", "recipes", "examples", *HEAVY, *LIGHT, *sys.stdlib_module_names}:
             found.append(f"{entry.module} is no dependency of this project")
     return found
 
@@ -178,9 +180,10 @@ def test_every_module_says_what_it_is(path):
 
 
 def test_tests_mirror_the_source():
-    """tests/R/test_x.py belongs to R/x.py, or to R itself if that is its name."""
+    """tests/R/test_x.py belongs to R/x.py, or to R itself if that is its name. Others belong to the whole."""
     folders = FOLDERS | {"cdiff_rt": "cdiff_rt", "recipes": "recipes/faces"}
     for path in sorted((ROOT / "tests").glob("*/test_*.py")):
         room, name = path.parent.name, path.name.removeprefix("test_")
-        source = ROOT / folders[room] / ("__init__.py" if name == f"{room}.py" else name)
-        assert source.exists() or name == "golden.py", f"{path.name} has no source {source}"
+        if room not in OF_THE_WHOLE:
+            source = ROOT / folders[room] / ("__init__.py" if name == f"{room}.py" else name)
+            assert source.exists(), f"{path.name} has no source {source}"

@@ -10,7 +10,7 @@ import gc
 from pathlib import Path
 
 from cdiff_rt.export.bundle import export_checkpoint
-from cdiff_rt.export.checkpoint import Checkpoint, Description, write_checkpoint
+from cdiff_rt.export.checkpoint import Checkpoint, Description, in_memory, write_checkpoint
 from cdiff_rt.manifest import Influence, Modality
 from cdiff_rt.nets.autoencoder import AutoencoderConfig
 from cdiff_rt.nets.collaborative import CollaborativeModel, ExpertConfig, ModelConfig
@@ -57,6 +57,7 @@ CONFIG = ModelConfig(
 DESCRIPTION = Description(
     name="tiny",
     image_size=16,
+    latent_shape=(3, 8, 8),
     latent_scale=0.5,
     config=CONFIG,
     schedule=Schedule(prediction="v"),
@@ -76,7 +77,7 @@ def tiny_model() -> CollaborativeModel:
 
 
 def tiny_checkpoint() -> Checkpoint:
-    return Checkpoint(DESCRIPTION, tiny_model().state_dict())
+    return in_memory(DESCRIPTION, tiny_model().state_dict())
 
 
 @functools.cache
@@ -87,6 +88,6 @@ def exported(folder: Path) -> tuple[Path, dict[str, float]]:
     bundle = folder / "tiny"
     gc.disable()  # tracing makes millions of small objects, and looking through them takes a sixth of the time
     try:
-        return bundle, export_checkpoint(folder / "tiny.safetensors", bundle)
+        return bundle, export_checkpoint([folder / "tiny.safetensors"], bundle)
     finally:
         gc.enable()

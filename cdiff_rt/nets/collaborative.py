@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,17 +18,20 @@ Encoder = MaskEncoder | TextEncoder
 
 @dataclass(frozen=True)
 class ExpertConfig:
+    """A branch that was trained alone has no dynamic diffuser; its influence logit is 0."""
+
     encoder: EncoderConfig
     unet: UNetConfig
-    diffuser: UNetConfig
+    diffuser: UNetConfig | None
+    diffuser_input: Literal["x_t", "prediction"] = "x_t"  # what the dynamic diffuser looks at
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Sizes of all networks, as a bundle's manifest carries them."""
+    """Sizes of all networks, as a bundle's manifest carries them. Latents that are the data have no autoencoder."""
 
     experts: dict[str, ExpertConfig]
-    vae: AutoencoderConfig
+    vae: AutoencoderConfig | None
 
 
 def build_encoder(config: EncoderConfig) -> Encoder:
@@ -44,45 +47,89 @@ class Expert(nn.Module):
 
     def __init__(self, config: ExpertConfig) -> None:
         super().__init__()
+        self.config = config
         self.encoder = build_encoder(config.encoder)
         self.unet = UNet(config.unet)
-        self.diffuser = UNet(config.diffuser)
+        if config.diffuser:
+            self.diffuser = UNet(config.diffuser)
 
     def condition(self, inputs: Tensor) -> Tensor:
         """What `encoder` takes -> packed keys and values [B, T, K]."""
         tokens = self.encoder(inputs)
-        return torch.cat([self.unet.context_kv(tokens), self.diffuser.context_kv(tokens)], dim=2)
+        return torch.cat([net.context_kv(tokens) for net in self._unets], dim=2)
 
     def time(self, t: Tensor) -> Tensor:
         """[S] int64 -> packed rows [S, E]."""
-        return torch.cat([self.unet.time_rows(t), self.diffuser.time_rows(t)], dim=1)
+        return torch.cat([net.time_rows(t) for net in self._unets], dim=1)
 
     def forward(self, x: Tensor, rows: Tensor, packed: Tensor) -> tuple[Tensor, Tensor]:
-        """x [B, C, H, W], rows [B or 1, E], packed [B, T, K] -> prediction [B, C, H, W], logit [B, 1, H, W]."""
+        """x [B, C, *latent], rows [B or 1, E], packed [B, T, K] -> prediction [B, C, *latent], logit [B, 1, *latent]."""
         e, k = self.unet.row_width, self.unet.context_width
         out = self.unet.denoise(x, rows[:, :e], packed[:, :, :k])
-        return out, self.diffuser.denoise(x, rows[:, e:], packed[:, :, k:])
+        if not self.config.diffuser:
+            return out, torch.zeros_like(out[:, :1])
+        seen = {"x_t": x, "prediction": out}[self.config.diffuser_input]
+        return out, self.diffuser.denoise(seen, rows[:, e:], packed[:, :, k:])
+
+    @property
+    def row_width(self) -> int:
+        return sum(net.row_width for net in self._unets)
+
+    @property
+    def context_width(self) -> int:
+        return sum(net.context_width for net in self._unets)
+
+    @property
+    def _unets(self) -> list[UNet]:
+        return [self.unet, self.diffuser] if self.config.diffuser else [self.unet]
 
 
 class CollaborativeModel(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.experts = nn.ModuleDict({name: Expert(expert) for name, expert in config.experts.items()})
-        self.vae = AutoencoderKL(config.vae)
+        if config.vae:
+            self.vae = AutoencoderKL(config.vae)
 
     def expert(self, modality: str) -> Expert:
         return cast(Expert, self.experts[modality])
 
 
-def network_functions(model: CollaborativeModel) -> dict[str, Callable[..., tuple[Tensor, ...]]]:
-    """The networks of a bundle by name, each a function of its inputs in the order of `export.bundle`'s specs."""
-    functions: dict[str, Callable[..., tuple[Tensor, ...]]] = {
-        "vae.encode": model.vae.encode,
-        "vae.decode": lambda z: (model.vae.decode(z),),
+Function = Callable[..., tuple[Tensor, ...]]
+
+
+def part_of(network: str) -> str:
+    """The module of the model that a bundle's network is made of: "vae" or "experts.<modality>"."""
+    kind, _, name = network.partition(".")
+    return "vae" if kind == "vae" else f"experts.{name}"
+
+
+def parts_of(config: ModelConfig) -> list[str]:
+    return [*(f"experts.{name}" for name in config.experts), *(["vae"] if config.vae else [])]
+
+
+def build_part(config: ModelConfig, part: str) -> nn.Module:
+    """That module alone, so that nobody needs the memory of all."""
+    if part == "vae":
+        assert config.vae is not None
+        return AutoencoderKL(config.vae)
+    return Expert(config.experts[part.removeprefix("experts.")])
+
+
+def part_functions(part: str, module: nn.Module) -> dict[str, Function]:
+    """The networks of a bundle that a module makes, each a function of its inputs in the order of `export.bundle`'s."""
+    if isinstance(module, AutoencoderKL):
+        return {"vae.encode": module.encode, "vae.decode": lambda z: (module.decode(z),)}
+    assert isinstance(module, Expert)
+    name = part.removeprefix("experts.")
+    return {
+        f"condition.{name}": lambda inputs: (module.condition(inputs),),
+        f"time.{name}": lambda t: (module.time(t),),
+        f"expert.{name}": module.forward,
     }
-    for name in model.experts:
-        expert = model.expert(name)
-        functions[f"condition.{name}"] = lambda inputs, expert=expert: (expert.condition(inputs),)
-        functions[f"time.{name}"] = lambda t, expert=expert: (expert.time(t),)
-        functions[f"expert.{name}"] = expert.forward
-    return functions
+
+
+def network_functions(model: CollaborativeModel) -> dict[str, Function]:
+    """All networks of a bundle by name."""
+    parts = [*(f"experts.{name}" for name in model.experts), *(["vae"] if hasattr(model, "vae") else [])]
+    return {k: function for part in parts for k, function in part_functions(part, model.get_submodule(part)).items()}

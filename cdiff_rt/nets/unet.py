@@ -1,7 +1,7 @@
 """The denoising UNet of latent diffusion (openaimodel.UNetModel), cut where inference pays.
 
 A branch predicts eps or v with it; a dynamic diffuser is the same network with one output channel. State-dict keys
-are those of the published checkpoints. `forward` is the composition of three parts that the exporter takes apart:
+are those of the published checkpoints. Latents may be lines, images or volumes (`dims`). `forward` is the composition of three parts that the exporter takes apart:
 `time_rows` (once per schedule), `context_kv` (once per image) and `denoise` (once per step).
 """
 
@@ -13,6 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cdiff_rt.nets.attention import Attention
+from cdiff_rt.nets.freeu import FreeU, FreeUConfig
+
+CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,11 @@ class UNetConfig:
     num_heads: int
     context_dim: int
     head_multiple: int = 1  # head widths are zero-padded to a multiple of this
+    dims: int = 2  # axes of a latent: 1 a line, 2 an image, 3 a volume
+    freeu: FreeUConfig | None = None  # off in the reference's generate.py
+
+    def conv(self, in_channels: int, out_channels: int, size: int, **settings: int) -> nn.Module:
+        return CONVOLUTIONS[self.dims](in_channels, out_channels, size, **settings)  # type: ignore[arg-type]
 
     def padded_width(self, channels: int) -> int:
         """The stored width of a head where the network is `channels` wide."""
@@ -42,26 +50,26 @@ def timestep_embedding(t: Tensor, dim: int) -> Tensor:
 
 
 class ResBlock(nn.Module):
-    """Two 3x3 convolutions; the projected time embedding is added between them."""
+    """Two convolutions of width 3; the projected time embedding is added between them."""
 
-    def __init__(self, in_channels: int, out_channels: int, emb_dim: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, config: UNetConfig) -> None:
         super().__init__()
         self.in_layers = nn.Sequential(
-            nn.GroupNorm(32, in_channels), nn.SiLU(), nn.Conv2d(in_channels, out_channels, 3, padding=1)
+            nn.GroupNorm(32, in_channels), nn.SiLU(), config.conv(in_channels, out_channels, 3, padding=1)
         )
-        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb_dim, out_channels))
+        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(4 * config.model_channels, out_channels))
         self.out_layers = nn.Sequential(
             nn.GroupNorm(32, out_channels),
             nn.SiLU(),
             nn.Dropout(0.0),
-            nn.Conv2d(out_channels, out_channels, 3, padding=1),
+            config.conv(out_channels, out_channels, 3, padding=1),
         )
         same = in_channels == out_channels
-        self.skip_connection = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1)
+        self.skip_connection = nn.Identity() if same else config.conv(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor, row: Tensor) -> Tensor:
         """row [B or 1, out_channels]: this block's projection of the time embedding."""
-        h = self.in_layers(x) + row[:, :, None, None]
+        h = self.in_layers(x) + row.reshape(*row.shape, *(1,) * (x.dim() - 2))
         return self.skip_connection(x) + self.out_layers(h)
 
 
@@ -113,9 +121,9 @@ class SpatialTransformer(nn.Module):
     def __init__(self, channels: int, config: UNetConfig) -> None:
         super().__init__()
         self.norm = nn.GroupNorm(32, channels, eps=1e-6)
-        self.proj_in = nn.Conv2d(channels, channels, 1)
+        self.proj_in = config.conv(channels, channels, 1)
         self.transformer_blocks = nn.ModuleList([TransformerBlock(channels, config)])
-        self.proj_out = nn.Conv2d(channels, channels, 1)
+        self.proj_out = config.conv(channels, channels, 1)
 
     @property
     def cross_attention(self) -> Attention:
@@ -123,37 +131,37 @@ class SpatialTransformer(nn.Module):
 
     def forward(self, x: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         h = self.proj_in(self.norm(x))
-        tokens = self.transformer_blocks[0](h.flatten(2).transpose(1, 2), keys, values)  # [B, H W, C]
+        tokens = self.transformer_blocks[0](h.flatten(2).transpose(1, 2), keys, values)  # [B, pixels, C]
         return x + self.proj_out(tokens.transpose(1, 2).unflatten(2, x.shape[2:]))
 
 
 class Downsample(nn.Module):
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, config: UNetConfig) -> None:
         super().__init__()
-        self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+        self.op = config.conv(channels, channels, 3, stride=2, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.op(x)
 
 
 class Upsample(nn.Module):
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, config: UNetConfig) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv = config.conv(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
 class UNet(nn.Module):
-    """x [B, in, H, W], timesteps [B], context [B, T, context_dim] -> [B, out, H, W]."""
+    """x [B, in, *latent], timesteps [B], context [B, T, context_dim] -> [B, out, *latent]."""
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
         self.config = config
         width, emb = config.model_channels, 4 * config.model_channels
         self.time_embed = nn.Sequential(nn.Linear(width, emb), nn.SiLU(), nn.Linear(emb, emb))
-        self.input_blocks = nn.ModuleList([nn.ModuleList([nn.Conv2d(config.in_channels, width, 3, padding=1)])])
+        self.input_blocks = nn.ModuleList([nn.ModuleList([config.conv(config.in_channels, width, 3, padding=1)])])
         skips, channels = [width], width
         last = len(config.channel_mult) - 1
         for level, mult in enumerate(config.channel_mult):
@@ -162,10 +170,14 @@ class UNet(nn.Module):
                 channels = width * mult
                 skips.append(channels)
             if level != last:
-                self.input_blocks.append(nn.ModuleList([Downsample(channels)]))
+                self.input_blocks.append(nn.ModuleList([Downsample(channels, config)]))
                 skips.append(channels)
         self.middle_block = nn.ModuleList(
-            [ResBlock(channels, channels, emb), SpatialTransformer(channels, config), ResBlock(channels, channels, emb)]
+            [
+                ResBlock(channels, channels, config),
+                SpatialTransformer(channels, config),
+                ResBlock(channels, channels, config),
+            ]
         )
         self.output_blocks = nn.ModuleList()
         for level, mult in reversed(list(enumerate(config.channel_mult))):
@@ -173,14 +185,15 @@ class UNet(nn.Module):
                 stage = self._stage(channels + skips.pop(), width * mult, level)
                 channels = width * mult
                 if level and block == config.num_res_blocks:
-                    stage.append(Upsample(channels))
+                    stage.append(Upsample(channels, config))
                 self.output_blocks.append(stage)
         self.out = nn.Sequential(
-            nn.GroupNorm(32, channels), nn.SiLU(), nn.Conv2d(channels, config.out_channels, 3, padding=1)
+            nn.GroupNorm(32, channels), nn.SiLU(), config.conv(channels, config.out_channels, 3, padding=1)
         )
+        self.freeu = FreeU(config.freeu, config.model_channels) if config.freeu else None
 
     def _stage(self, in_channels: int, out_channels: int, level: int) -> nn.ModuleList:
-        stage = nn.ModuleList([ResBlock(in_channels, out_channels, 4 * self.config.model_channels)])
+        stage = nn.ModuleList([ResBlock(in_channels, out_channels, self.config)])
         if 2**level in self.config.attention_resolutions:
             stage.append(SpatialTransformer(out_channels, self.config))
         return stage
@@ -200,7 +213,7 @@ class UNet(nn.Module):
         return torch.cat([to(context) for layer in layers for to in (layer.to_k, layer.to_v)], dim=2)
 
     def denoise(self, x: Tensor, rows: Tensor, packed: Tensor) -> Tensor:
-        """x [B, in, H, W], rows [B or 1, E] of `time_rows`, packed [B, T, K] of `context_kv`."""
+        """x [B, in, *latent], rows [B or 1, E] of `time_rows`, packed [B, T, K] of `context_kv`."""
         per_block = iter(rows.split(self._row_widths, dim=1))
         keys_values = iter(packed.split(self._context_widths, dim=2))
 
@@ -220,7 +233,10 @@ class UNet(nn.Module):
             skips.append(x)
         x = run(self.middle_block, x)
         for stage in self.output_blocks:
-            x = run(stage, torch.cat([x, skips.pop()], dim=1))  # type: ignore[arg-type]
+            skip = skips.pop()
+            if self.freeu:
+                x, skip = self.freeu(x, skip)
+            x = run(stage, torch.cat([x, skip], dim=1))  # type: ignore[arg-type]
         return self.out(x)
 
     @property

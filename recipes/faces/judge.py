@@ -8,6 +8,7 @@ python -m recipes.faces.judge --data data --work trained --out bench/exams/faces
 measures it on held-out painted portraits and writes it down for the benchmark, with 200 of their masks and sentences.
 """
 
+import copy
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -175,7 +176,8 @@ def write_exam(portraits: Portraits, judge: nn.Module, out: Path) -> Exam:
     (out / WEIGHTS).chmod(0o644)  # safetensors writes files for their owner alone
     answers = {name: list(values) for name, values in ATTRIBUTES.items()}
     spec = judge_spec(IMAGE_SIZE, MASK_CLASSES, answers)
-    export_network(judge.eval(), judge.forward, spec, out, WEIGHTS)
+    shapes = copy.deepcopy(judge).to("meta")
+    export_network(shapes, "", shapes.forward, spec, out, WEIGHTS)
     sheet = Sheet(
         model="faces-128",
         size=IMAGE_SIZE,

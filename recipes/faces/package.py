@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 from safetensors.torch import load_file
 
-from cdiff_rt.export.checkpoint import Checkpoint, Description, write_checkpoint
+from cdiff_rt.export.checkpoint import Description, in_memory, write_checkpoint
 from cdiff_rt.manifest import Influence, Modality
 from recipes.faces.config import FACES_128, IMAGE_SIZE, MASK_CLASSES, MASK_SIZE, SCHEDULE, TOKENS, VOCABULARY
 from recipes.faces.train import STAGES
@@ -35,9 +35,12 @@ def runs(log: str) -> list[dict]:
 
 
 def describe(latent_scale: float, training: dict[str, list[dict]]) -> Description:
+    vae = FACES_128.vae
+    assert vae is not None
     return Description(
         name="faces-128",
         image_size=IMAGE_SIZE,
+        latent_shape=(vae.z_channels, IMAGE_SIZE // vae.factor, IMAGE_SIZE // vae.factor),
         latent_scale=latent_scale,
         config=FACES_128,
         schedule=SCHEDULE,
@@ -59,7 +62,7 @@ def describe(latent_scale: float, training: dict[str, list[dict]]) -> Descriptio
 def main(work: Path, out: Path) -> None:
     """Collect the weights in WORK into the checkpoint OUT."""
     scale = load_file(work / "latents.safetensors")["scale"].item()
-    write_checkpoint(out, Checkpoint(describe(scale, training_log(work)), load_model(work).state_dict()))
+    write_checkpoint(out, in_memory(describe(scale, training_log(work)), load_model(work).state_dict()))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
@@ -60,14 +61,14 @@ def fit(plan: Plan, module: nn.Module, loss: Loss) -> None:
     trained = [p for p in module.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, plan.learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
     average = [p.detach().clone() for p in trained]
-    step, seconds = 0, 0.0
+    step, seconds, wall = 0, 0.0, 0.0
     if plan.resume and plan.state.exists():
         saved = torch.load(plan.state, weights_only=True)
         module.load_state_dict(saved["module"])
         optimizer.load_state_dict(saved["optimizer"])
-        average, step, seconds = saved["average"], saved["step"], saved["seconds"]
+        average, step, seconds, wall = (saved[key] for key in ("average", "step", "seconds", "wall"))
     generator = torch.Generator().manual_seed(plan.seed * 1_000_003 + step)
-    start, recent = clock() - seconds, []
+    start, began, recent = clock() - seconds, time.monotonic() - wall, []
     while seconds < 60 * plan.minutes:
         for group in optimizer.param_groups:
             group["lr"] = plan.learning_rate * rate(seconds / (60 * plan.minutes), step)
@@ -84,28 +85,27 @@ def fit(plan: Plan, module: nn.Module, loss: Loss) -> None:
         torch._foreach_lerp_(average, [p.detach() for p in trained], 1 - decay)
         seconds = clock() - start
         if step % plan.save_every == 0:
-            _report(plan, step, seconds, recent)
-            _save(plan, module, optimizer, average, step, seconds)
+            wall = time.monotonic() - began
+            _report(plan, step, seconds, wall, recent)
+            _save(plan, module, optimizer, {"average": average, "step": step, "seconds": seconds, "wall": wall})
             recent = []
+    wall = time.monotonic() - began
     if recent:
-        _report(plan, step, seconds, recent)
-    _save(plan, module, optimizer, average, step, seconds)
+        _report(plan, step, seconds, wall, recent)
+    _save(plan, module, optimizer, {"average": average, "step": step, "seconds": seconds, "wall": wall})
     for parameter, mean in zip(trained, average, strict=True):
         parameter.data.copy_(mean)
 
 
-def _report(plan: Plan, step: int, seconds: float, recent: list[float]) -> None:
-    row = {"step": step, "images": step * plan.batch, "minutes": round(seconds / 60, 2)}
+def _report(plan: Plan, step: int, seconds: float, wall: float, recent: list[float]) -> None:
+    row = {"step": step, "images": step * plan.batch, "minutes": round(seconds / 60, 2), "wall": round(wall / 60, 2)}
     row["loss"] = round(sum(recent) / len(recent), 5)
     print(plan.stage, json.dumps(row), flush=True)
     with plan.log.open("a") as log:
         log.write(json.dumps(row) + "\n")
 
 
-def _save(
-    plan: Plan, module: nn.Module, optimizer: torch.optim.Optimizer, average: list, step: int, seconds: float
-) -> None:
-    state = {"module": module.state_dict(), "optimizer": optimizer.state_dict(), "average": average}
+def _save(plan: Plan, module: nn.Module, optimizer: torch.optim.Optimizer, progress: dict[str, Any]) -> None:
     partial = plan.state.with_suffix(".partial")
-    torch.save({**state, "step": step, "seconds": seconds}, partial)
+    torch.save({"module": module.state_dict(), "optimizer": optimizer.state_dict(), **progress}, partial)
     partial.replace(plan.state)

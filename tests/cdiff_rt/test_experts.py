@@ -19,7 +19,7 @@ def engine(x, rows, context):
 @pytest.mark.parametrize("step", [0, 4])
 def test_every_expert_gets_its_own_context_and_the_steps_row(step, side_by_side):
     with ThreadPoolExecutor(2) as pool:
-        experts = Experts([engine, engine], CONTEXTS, ROWS, pool.map if side_by_side else map)
+        experts = Experts(("a", "b"), [engine, engine], CONTEXTS, ROWS, pool.map if side_by_side else map)
         outs, logits = experts(X, step)
     np.testing.assert_array_equal(outs, [X * ROWS[0][step].sum(), X * ROWS[1][step].sum()])
     np.testing.assert_array_equal(logits, [X[:, :1] + 24, X[:, :1] + 21])

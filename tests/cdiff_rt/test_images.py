@@ -1,6 +1,4 @@
 import json
-import os
-import resource
 import subprocess
 import sys
 
@@ -10,7 +8,7 @@ import torch
 from PIL import Image
 
 from cdiff_rt import images
-from cdiff_rt.errors import BadInput, OutOfResource
+from cdiff_rt.errors import BadInput
 from cdiff_rt.palette import CLASSES, PALETTE
 
 RNG = np.random.default_rng(0)
@@ -175,41 +173,6 @@ def test_write_png_keeps_the_pixels_and_is_readable_by_all(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def write_beyond_the_file_size_limit(path):
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
-    try:
-        images.write_png(path, PICTURE, {})
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-
-
-def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path):
-    path = tmp_path / "a.png"
-    path.write_bytes(b"old")
-    with pytest.raises(OutOfResource, match=r"^writing .*a\.png: "):
-        write_beyond_the_file_size_limit(path)
-    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
-
-
-def test_a_name_that_cannot_be_taken_leaves_nothing(tmp_path):
-    (tmp_path / "a.png").mkdir()
-    with pytest.raises(OutOfResource):
-        images.write_png(tmp_path / "a.png", PICTURE, {})
-    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
-
-
-@pytest.mark.parametrize("failure", [KeyboardInterrupt, MemoryError, ValueError])
-def test_an_interrupted_write_leaves_nothing(failure, tmp_path, monkeypatch):
-    def fail(*paths):
-        raise failure
-
-    monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(failure):
-        images.write_png(tmp_path / "a.png", PICTURE, {})
-    assert list(tmp_path.iterdir()) == []
-
-
 @pytest.mark.parametrize("folder", ["", "a", "a/b/c"])
 def test_check_folder_leaves_nothing_behind(folder, tmp_path):
     images.check_folder(tmp_path / folder)
@@ -235,11 +198,6 @@ def test_a_palette_of_other_colours_leaves_pixel_values_as_labels(tmp_path):
     assert np.array_equal(images.read_labels(tmp_path / "grey.png", 19)[0], labels)
 
 
-def test_write_png_makes_the_folder(tmp_path):
-    images.write_png(tmp_path / "a" / "b" / "c.png", PICTURE, {})
-    assert [path.name for path in tmp_path.rglob("*.png")] == ["c.png"]
-
-
 @pytest.mark.parametrize("folder", ["/proc/nonexistent", "/dev/null", "/dev/null/below", "a" * 300])
 def test_folders_that_cannot_be_written_are_refused(folder, tmp_path):
     with pytest.raises(BadInput, match="^output folder "):
@@ -262,3 +220,76 @@ def test_parameters_survive_a_png(prompt, tmp_path):
 def test_the_palette_has_one_colour_for_each_class():
     assert len(CLASSES) == len(PALETTE) == len(set(PALETTE)) == 19
     assert (CLASSES[1], PALETTE[1], CLASSES[18], PALETTE[18]) == ("skin", (204, 0, 0), "cloth", (0, 204, 0))
+
+
+def test_rounding_to_the_nearest_differs_from_truncating_by_one():
+    values = np.linspace(-1.2, 1.2, 3 * 1001, dtype=np.float32).reshape(1, 3, 7, 143)
+    down, near = images.to_uint8(values), images.to_uint8(values, "nearest")
+    np.testing.assert_array_equal(near, np.rint(((values + 1) * 127.5).clip(0, 255)).transpose(0, 2, 3, 1))
+    assert set(np.unique(near.astype(int) - down)) == {0, 1}
+
+
+def test_from_uint8_is_the_inverse_of_to_uint8():
+    np.testing.assert_array_equal(images.to_uint8(images.from_uint8(PICTURE), "nearest")[0], PICTURE)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.webp"])
+def test_a_photo_of_the_right_size_keeps_its_pixels(name, tmp_path):
+    photo = PICTURE[:20, :20]
+    Image.fromarray(photo).save(tmp_path / name, lossless=True)
+    np.testing.assert_array_equal(images.read_photo(tmp_path / name, 20), photo)
+
+
+def test_a_photo_is_turned_as_its_exif_says_cut_to_its_centre_and_scaled(tmp_path):
+    wide = np.zeros((40, 100, 3), np.uint8)
+    wide[:20, 30:70] = 255  # the upper half of the centre square
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    Image.fromarray(wide).save(tmp_path / "a.jpg", exif=exif, quality=95)
+    read = images.read_photo(tmp_path / "a.jpg", 10)
+    assert read.shape == (10, 10, 3) and read[:4].max() < 20 and read[6:].min() > 235
+
+
+@pytest.mark.parametrize("size", [8, 21])
+def test_a_region_is_one_where_it_is_white(size, tmp_path):
+    keep = np.random.default_rng(0).integers(0, 2, (size, size), np.uint8)
+    Image.fromarray(keep * 255).save(tmp_path / "grey.png")
+    Image.fromarray(keep.astype(bool)).save(tmp_path / "one-bit.png")
+    for name in ("grey.png", "one-bit.png"):
+        np.testing.assert_array_equal(images.read_region(tmp_path / name), keep)
+
+
+def soft(path):
+    Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(path, "PNG")
+
+
+@pytest.mark.parametrize(
+    ("read", "write", "words"),
+    [
+        (lambda path: images.read_photo(path, 8), lambda path: None, "photo .*no such file"),
+        (lambda path: images.read_photo(path, 8), lambda path: path.mkdir(), "not a file"),
+        (lambda path: images.read_photo(path, 8), lambda path: Image.fromarray(PICTURE).save(path, "GIF"), "GIF"),
+        (lambda path: images.read_photo(path, 8), lambda path: path.write_text("<html>"), "cannot be read"),
+        (images.read_region, lambda path: None, "region .*no such file"),
+        (images.read_region, soft, "grey levels 1, 2, 3, 4, 5 besides black and white"),
+        (images.read_region, lambda path: Image.fromarray(PICTURE).save(path, "JPEG"), "JPEG"),
+        (lambda path: images.read_array(path, "sketch"), lambda path: None, "sketch .*no such file"),
+        (lambda path: images.read_array(path, "sketch"), lambda path: path.write_text("1,2"), "cannot be read"),
+        (
+            lambda path: images.read_array(path, "sketch"),
+            lambda path: np.save(path.open("wb"), np.array([print], object), allow_pickle=True),
+            "cannot be read as an array",
+        ),
+    ],
+)  # fmt: skip
+def test_bad_photos_regions_and_arrays_are_refused_in_words(read, write, words, tmp_path):
+    path = tmp_path / "file"
+    write(path)
+    with pytest.raises(BadInput, match=words):
+        read(path)
+
+
+def test_a_bomb_is_no_photo_and_no_region(bomb_file):
+    for read in (lambda: images.read_photo(bomb_file, 8), lambda: images.read_region(bomb_file)):
+        with pytest.raises(BadInput, match="169|13000x13000"):
+            read()

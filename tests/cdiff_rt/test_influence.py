@@ -9,23 +9,19 @@ from PIL import Image, features
 
 from cdiff_rt import images
 from cdiff_rt import influence as module
+from cdiff_rt import recorder as recorders
 from cdiff_rt.errors import BadArtefact, BadEnvironment, BadRequest, OutOfResource
 from cdiff_rt.influence import (
     ANIMATION_STEPS,
     COLOURS,
-    LINE,
-    TILE,
     InfluenceRecorder,
-    check_target,
-    contact_sheet,
-    evenly,
-    folder_of,
     frames,
-    whole_folder,
-    write_influence,
+    influence_sheet,
     write_strip,
 )
+from cdiff_rt.recorder import all_or_nothing, evenly
 from cdiff_rt.sampler import StepState
+from cdiff_rt.sheet import LINE, TILE
 
 TEXT = "This man has a long beard."
 NAMES = ["mask", "text", "sketch"]
@@ -40,14 +36,10 @@ def some(modalities, batch=1, latent=(4, 4), seed=0):
     return raw / raw.sum(0)
 
 
-def states(influences):
+def record(recorder, influences, names=NAMES):
     for step, values in enumerate(influences):
-        yield StepState(step, 1000 - step, np.empty(0), np.empty(0), values)
-
-
-def record(recorder, influences):
-    for state in states(influences):
-        recorder(state)
+        empty = np.empty(0)
+        recorder(StepState(step, 1000 - step, empty, empty, tuple(names[: len(values)]), values, empty))
     return recorder
 
 
@@ -72,9 +64,9 @@ def saved(pipeline, mask, tmp_path):
 
     with InfluenceRecorder(tmp_path) as recorder:
         result = pipeline.generate(mask=mask, text=TEXT, steps=5, batch=2, first=3, callback_on_step_end=both)
-        paths = result.save(tmp_path, recorder=recorder)
+        paths = result.save(tmp_path, recorders=[recorder])
     assert [path.name for path in paths] == ["seed0-003.png", "seed0-004.png"]
-    return seen, [folder_of(path) for path in paths]
+    return seen, [recorder.folder_of(path) for path in paths]
 
 
 def test_the_arrays_are_what_a_callback_saw_and_sum_to_1(saved):
@@ -126,7 +118,7 @@ def test_nothing_lies_beside_the_images_and_their_folders(saved):
 def test_a_modality_alone_has_all_influence(pipeline, tmp_path):
     with InfluenceRecorder(tmp_path) as recorder:
         result = pipeline.generate(text=TEXT, steps=2, callback_on_step_end=recorder)
-        result.save(tmp_path / "a.png", recorder=recorder)
+        result.save(tmp_path / "a.png", recorders=[recorder])
     folder = tmp_path / "a.influence"
     maps = np.load(folder / "maps.npz")
     assert sorted(maps) == ["text", "timesteps"]
@@ -139,7 +131,7 @@ def test_a_modality_alone_has_all_influence(pipeline, tmp_path):
 @pytest.mark.parametrize("steps", [1, 3, 40])
 def test_any_number_of_modalities_and_steps(modalities, steps, recorder, tmp_path):
     record(recorder, [some(modalities, 2, seed=step) for step in range(steps)])
-    write_influence(tmp_path, recorder, 1, NAMES[:modalities], PICTURE)
+    recorder.write(tmp_path, 1, PICTURE)
     assert {path.stem for path in tmp_path.glob("*.png")} == set(NAMES[:modalities])
     with Image.open(tmp_path / "animation.webp") as animation:
         assert (getattr(animation, "n_frames", 1), animation.width) == (min(steps, ANIMATION_STEPS), modalities * 32)
@@ -153,9 +145,9 @@ def test_latents_that_are_not_flat_have_arrays_only_and_a_note(latent, recorder,
     influences = [some(2, 3, latent, seed) for seed in range(4)]
     record(recorder, influences)
     with caplog.at_level(logging.INFO, "cdiff_rt"):
-        recorder.check(NAMES[:2], 3, 4)
+        recorder.check(3, 4)
     assert f"rank {len(latent)}, so only maps.npz" in caplog.text
-    write_influence(tmp_path, recorder, 2, NAMES[:2], PICTURE)
+    recorder.write(tmp_path, 2, PICTURE)
     assert [path.name for path in tmp_path.iterdir()] == ["maps.npz"]
     np.testing.assert_array_equal(np.load(tmp_path / "maps.npz")["text"], [values[1, 2, 0] for values in influences])
 
@@ -163,9 +155,9 @@ def test_latents_that_are_not_flat_have_arrays_only_and_a_note(latent, recorder,
 def peak(folder, steps):
     """Bytes that recording and writing take at most."""
     tracemalloc.start()
-    with InfluenceRecorder(folder) as recorder, whole_folder(folder / str(steps)) as new:
+    with InfluenceRecorder(folder) as recorder, all_or_nothing(folder / str(steps), "this") as new:
         record(recorder, (some(2, 1, (64, 64), step) for step in range(steps)))
-        write_influence(new, recorder, 0, NAMES[:2], PICTURE)
+        recorder.write(new, 0, PICTURE)
     highest = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     return highest
@@ -184,8 +176,8 @@ def test_a_recording_is_no_file_that_could_be_left_behind(recorder, tmp_path):
 
 
 def test_a_recording_lies_on_the_disk_of_the_output(tmp_path, monkeypatch):
-    real, asked = module.tempfile.TemporaryFile, []
-    monkeypatch.setattr(module.tempfile, "TemporaryFile", lambda dir: asked.append(dir) or real(dir=dir))
+    real, asked = recorders.tempfile.TemporaryFile, []
+    monkeypatch.setattr(recorders.tempfile, "TemporaryFile", lambda dir: asked.append(dir) or real(dir=dir))
     for out in (tmp_path / "a" / "b.png", tmp_path):
         with InfluenceRecorder(out) as recorder:
             record(recorder, [some(2)])
@@ -195,14 +187,14 @@ def test_a_recording_lies_on_the_disk_of_the_output(tmp_path, monkeypatch):
 def test_the_first_step_of_a_run_begins_a_new_recording(recorder):
     record(recorder, [some(2, seed=seed) for seed in (1, 2, 3)])
     record(recorder, [some(3, 2, seed=4)])
-    recorder.check(NAMES, 2, 1)
-    np.testing.assert_array_equal(recorder.read(0, 2, 1), some(3, 2, seed=4)[2, 1, 0])
+    recorder.check(2, 1)
+    np.testing.assert_array_equal(recorder.read(0, NAMES[2], 1), some(3, 2, seed=4)[2, 1, 0])
 
 
-@pytest.mark.parametrize("run", [(NAMES[:2], 1, 4), (NAMES, 1, 3), (NAMES[:2], 2, 3)], ids=str)
+@pytest.mark.parametrize("run", [(1, 4), (2, 3)], ids=str)
 def test_a_recording_of_another_run_is_refused(run, recorder):
     record(recorder, [some(2)] * 3)
-    recorder.check(NAMES[:2], 1, 3)
+    recorder.check(1, 3)
     with pytest.raises(BadRequest, match="did not see this run"):
         recorder.check(*run)
 
@@ -211,15 +203,15 @@ def test_saving_after_the_recorder_was_closed_is_refused_and_writes_nothing(pipe
     with InfluenceRecorder(tmp_path) as recorder:
         result = pipeline.generate(text=TEXT, steps=1, callback_on_step_end=recorder)
     with pytest.raises(BadRequest, match="before its with block ends"):
-        result.save(tmp_path, recorder=recorder)
+        result.save(tmp_path, recorders=[recorder])
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["../x", "a/b", "", "timesteps"])
 def test_a_modalitys_name_never_leads_out_of_the_folder(name, recorder):
-    record(recorder, [some(1)])
+    record(recorder, [some(1)], [name])
     with pytest.raises(BadArtefact, match="a modality has the name"):
-        recorder.check([name], 1, 1)
+        recorder.check(1, 1)
 
 
 def test_a_pillow_without_webp_is_said_before_the_run(tmp_path, monkeypatch):
@@ -229,12 +221,12 @@ def test_a_pillow_without_webp_is_said_before_the_run(tmp_path, monkeypatch):
 
 
 def test_a_full_disk_while_recording_is_out_of_resource(recorder, monkeypatch):
-    monkeypatch.setattr(module.tempfile, "TemporaryFile", full)
+    monkeypatch.setattr(recorders.tempfile, "TemporaryFile", full)
     with pytest.raises(OutOfResource, match="recording the influence: No space left"):
         record(recorder, [some(2)])
 
 
-@pytest.mark.parametrize("broken", ["write_maps", "contact_sheet", "write_animation", "write_png"])
+@pytest.mark.parametrize("broken", ["write_strip", "contact_sheet", "write_animation", "write_png"])
 @pytest.mark.parametrize("error", [FULL, KeyboardInterrupt(), ValueError("x")], ids=repr)
 def test_a_failure_leaves_neither_image_nor_folder(broken, error, pipeline, tmp_path, monkeypatch):
     def fail(*args, **kwargs):
@@ -244,7 +236,7 @@ def test_a_failure_leaves_neither_image_nor_folder(broken, error, pipeline, tmp_
     with InfluenceRecorder(tmp_path) as recorder:
         result = pipeline.generate(text=TEXT, steps=2, callback_on_step_end=recorder)
         with pytest.raises(OutOfResource if error is FULL else type(error)):
-            result.save(tmp_path, recorder=recorder)
+            result.save(tmp_path, recorders=[recorder])
     assert list(tmp_path.iterdir()) == []
 
 
@@ -252,22 +244,28 @@ def test_a_failure_leaves_what_was_there(tmp_path):
     old = tmp_path / "a.influence"
     old.mkdir()
     (old / "maps.npz").write_text("old")
-    with pytest.raises(OutOfResource, match="No space left"), whole_folder(old) as new:
-        (new / "maps.npz").write_text("new")
+    with pytest.raises(OutOfResource, match="writing this: No space left"), all_or_nothing(tmp_path, "this") as new:
+        (new / "a.influence").mkdir()
+        (new / "a.influence" / "maps.npz").write_text("new")
         raise FULL
     assert [path.name for path in tmp_path.iterdir()] == ["a.influence"]
     assert (old / "maps.npz").read_text() == "old"
 
 
-def test_a_whole_folder_takes_the_place_of_the_old_one(tmp_path):
-    old = tmp_path / "b" / "a.influence"
+def test_what_is_whole_takes_the_place_of_the_old(tmp_path):
+    folder = tmp_path / "b"
+    old = folder / "a.influence"
     old.mkdir(parents=True)
     (old / "more.png").touch()
-    with whole_folder(old) as new:
-        (new / "maps.npz").write_text("new")
+    (folder / "a.png").write_text("old")
+    with all_or_nothing(folder, "this") as new:
+        (new / "a.influence").mkdir()
+        (new / "a.influence" / "maps.npz").write_text("new")
+        (new / "a.png").write_text("new")
         assert (old / "more.png").exists()
     assert [path.name for path in old.iterdir()] == ["maps.npz"]
-    assert list(old.parent.iterdir()) == [old]
+    assert sorted(path.name for path in folder.iterdir()) == ["a.influence", "a.png"]
+    assert (folder / "a.png").read_text() == "new"
     plain = tmp_path / "plain"
     plain.mkdir()
     assert old.stat().st_mode == plain.stat().st_mode
@@ -275,12 +273,13 @@ def test_a_whole_folder_takes_the_place_of_the_old_one(tmp_path):
 
 def test_a_folder_that_exists_is_replaced_by_force_only(tmp_path):
     folder = tmp_path / "a.influence"
-    check_target(folder, force=False)
+    image = tmp_path / "a.png"
+    InfluenceRecorder.check_target(image, force=False)
     folder.mkdir()
     (folder / "maps.npz").touch()
     with pytest.raises(BadRequest, match="a.influence exists.*--force"):
-        check_target(folder, force=False)
-    check_target(folder, force=True)
+        InfluenceRecorder.check_target(image, force=False)
+    InfluenceRecorder.check_target(image, force=True)
 
 
 @pytest.mark.parametrize(
@@ -296,7 +295,7 @@ def test_a_folder_that_exists_is_replaced_by_force_only(tmp_path):
 def test_what_another_hand_made_is_not_replaced_even_by_force(make, tmp_path):
     make(tmp_path / "a.influence")
     with pytest.raises(BadRequest, match="not written by --save-influence"):
-        check_target(tmp_path / "a.influence", force=True)
+        InfluenceRecorder.check_target(tmp_path / "a.png", force=True)
 
 
 @pytest.mark.parametrize(
@@ -346,7 +345,7 @@ def test_a_bar_is_as_long_as_the_mean_influence():
 
 
 def test_the_sheet_has_a_row_for_each_modality_and_a_column_for_each_step():
-    sheet = np.asarray(contact_sheet(Image.fromarray(PICTURE), MAPS, [0, 7]))
+    sheet = np.asarray(influence_sheet(Image.fromarray(PICTURE), MAPS, [0, 7]))
     pitch = TILE + 2
     assert sheet.shape[0] == LINE + 2 * pitch
     left = sheet.shape[1] - 3 * pitch
@@ -362,10 +361,10 @@ def test_the_sheet_has_a_row_for_each_modality_and_a_column_for_each_step():
 
 def test_a_large_image_gives_a_small_animation(recorder, tmp_path):
     record(recorder, [some(2)] * 2)
-    write_influence(tmp_path, recorder, 0, NAMES[:2], np.zeros((1024, 512, 3), np.uint8))
+    recorder.write(tmp_path, 0, np.zeros((1024, 512, 3), np.uint8))
     assert Image.open(tmp_path / "animation.webp").size == (2 * 128, 256 + LINE)
 
 
 def test_the_folder_is_named_after_the_image(tmp_path):
-    assert folder_of(tmp_path / "man.v2.PNG") == tmp_path / "man.v2.influence"
+    assert InfluenceRecorder.folder_of(tmp_path / "man.v2.PNG") == tmp_path / "man.v2.influence"
     assert not os.path.lexists(tmp_path / "man.v2.influence")

@@ -7,7 +7,8 @@ from PIL import Image
 
 from cdiff_rt.errors import BadInput
 from cdiff_rt.manifest import Bundle, Modality
-from cdiff_rt.modalities import LONGEST_TEXT, read_label_map, read_words
+from cdiff_rt.modalities import KINDS, LONGEST_TEXT, read_label_map, read_words
+from cdiff_rt.palette import PALETTE
 
 LABELS = Modality("mask", "labels", decays=True, anchor=False, size=32, classes=19)
 WORDS = Modality("text", "words", decays=False, anchor=True, tokens=8, vocabulary="vocab.txt")
@@ -117,3 +118,49 @@ def test_the_vocabulary_is_the_bundles(tmp_path, bundle):
     (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\nghost\n")
     ids = read_words("ghost", WORDS, Bundle(tmp_path, bundle.manifest))
     assert ids.tolist() == [[2, 4, 3, 0, 0, 0, 0, 0]]
+
+
+NUMBERS = Modality("sketch", "numbers", decays=True, anchor=False, tokens=2, width=3)
+
+
+@pytest.mark.parametrize(
+    "value", ["1,2,3,4,5,6", " 1, 2,3.0 ,4e0,5,6", np.arange(1, 7), np.arange(1.0, 7).reshape(2, 3)], ids=str
+)
+def test_numbers_become_the_rows_that_an_encoder_takes(value, bundle):
+    read = KINDS["numbers"].read(value, NUMBERS, bundle)
+    assert read.dtype == np.float32
+    np.testing.assert_array_equal(read, [[[1, 2, 3], [4, 5, 6]]])
+
+
+def test_numbers_are_read_from_a_file(bundle, tmp_path):
+    np.save(tmp_path / "a.npy", np.arange(6))
+    read = KINDS["numbers"].read(str(tmp_path / "a.npy"), NUMBERS, bundle)
+    np.testing.assert_array_equal(read, [[[0, 1, 2], [3, 4, 5]]])
+    assert KINDS["numbers"].show(str(tmp_path / "a.npy")) == "a.npy"
+    assert KINDS["numbers"].show("1,2") == "1,2"
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("1,2,3", r"shape \(3,\); it takes 2 x 3 numbers"),
+        ("1,2,3,4,5,six", "'1,2,3,4,5,six'; give numbers with commas"),
+        ("", "give numbers with commas"),
+        ("1,2,3,4,5,nan", "some numbers are not finite"),
+        (np.full((2, 3), np.inf), "some numbers are not finite"),
+        (np.array([["a"] * 3] * 2), "it takes 2 x 3 numbers"),
+        ("/nowhere/a.npy", "no such file"),
+    ],
+    ids=str,
+)
+def test_what_is_not_as_many_numbers_is_refused_in_words(value, words, bundle):
+    with pytest.raises(BadInput, match=f"sketch.*{words}"):
+        KINDS["numbers"].read(value, NUMBERS, bundle)
+
+
+def test_a_mask_is_drawn_in_the_colours_of_the_palette():
+    labels = np.array([[0, 1, 13], [17, 18, 4]])
+    modality = Modality("mask", "labels", decays=True, anchor=False, size=2, classes=19)
+    draw = KINDS["labels"].draw
+    assert draw is not None and KINDS["words"].draw is None
+    np.testing.assert_array_equal(draw(labels, modality), np.array(PALETTE, np.uint8)[labels[:, :2]])

@@ -12,8 +12,9 @@ from PIL import Image
 from cdiff_rt import __version__
 from cdiff_rt import pipeline as module
 from cdiff_rt.errors import BadArtefact, BadInput, BadRequest
+from cdiff_rt.inpainting import Inpainting
 from cdiff_rt.manifest import Influence
-from cdiff_rt.pipeline import MODELS, Pipeline, find_model, image_paths
+from cdiff_rt.pipeline import MODELS, Pipeline, find_model
 
 TEXT = "This man has a long beard. He is in his fifties."
 
@@ -61,18 +62,7 @@ def test_the_order_of_the_conditions_does_not_matter(pipeline, mask):
 
 @pytest.mark.parametrize("names", [["mask"], ["text"], ["mask", "text"]])
 def test_only_the_experts_of_the_conditions_run(names, bundle, mask, monkeypatch):
-    calls, real = Counter(), module.load_engine
-
-    def counted(backend, bundle, network, **options):
-        engine = real(backend, bundle, network, **options)
-
-        def call(**inputs):
-            calls[network] += 1
-            return engine(**inputs)
-
-        return call
-
-    monkeypatch.setattr(module, "load_engine", counted)
+    calls = counting(monkeypatch)
     values = {"mask": mask, "text": TEXT}
     Pipeline(bundle).generate(steps=4, **{name: values[name] if name in names else None for name in values})
     once = {f"{network}.{name}": 1 for name in names for network in ("condition", "time")}
@@ -124,9 +114,90 @@ def test_the_manifests_influence_given_changes_nothing_but_the_record(pipeline, 
 
 def test_sharpness_stands_in_the_record_and_in_the_file(pipeline, mask, tmp_path):
     result = pipeline.generate(mask=mask, text=TEXT, steps=1, influence=Influence(sharpness=0.5))
-    assert result.record["influence"] == {"decay": "cosine", "factor": 2.0, "sharpness": 0.5}
+    assert result.record["influence"] == {"decay": "cosine", "factor": 2.0, "sharpness": 0.5, "boost": None}
     with Image.open(result.save(tmp_path)[0]) as image:
         assert json.loads(image.text["cdiff_rt"])["influence"] == result.record["influence"]
+
+
+def counting(monkeypatch):
+    """Counts the calls of each network from now on."""
+    calls, real = Counter(), module.load_engine
+
+    def counted(backend, bundle, network, **options):
+        engine = real(backend, bundle, network, **options)
+
+        def call(**inputs):
+            calls[network] += 1
+            return engine(**inputs)
+
+        return call
+
+    monkeypatch.setattr(module, "load_engine", counted)
+    return calls
+
+
+@pytest.mark.parametrize("change", [{"without": ["mask"]}, {"influence": Influence(factor=0.0)}], ids=str)
+def test_a_modality_that_is_left_out_or_has_no_weight_costs_nothing(change, bundle, mask, monkeypatch):
+    calls = counting(monkeypatch)
+    pipeline = Pipeline(bundle)
+    both = pipeline.generate(mask=mask, text=TEXT, steps=4, **change)
+    assert calls == {"condition.text": 1, "time.text": 1, "expert.text": 4, "vae.decode": 1}
+    np.testing.assert_array_equal(both.latents, pipeline.generate(text=TEXT, steps=4).latents)
+
+
+def test_a_mask_alone_keeps_its_weight(pipeline, mask):
+    alone = pipeline.generate(mask=mask, steps=2, influence=Influence(factor=0.0))
+    np.testing.assert_array_equal(alone.latents, pipeline.generate(mask=mask, steps=2).latents)
+
+
+def test_a_second_softmax_evens_the_influence_out(pipeline, mask):
+    seen = []
+    for boost in (None, 1.0):
+        influence = Influence(boost=boost)
+        pipeline.generate(mask=mask, text=TEXT, steps=1, influence=influence, callback_on_step_end=seen.append)
+    once, twice = (state.influence for state in seen)
+    np.testing.assert_allclose(twice, np.exp(once) / np.exp(once).sum(0), rtol=1e-5)
+
+
+def test_a_temperature_scales_the_noise_of_the_steps(pipeline):
+    plain = {"text": TEXT, "steps": 4, "seed": 5}
+    without = pipeline.generate(**plain, temperature=0.0)
+    assert not np.allclose(without.latents, pipeline.generate(**plain).latents, atol=1e-2)
+    assert not np.allclose(without.latents, pipeline.generate(**plain, eta=0.0).latents, atol=1e-2)
+    assert without.record["temperature"] == 0.0
+
+
+def test_a_run_can_begin_with_given_noise(pipeline):
+    start = module.noise.normal(5, range(2), 0, (16, 16, 16))
+    given = pipeline.generate(text=TEXT, steps=2, batch=2, seed=5, x_T=start)
+    np.testing.assert_array_equal(given.latents, pipeline.generate(text=TEXT, steps=2, batch=2, seed=5).latents)
+    other = pipeline.generate(text=TEXT, steps=2, batch=2, seed=5, x_T=-start)
+    assert np.abs(other.latents - given.latents).max() > 0.1
+    assert given.record["x_T"] == "given"
+
+
+def test_pixels_are_truncated_as_by_the_reference_or_rounded(pipeline):
+    down, near = (pipeline.generate(text=TEXT, steps=1, rounding=way).images for way in ("truncate", "nearest"))
+    assert set(np.unique(near.astype(int) - down)) == {0, 1}
+    assert 0.4 < (near != down).mean() < 0.6
+
+
+def test_inpainting_keeps_a_region_of_the_photo(pipeline, mask):
+    photo = pipeline.generate(mask=mask, text=TEXT, seed=1, steps=10).images[0]
+    keep = np.zeros((16, 16))
+    keep[:, :8] = 1
+    inpaint = Inpainting(photo, keep)
+    made = pipeline.generate(text="The woman is in her twenties.", seed=2, steps=10, inpaint=inpaint)
+    difference = np.abs(made.images[0].astype(int) - photo).mean(-1)
+    assert difference[:, :56].mean() < 8
+    assert difference[:, 72:].mean() > 16
+    assert made.record["inpaint"] == {"photo": "array", "keep": "array"}
+
+
+def test_a_photo_becomes_latents_and_the_photo_again(pipeline):
+    photo = pipeline.generate(text=TEXT, steps=10).images[0]
+    again = pipeline.decode(pipeline.encode(photo))[0]
+    assert np.abs(again.astype(int) - photo).mean() < 5
 
 
 def test_an_exception_of_the_callback_ends_the_run(pipeline):
@@ -145,6 +216,16 @@ def test_an_exception_of_the_callback_ends_the_run(pipeline):
         ({"sketch": "s.png"}, "'sketch'; faces-128 knows mask, text"),
         ({"text": TEXT, "sketch": "s.png"}, "'sketch'"),
         *(({"text": TEXT, "eta": eta}, "eta: ") for eta in (float("nan"), float("inf"), -0.1, 1.1)),
+        *(({"text": TEXT, "temperature": value}, "temperature: ") for value in (float("nan"), -1.0)),
+        ({"text": TEXT, "rounding": "up"}, "'up'; choose one of truncate, nearest"),
+        ({"text": TEXT, "without": ["text"]}, "give at least one of mask, text"),
+        ({"text": TEXT, "without": ["sketch"]}, "'sketch'; faces-128 knows mask, text"),
+        ({"text": TEXT, "influence": Influence(decay="slow")}, "decay: 'slow'"),
+        *(({"text": TEXT, "influence": Influence(factor=value)}, "factor: ") for value in (float("nan"), -1.0)),
+        ({"text": TEXT, "influence": Influence(sharpness=float("inf"))}, "sharpness: "),
+        ({"text": TEXT, "influence": Influence(boost=-1.0)}, "boost: "),
+        ({"text": TEXT, "x_T": np.zeros((1, 16, 8, 8))}, "x_T: shape (1, 16, 8, 8)"),
+        ({"text": TEXT, "x_T": np.full((1, 16, 16, 16), np.nan)}, "x_T: "),
         *(({"text": TEXT, "batch": batch}, "batch: ") for batch in (0, -1, 257)),
         *(({"text": TEXT, "steps": steps}, "steps: ") for steps in (0, -1, 1001, 7, 3)),
         *(({"text": TEXT, "seed": seed}, "seed: ") for seed in (-1, 2**63)),
@@ -220,37 +301,6 @@ def test_the_message_about_an_unknown_model_names_those_there_are():
 def test_an_unknown_backend_is_refused(bundle):
     with pytest.raises(BadRequest, match="'cuda'; choose one of onnxruntime, torch"):
         Pipeline(bundle, "cuda").generate(text=TEXT, steps=1)
-
-
-def test_image_paths_name_seed_and_number_and_make_nothing(tmp_path):
-    folder = tmp_path / "a" / "b"
-    assert image_paths(folder, 7, range(3)) == [folder / f"seed7-00{i}.png" for i in range(3)]
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_image_paths_take_one_png_file(tmp_path):
-    assert image_paths(tmp_path / "one.PNG", 7, range(1)) == [tmp_path / "one.PNG"]
-    with pytest.raises(BadRequest, match="one file, one.png, for 2 images"):
-        image_paths(tmp_path / "one.png", 7, range(2))
-
-
-@pytest.mark.parametrize("name", ["a.jpg", "a.JPEG", "a.webp"])
-def test_image_paths_refuse_other_formats(name, tmp_path):
-    with pytest.raises(BadRequest, match="written as .png"):
-        image_paths(tmp_path / name, 7, range(1))
-
-
-def test_image_paths_overwrite_only_by_force(tmp_path):
-    (tmp_path / "seed7-001.png").touch()
-    with pytest.raises(BadRequest, match="seed7-001.png exists"):
-        image_paths(tmp_path, 7, range(2))
-    assert len(image_paths(tmp_path, 7, range(2), force=True)) == 2
-
-
-def test_image_paths_never_overwrite_a_folder(tmp_path):
-    (tmp_path / "seed7-000.png").mkdir()
-    with pytest.raises(BadRequest, match="is a folder"):
-        image_paths(tmp_path, 7, range(1), force=True)
 
 
 def test_saved_images_hold_their_own_number_and_make_the_same_image_again(pipeline, tmp_path):

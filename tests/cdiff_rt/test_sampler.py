@@ -3,7 +3,7 @@ import pytest
 
 from cdiff_rt.errors import BadArtefact
 from cdiff_rt.fusion import Adjustment
-from cdiff_rt.sampler import sample
+from cdiff_rt.sampler import Known, sample
 from cdiff_rt.schedule import Schedule
 from cdiff_rt.solvers import ddim
 
@@ -14,6 +14,18 @@ X = np.random.default_rng(0).standard_normal((2, 3, 4, 4)).astype(np.float32)
 
 def silent(i):
     return np.zeros_like(X)
+
+
+class Blind:
+    """Experts that always answer the same."""
+
+    modalities = ("mask", "text")
+
+    def __init__(self, outs):
+        self.answer = outs, np.zeros((2, 2, 1, 4, 4), np.float32)
+
+    def __call__(self, x, step):
+        return self.answer
 
 
 def test_experts_that_know_the_noise_lead_back_to_the_image():
@@ -45,10 +57,38 @@ def test_noise_is_asked_for_once_a_step_in_order():
 
 
 def test_the_loop_stays_in_float32():
-    outs = (np.zeros((2, *X.shape), np.float32), np.zeros((2, 2, 1, 4, 4), np.float32))
+    seen, known = [], Known(X[:1], np.ones((4, 4), np.float32), silent)
+    experts = Blind(np.zeros((2, *X.shape), np.float32))
+    sample(experts, X, silent, ddim(Schedule(), STEPS), PLAIN, seen.append, known)
+    arrays = (array for state in seen for array in (state.x, state.x0, state.influence, state.predictions))
+    assert {array.dtype for array in arrays} == {np.dtype(np.float32)}
+
+
+def test_a_callback_sees_each_branchs_own_prediction_by_name():
+    outs = np.random.default_rng(3).standard_normal((2, *X.shape)).astype(np.float32)
     seen = []
-    sample(lambda x, step: outs, X, silent, ddim(Schedule(), STEPS), PLAIN, seen.append)
-    assert {array.dtype for state in seen for array in (state.x, state.x0, state.influence)} == {np.dtype(np.float32)}
+    sample(Blind(outs), X, silent, ddim(Schedule(), STEPS), PLAIN, seen.append)
+    assert [state.modalities for state in seen] == [("mask", "text")] * STEPS
+    np.testing.assert_array_equal(seen[-1].predictions, outs)
+
+
+def test_a_known_region_begins_each_step_as_q_of_x_t_and_the_rest_is_free():
+    keep = np.zeros((4, 4), np.float32)
+    keep[:, :2] = 1
+    image, eps = np.random.default_rng(4).standard_normal((2, *X.shape)).astype(np.float32)
+    table, seen = ddim(Schedule(), STEPS), []
+
+    class Watching(Blind):
+        def __call__(self, x, step):
+            seen.append(x)
+            return self.answer
+
+    sample(
+        Watching(np.zeros((2, *X.shape), np.float32)), X, silent, table, PLAIN, None, Known(image, keep, lambda i: eps)
+    )
+    for x, a in zip(seen, table.alpha_bars, strict=True):
+        np.testing.assert_allclose(x[..., :2], (a**0.5 * image + (1 - a) ** 0.5 * eps)[..., :2], rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(seen[0][..., 2:], X[..., 2:])
 
 
 @pytest.mark.filterwarnings("ignore:invalid value")

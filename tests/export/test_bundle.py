@@ -6,16 +6,18 @@ import stat
 import numpy as np
 import onnx
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from cdiff_rt.engines import load_engine
 from cdiff_rt.errors import BadArtefact, BadRequest, OutOfResource
 from cdiff_rt.export import bundle as bundle_module
-from cdiff_rt.export.bundle import export_checkpoint
-from cdiff_rt.export.checkpoint import Checkpoint, write_checkpoint
+from cdiff_rt.export.bundle import adapt, export_checkpoint
+from cdiff_rt.export.checkpoint import in_memory, read_checkpoint, write_checkpoint
 from cdiff_rt.export.verify import TOLERANCE
 from cdiff_rt.manifest import Bundle
 from cdiff_rt.nets.collaborative import ModelConfig
+from cdiff_rt.nets.freeu import FreeUConfig
 from cdiff_rt.pipeline import Pipeline
 from cdiff_rt.records import from_json
 from tests.tiny import DESCRIPTION, VOCABULARY, tiny_checkpoint
@@ -32,7 +34,7 @@ def bundle(tiny_bundle):
 def export(tmp_path, checkpoint, out="out"):
     path = tmp_path / "model.safetensors"
     write_checkpoint(path, checkpoint)
-    return export_checkpoint(path, tmp_path / out)
+    return export_checkpoint([path], tmp_path / out)
 
 
 def test_report_names_every_network_and_stays_within_tolerance(tiny_export, bundle):
@@ -60,7 +62,7 @@ def test_manifest_carries_the_description(bundle):
 
 def test_weights_are_the_checkpoint_s_in_half_precision(bundle):
     stored, given = load_file(bundle.path("weights.safetensors")), tiny_checkpoint().weights
-    assert stored.keys() == given.keys()
+    assert list(stored) and stored.keys() == given.keys()
     same_shape = [key for key in given if stored[key].shape == given[key].shape]
     assert len(same_shape) > len(given) / 2
     assert all(stored[key].equal(given[key].half()) for key in same_shape)
@@ -131,12 +133,12 @@ def test_an_existing_place_is_not_written_to(tiny_checkpoint, tmp_path, make):
 def test_a_refused_checkpoint_leaves_nothing(tiny_checkpoint, tmp_path):
     weights = {key: weight for key, weight in tiny_checkpoint.weights.items() if "vae" not in key}
     with pytest.raises(BadArtefact):
-        export(tmp_path, Checkpoint(tiny_checkpoint.description, weights))
+        export(tmp_path, in_memory(tiny_checkpoint.description, weights))
     assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
 
 
 def test_an_export_that_fails_midway_leaves_nothing(tiny_checkpoint, tmp_path, monkeypatch):
-    def full_disk(model, function, spec, folder, weights):
+    def full_disk(module, prefix, function, spec, folder, weights):
         (folder / spec.file).write_bytes(b"half a graph")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -150,5 +152,39 @@ def test_modalities_without_an_expert_are_refused(tiny_checkpoint, tmp_path):
     stranger = dataclasses.replace(tiny_checkpoint.description.modalities[0], name="sketch")
     described = dataclasses.replace(tiny_checkpoint.description, modalities=(stranger,))
     with pytest.raises(BadArtefact, match="sketch"):
-        export(tmp_path, Checkpoint(described, tiny_checkpoint.weights))
+        export(tmp_path, in_memory(described, tiny_checkpoint.weights))
     assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+@pytest.mark.parametrize(("value", "words"), [(torch.nan, "1 values that are not finite"), (1e6, "too large for fp16")])
+def test_weights_that_cannot_be_kept_are_refused_and_leave_nothing(value, words, tmp_path):
+    checkpoint = tiny_checkpoint()
+    checkpoint.weights["vae.encoder.conv_in.weight"][0, 0, 0, 0] = value
+    with pytest.raises(BadArtefact, match=rf"vae.encoder.conv_in.weight holds .*{words.split(' ', 1)[1]}"):
+        export(tmp_path, checkpoint)
+    assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+def test_a_checkpoint_can_be_written_as_one_that_describes_itself(tiny_checkpoint, tmp_path):
+    assert export(tmp_path, tiny_checkpoint, "again.safetensors") == {}
+    again = read_checkpoint(tmp_path / "again.safetensors")
+    assert again.description == tiny_checkpoint.description
+    assert all(torch.equal(again.weights[name], weight) for name, weight in tiny_checkpoint.weights.items())
+
+
+def test_settings_of_the_networks_are_changed_without_their_weights(tiny_checkpoint):
+    freeu = FreeUConfig(1.1, 1.2, 0.9, 0.2)
+    adapted = adapt(tiny_checkpoint, "prediction", {"text": freeu})
+    experts = adapted.description.config.experts
+    assert {name: expert.diffuser_input for name, expert in experts.items()} == dict.fromkeys(experts, "prediction")
+    assert (experts["text"].unet.freeu, experts["mask"].unet.freeu) == (freeu, None)
+    assert adapted.weights is tiny_checkpoint.weights
+    assert adapt(tiny_checkpoint, None, {}).description == tiny_checkpoint.description
+    with pytest.raises(BadRequest, match="'sketch'; this model has mask, text"):
+        adapt(tiny_checkpoint, None, {"sketch": freeu})
+
+
+def test_a_whole_model_is_given_alone(tiny_checkpoint, tmp_path):
+    write_checkpoint(tmp_path / "a.safetensors", tiny_checkpoint)
+    with pytest.raises(BadRequest, match="a.safetensors is a whole model; give it alone"):
+        export_checkpoint([tmp_path / "a.safetensors"] * 2, tmp_path / "out")

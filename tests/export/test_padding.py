@@ -1,11 +1,16 @@
 import pytest
 import torch
 
-from cdiff_rt.export.padding import pad_heads
+from cdiff_rt.export.padding import pad_weight, padded_config
 from cdiff_rt.nets.attention import Attention
 from cdiff_rt.nets.collaborative import CollaborativeModel, network_functions
 from tests.nets.naive import assert_same
 from tests.tiny import CONFIG, tiny_model
+
+
+def pad_heads(config, weights, multiple):
+    wider = padded_config(config, multiple)
+    return wider, {name: pad_weight(name, weight, wider) for name, weight in weights.items()}
 
 
 def padded_model(multiple):

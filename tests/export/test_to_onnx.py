@@ -9,6 +9,7 @@ from safetensors import safe_open
 
 from cdiff_rt.export.to_onnx import OPSET, example_inputs
 from cdiff_rt.manifest import NetworkSpec, TensorSpec
+from cdiff_rt.nets.collaborative import part_of
 
 NETWORKS = ["vae.encode", "vae.decode"] + [
     f"{part}.{name}" for part in ("condition", "time", "expert") for name in ("mask", "text")
@@ -43,12 +44,13 @@ def test_graphs_hold_no_weights(path, graph):
     assert any(is_external(tensor) for tensor in graph.initializer)
 
 
-def test_weights_are_read_from_their_place_in_the_shared_file(tiny_bundle, graph):
+def test_weights_are_read_from_their_place_in_the_shared_file(tiny_bundle, network, graph):
+    part = f"{part_of(network)}."
     stored = (tiny_bundle / "weights.safetensors").read_bytes()
     with safe_open(tiny_bundle / "weights.safetensors", "np") as weights:
         for tensor in filter(is_external, graph.initializer):
             place = {entry.key: entry.value for entry in tensor.external_data}
-            expected = weights.get_tensor(tensor.name.removeprefix("model.").removesuffix(".fp16"))
+            expected = weights.get_tensor(part + tensor.name.removeprefix("model.").removesuffix(".fp16"))
             start = int(place["offset"])
             assert place["location"] == "weights.safetensors"
             assert tensor.data_type == onnx.TensorProto.FLOAT16

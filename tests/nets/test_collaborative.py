@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from cdiff_rt.export.published import PUBLISHED
-from cdiff_rt.nets.collaborative import CollaborativeModel, ModelConfig, network_functions
+from cdiff_rt.nets.collaborative import CollaborativeModel, Expert, ModelConfig, network_functions
 from cdiff_rt.records import from_json
 from recipes.faces.config import FACES_128
 from tests.nets import naive
@@ -24,7 +24,7 @@ def example(name):
     return torch.nn.functional.one_hot(torch.randint(5, (2, 16)), 5).mT.float()
 
 
-@pytest.mark.parametrize("config", [CONFIG, FACES_128, *PUBLISHED.values()], ids=["tiny", "faces-128", *PUBLISHED])
+@pytest.mark.parametrize("config", [CONFIG, FACES_128, *(size.model for size in PUBLISHED)])
 def test_configuration_survives_json(config):
     assert from_json(ModelConfig, json.loads(json.dumps(dataclasses.asdict(config))), "model") == config
 
@@ -39,6 +39,33 @@ def test_an_expert_is_its_branch_and_its_diffuser(model, name):
     naive.assert_same(logit, expert.diffuser(x, t, tokens))
     assert out.shape == (2, 3, 8, 8)
     assert logit.shape == (2, 1, 8, 8)
+
+
+def test_a_dynamic_diffuser_may_look_at_its_branchs_prediction(model):
+    plain, inputs = model.experts["text"], example("text")
+    expert = Expert(dataclasses.replace(plain.config, diffuser_input="prediction"))
+    expert.load_state_dict(plain.state_dict())
+    x, t = torch.randn(2, 3, 8, 8), torch.tensor([981, 21])
+    out, logit = expert.eval()(x, expert.time(t), expert.condition(inputs))
+    naive.assert_same(out, plain(x, plain.time(t), plain.condition(inputs))[0])
+    naive.assert_same(logit, expert.diffuser(out, t, expert.encoder(inputs)))
+
+
+def test_a_branch_that_was_trained_alone_has_the_logit_0(model):
+    plain, inputs = model.experts["mask"], example("mask")
+    expert = Expert(dataclasses.replace(plain.config, diffuser=None))
+    expert.load_state_dict({k: v for k, v in plain.state_dict().items() if not k.startswith("diffuser.")})
+    x, t = torch.randn(2, 3, 8, 8), torch.tensor([981, 21])
+    out, logit = expert.eval()(x, expert.time(t), expert.condition(inputs))
+    naive.assert_same(out, plain(x, plain.time(t), plain.condition(inputs))[0])
+    assert torch.equal(logit, torch.zeros(2, 1, 8, 8))
+    assert (expert.row_width, expert.context_width) == (expert.unet.row_width, expert.unet.context_width)
+
+
+def test_latents_that_are_the_data_have_no_autoencoder():
+    model = CollaborativeModel(dataclasses.replace(CONFIG, vae=None))
+    assert not any(name.startswith("vae.") for name in model.state_dict())
+    assert not any(name.startswith("vae.") for name in network_functions(model))
 
 
 def test_one_row_serves_the_whole_batch(model):

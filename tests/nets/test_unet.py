@@ -43,7 +43,7 @@ def test_timestep_embedding_is_cosines_then_sines(t):
 
 @pytest.mark.parametrize("out_channels", [32, 64])
 def test_res_block_adds_the_time_row_between_its_convolutions(out_channels):
-    block = naive.randomise(ResBlock(32, out_channels, 12))
+    block = naive.randomise(ResBlock(32, out_channels, dataclasses.replace(CONFIG, model_channels=3)))
     x, emb = torch.randn(2, 32, 5, 5), torch.randn(2, 12)
     h = naive.conv(naive.silu(naive.group_norm(x, block.in_layers[0], 1e-5)), block.in_layers[2])
     h = h + naive.linear(naive.silu(emb), block.emb_layers[1])[:, :, None, None]
@@ -166,3 +166,35 @@ def test_a_dynamic_diffuser_has_one_output_channel():
 def test_padded_width_is_the_next_multiple(multiple, width):
     config = dataclasses.replace(CONFIG, num_heads=32, head_multiple=multiple)
     assert config.padded_width(96) == width
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_latents_may_be_lines_images_or_volumes(dims):
+    unet = naive.randomise(UNet(dataclasses.replace(CONFIG, dims=dims)))
+    x, t, context = torch.randn(2, 3, *(4,) * dims), torch.tensor([981, 21]), torch.randn(2, 5, 10)
+    out = unet(x, t, context)
+    assert out.shape == x.shape
+    assert not torch.allclose(out, unet(x, t, context.flip(0)), atol=1e-3)
+
+
+def test_a_line_is_an_image_of_one_row():
+    """With 3x3 kernels that are zero off their middle row, an image of one row is convolved as a line."""
+    line = naive.randomise(UNet(dataclasses.replace(CONFIG, dims=1)))
+    image = UNet(CONFIG).eval()
+    weights = {}
+    for name, weight in line.state_dict().items():
+        shape = image.state_dict()[name].shape
+        if weight.shape == shape:
+            weights[name] = weight
+        else:
+            weights[name] = torch.zeros(shape)
+            weights[name][:, :, shape[2] // 2] = weight
+    image.load_state_dict(weights)
+    x, t, context = torch.randn(2, 3, 8), torch.tensor([981, 21]), torch.randn(2, 5, 10)
+    flat = [image.input_blocks, image.middle_block, image.output_blocks]
+    for module in (m for part in flat for m in part.modules() if isinstance(m, torch.nn.Conv2d) and m.stride == (2, 2)):
+        module.stride = (1, 2)  # one row stays one row
+    expected = line(x, t, context)
+    for module in (m for m in image.modules() if type(m).__name__ == "Upsample"):
+        module.forward = lambda h, conv=module.conv: conv(torch.nn.functional.interpolate(h, scale_factor=(1.0, 2.0)))
+    naive.assert_same(image(x[:, :, None], t, context)[:, :, 0], expected)

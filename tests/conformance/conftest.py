@@ -1,0 +1,126 @@
+"""Golden data, and the models that are compared with them: imported as a user would, exported once for all tests."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cdiff_rt.bench.latency import machine
+from cdiff_rt.bench.report import heading
+from cdiff_rt.export.bundle import adapt, write_bundle
+from cdiff_rt.export.checkpoint import Checkpoint
+from cdiff_rt.export.published import import_published
+from cdiff_rt.manifest import Bundle
+from tests.conformance import lightning
+from tests.conformance.golden import SIZES, Golden
+from tests.conformance.measures import Measures
+from tests.conformance.model import Conditions, Model
+
+BACKENDS = ("torch", "onnxruntime")
+
+
+@pytest.fixture(scope="session")
+def golden(request: pytest.FixtureRequest) -> Golden:
+    return Golden(Path(request.config.getoption("golden")))
+
+
+@pytest.fixture(scope="session")
+def measures(request: pytest.FixtureRequest) -> Iterator[Measures]:
+    found = Measures()
+    yield found
+    request.config.stash[TABLE] = found.table()
+
+
+TABLE = pytest.StashKey[list[str]]()
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """The full size is compared where the folder has it: many gigabytes and a quarter of an hour."""
+    full = Golden(Path(config.getoption("golden"))).has("full512")
+    return True if collection_path.name == "test_full_size.py" and not full else None
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    table = config.stash.get(TABLE, [])
+    for line in table:
+        terminalreporter.write_line(line)
+    if table and config.getoption("table"):
+        Path(config.getoption("table")).write_text(
+            HEADING.format(heading(machine(), {"runs": 1})) + "\n".join(table) + "\n"
+        )
+
+
+HEADING = """# Conformance
+
+How far results are from those of the reference's own code, with the same synthetic weights, inputs and noise: the worst
+of all comparisons of a quantity, and what is allowed. `spread` is std(difference) / std(reference), `relative` is
+max |difference| / std(reference), `proportion` max |difference / reference|, `levels` the share of pixel values that
+are off by one; none may be by more. Files are described in `tests/data/README.md`; those named `full` are of the
+released sizes, the others of small networks with the same topology. Without a backend: computed without networks.
+
+Written by `python -m pytest tests/conformance --golden DIR --table docs/conformance.md`, where DIR holds the files;
+without `--golden`, the small ones that are in the repository. {}.
+
+"""
+
+
+def checkpoint_of(golden: Golden, name: str, folder: Path) -> Checkpoint:
+    """Written as PyTorch Lightning does, read by the importer."""
+    keys = golden.keys(f"{name.replace('_sketch', '')}_codiff{'_sketch' if '_sketch' in name else ''}")
+    weights = {key: golden.tensor(key, shape) for key, shape in keys.items()}
+    path = folder / f"{name}.ckpt"
+    lightning.save(path, weights)
+    return import_published([path], [SIZES[name]])
+
+
+def bundle_of(checkpoint: Checkpoint, folder: Path) -> Bundle:
+    folder.mkdir()
+    write_bundle(checkpoint, folder, "fp32")
+    return Bundle.open(folder)
+
+
+@pytest.fixture(scope="session")
+def three(golden: Golden, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """Mask, text and sketch; by the rule, its mask and text experts are those of the model without sketch."""
+    return checkpoint_of(golden, "tiny512_sketch", tmp_path_factory.mktemp("three"))
+
+
+@pytest.fixture(scope="session")
+def three_bundle(three: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return bundle_of(three, tmp_path_factory.mktemp("bundle") / "tiny512")
+
+
+@pytest.fixture(scope="session", params=BACKENDS)
+def model(request: pytest.FixtureRequest, three_bundle: Bundle) -> Model:
+    return Model(three_bundle, request.param)
+
+
+@pytest.fixture(scope="session")
+def small_bundle(golden: Golden, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The model of smaller images, with dynamic diffusers that look at their branch's prediction."""
+    folder = tmp_path_factory.mktemp("small")
+    return bundle_of(adapt(checkpoint_of(golden, "tiny256", folder), "prediction", {}), folder / "tiny256")
+
+
+@pytest.fixture(scope="session", params=BACKENDS)
+def small_model(request: pytest.FixtureRequest, small_bundle: Bundle) -> Model:
+    return Model(small_bundle, request.param)
+
+
+@pytest.fixture(scope="session")
+def tiny512(golden: Golden) -> dict[str, np.ndarray]:
+    return golden.arrays("tiny512")
+
+
+@pytest.fixture(scope="session")
+def conditions(golden: Golden) -> Conditions:
+    return conditions_of(golden, "512", (0, 1))
+
+
+def conditions_of(golden: Golden, size: str, captions: tuple[int, int]) -> Conditions:
+    """Both masks of a size and two captions, as the encoders take them."""
+    masks = golden.arrays("masks")
+    labels = np.stack([masks[f"ids32_from{size}_{i}"] for i in (0, 1)]).reshape(2, -1)
+    ids = golden.arrays("tokens")["input_ids"][list(captions)]
+    return {"mask": np.eye(19, dtype=np.float32)[labels].transpose(0, 2, 1), "text": ids}

@@ -1,0 +1,70 @@
+"""The runtime on one backend, called as the reference was: with given conditions, noise and timesteps."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from cdiff_rt import fusion
+from cdiff_rt.engines import Engine, load_engine
+from cdiff_rt.experts import Experts
+from cdiff_rt.manifest import Bundle, Influence
+from cdiff_rt.sampler import Callback, sample
+from cdiff_rt.solvers import SolverTable
+
+REFERENCE = Influence()
+Conditions = dict[str, np.ndarray]  # modality -> what its encoder takes, [B, ...]
+
+
+@dataclass
+class Model:
+    bundle: Bundle
+    backend: str
+    _engines: dict[str, Engine] = field(default_factory=dict)
+
+    def engine(self, network: str) -> Engine:
+        if network not in self._engines:
+            self._engines[network] = load_engine(self.backend, self.bundle, network)
+        return self._engines[network]
+
+    def experts(self, conditions: Conditions, timesteps: Sequence[int]) -> Experts:
+        """Of the conditions given, in the order of the model's modalities."""
+        names = tuple(m.name for m in self.bundle.manifest.modalities if m.name in conditions)
+        t = np.array(timesteps, np.int64)
+        return Experts(
+            names,
+            [self.engine(f"expert.{name}") for name in names],
+            [self.engine(f"condition.{name}")(inputs=conditions[name])["context"] for name in names],
+            [self.engine(f"time.{name}")(t=t)["rows"] for name in names],
+        )
+
+    def adjustment(self, names: Sequence[str], timesteps: np.ndarray, influence: Influence) -> fusion.Adjustment:
+        rows = [m for m in self.bundle.manifest.modalities if m.name in names]
+        anchor = next((i for i, m in enumerate(rows) if m.anchor), None)
+        gain = fusion.decay(influence.decay, timesteps, self.bundle.manifest.schedule.train_steps)
+        decays = [m.decays for m in rows]
+        return fusion.adjustment(decays, anchor, gain, influence.factor, influence.sharpness, influence.boost)
+
+    def fused(self, outs: np.ndarray, logits: np.ndarray, t: int, names: Sequence[str], influence: Influence):
+        """The influence functions [M, B, 1, ...] at one timestep and the prediction that they mix."""
+        adjust = self.adjustment(names, np.array([t]), influence)
+        shape = (-1, *(1,) * (outs.ndim - 1))
+        parts = (part.astype(np.float32).reshape(shape) for part in (adjust.gains[0], adjust.anchor, adjust.factors))
+        weights = fusion.influence(logits, *parts, adjust.sharpness, adjust.boost)
+        return weights, fusion.fuse(outs, weights)
+
+    def run(
+        self,
+        conditions: Conditions,
+        x: np.ndarray,
+        noise: Callable[[int], np.ndarray],
+        table: SolverTable,
+        callback: Callback | None = None,
+        influence: Influence = REFERENCE,
+    ) -> np.ndarray:
+        experts = self.experts(conditions, table.timesteps.tolist())
+        adjust = self.adjustment(experts.modalities, table.timesteps, influence)
+        return sample(experts, x, noise, table, adjust, callback)
+
+    def decode(self, z: np.ndarray) -> np.ndarray:
+        return self.engine("vae.decode")(z=z / np.float32(self.bundle.manifest.latent_scale))["image"]

@@ -1,0 +1,297 @@
+import argparse
+import collections
+import os
+import pickle
+import random
+import re
+import struct
+import sys
+import tracemalloc
+import types
+import weakref
+import zipfile
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from cdiff_rt.errors import BadArtefact
+from cdiff_rt.export.tensors import open_tensors, write_tensors
+from tests.pickles import FLOATS, bare, beside, refused, storage, tensor, value, zipped
+
+FOREIGN = {"pytorch_lightning.callbacks.model_checkpoint": "ModelCheckpoint", "omegaconf.dictconfig": "DictConfig"}
+
+
+def weights():
+    generator = torch.Generator().manual_seed(0)
+    base = torch.randn(4, 6, generator=generator)
+    return {
+        "single": torch.randn(3, 5, generator=generator),
+        "half": torch.randn(7, generator=generator).half(),
+        "bfloat": torch.randn(2, 2, generator=generator).bfloat16(),
+        "double": torch.randn(3, generator=generator).double(),
+        "long": torch.arange(5),
+        "truth": torch.tensor([True, False]),
+        "scalar": torch.tensor(3.5),
+        "empty": torch.zeros(0, 3),
+        "shared": base,
+        "transposed": base.t(),
+        "part": base[1:3, ::2],
+        "parameter": torch.nn.Parameter(torch.randn(2, generator=generator)),
+    }
+
+
+@pytest.fixture
+def foreign(monkeypatch):
+    """Classes of libraries that exist while the test runs."""
+    classes = []
+    for place, name in FOREIGN.items():
+        parts = place.split(".")
+        for whole in (".".join(parts[: end + 1]) for end in range(len(parts))):
+            monkeypatch.setitem(sys.modules, whole, types.ModuleType(whole))
+        classes.append(type(name, (), {"__module__": place}))
+        setattr(sys.modules[place], name, classes[-1])
+    return classes
+
+
+def lightning(callback, config):
+    """Like a file of PyTorch-Lightning 1.4.2, with what its users put in."""
+    settings = config()
+    settings.__dict__.update(lr=np.float64(1e-4), kind=dict, parts=collections.defaultdict(list, a=[1]))
+    callbacks = {callback: {"best": torch.tensor(0.5), "path": Path("/x"), "score": np.float32(2), "c": callback()}}
+    return {
+        "epoch": 3,
+        "global_step": 1000,
+        "pytorch-lightning_version": "1.4.2",
+        "state_dict": collections.OrderedDict(weights()),
+        "callbacks": callbacks,
+        "optimizer_states": [{"state": {0: {"exp_avg": torch.randn(3)}}, "param_groups": [{"betas": (0.9, 0.99)}]}],
+        "lr_schedulers": [{"last": np.arange(3), "seen": {1, 2}, "raw": b"\xff"}],
+        "hyper_parameters": {"config": settings, "args": argparse.Namespace(a=1), "dtype": torch.float32},
+    }
+
+
+def assert_same(found, expected):
+    assert list(found) == list(expected)
+    for name, weight in expected.items():
+        assert found.shapes[name] == tuple(weight.shape)
+        assert f"torch.{found.dtypes[name]}" == str(weight.dtype) == str(found[name].dtype)
+        assert found[name].is_contiguous()
+        assert torch.equal(found[name], weight)
+
+
+@pytest.mark.parametrize("new", [True, False])
+def test_a_lightning_file_gives_its_state_dict_and_imports_nothing(foreign, monkeypatch, tmp_path, new):
+    path = tmp_path / "model.ckpt"
+    torch.save(lightning(*foreign), path, _use_new_zipfile_serialization=new)
+    for name in list(sys.modules):
+        if name.split(".")[0] in ("pytorch_lightning", "omegaconf"):
+            monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(pickle.UnpicklingError):
+        torch.load(path, weights_only=True)
+    assert_same(open_tensors(path), weights())
+
+
+@pytest.mark.parametrize("new", [True, False])
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_a_bare_state_dict_reads_as_torch_reads_it(tmp_path, new, protocol):
+    path = tmp_path / "model.ckpt"
+    torch.save(weights(), path, _use_new_zipfile_serialization=new, pickle_protocol=protocol)
+    if protocol == 2:  # torch's careful loader knows no other
+        assert_same(open_tensors(path), torch.load(path, weights_only=True))
+    path = path.rename(path.with_suffix(".safetensors"))  # names don't matter
+    assert_same(open_tensors(path), weights())
+
+
+def test_a_module_s_state_dict_has_metadata_that_are_ignored(tmp_path):
+    state = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3)).state_dict()
+    torch.save(state, tmp_path / "model.pt")
+    assert_same(open_tensors(tmp_path / "model.pt"), state)
+
+
+def test_safetensors_read_alike(tmp_path):
+    expected = {name: weight.detach().clone().contiguous() for name, weight in weights().items()}
+    save_file(expected, tmp_path / "model.ckpt")
+    found = open_tensors(tmp_path / "model.ckpt")
+    assert_same(found, {name: expected[name] for name in found})
+    assert found.shapes.keys() == expected.keys()
+
+
+def test_tensors_are_read_when_asked_for_and_not_kept(tmp_path):
+    path = tmp_path / "model.pt"
+    torch.save({str(i): torch.full((1 << 16,), i) for i in range(16)}, path)
+    tracemalloc.start()
+    found = open_tensors(path)
+    tracemalloc.reset_peak()
+    total = sum(int(weight[0]) for weight in found.values())
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert total == sum(range(16))
+    assert peak < 3 * (8 << 16)
+    path.unlink()
+    assert "3" in found and "16" not in found and len(found) == 16
+    with pytest.raises(BadArtefact, match="No such file"):
+        found["3"]
+    with pytest.raises(KeyError):
+        found["16"]
+
+
+def specs_of(tensors):
+    return {name: (str(t.dtype).removeprefix("torch."), tuple(t.shape)) for name, t in tensors.items()}
+
+
+def test_written_tensors_come_back_in_the_order_of_the_specs(tmp_path):
+    path = tmp_path / "out.safetensors"
+    write_tensors(path, specs_of(weights()), weights().items(), {"who": "ä"})
+    again = load_file(path)
+    assert again.keys() == weights().keys()
+    assert all(torch.equal(again[name], weight) for name, weight in weights().items())
+    header = path.read_bytes()[8:]
+    assert sorted(weights(), key=lambda name: header.index(f'"{name}"'.encode())) == list(weights())
+
+
+@pytest.mark.parametrize("metadata", [{}, {"key": 'va"l\n'}])
+def test_a_written_file_is_the_library_s_byte_for_byte(tmp_path, metadata):
+    tensors = {"a.b": torch.randn(3, 5), "a.c": torch.randn(2), "z": torch.randn(3).half()}
+    save_file(tensors, tmp_path / "theirs", metadata=metadata or None)
+    write_tensors(tmp_path / "ours", specs_of(tensors), tensors.items(), metadata)
+    assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
+
+
+def test_one_tensor_is_held_while_writing(tmp_path):
+    def made():
+        last = lambda: None
+        for name in "abc":
+            assert last() is None
+            weight = torch.randn(4)
+            last = weakref.ref(weight)
+            yield name, weight
+            del weight
+
+    write_tensors(tmp_path / "out", dict.fromkeys("abc", ("float32", (4,))), made(), {})
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"a": torch.zeros(2)}, {"b": torch.zeros(3)}, {"a": torch.zeros(3).half()}, {}]
+    + [{"a": torch.zeros(3), "b": torch.zeros(3)}],
+)
+def test_tensors_that_do_not_fit_the_specs_are_not_written(tmp_path, given):
+    with pytest.raises(AssertionError):
+        write_tensors(tmp_path / "out", {"a": ("float32", (3,))}, given.items(), {})
+
+
+def content(text):
+    return lambda path: path.write_bytes(text)
+
+
+def saved(thing):
+    return lambda path: torch.save(thing, path)
+
+
+def packed(pickled, **how):
+    return lambda path: zipped(path, pickled, **how)
+
+
+GOOD = beside(b"N")
+HUGE = [(struct.pack("<LL", len(GOOD), len(GOOD)), struct.pack("<LL", 1 << 27, 1 << 27))]
+BAD = {
+    "missing": (lambda _: None, "no such file"),
+    "folder": (Path.mkdir, "a folder or a device"),
+    "pipe": (os.mkfifo, "a folder or a device"),
+    "device": (lambda path: path.symlink_to("/dev/zero"), "a folder or a device"),
+    "empty": (Path.touch, "it is empty; download it again"),
+    "web page": (content(b"\xef\xbb\xbf\n<!DOCTYPE html><html>"), "HTML page"),
+    "pointer": (content(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"), "Git LFS pointer"),
+    "random": (content(random.Random(0).randbytes(500)), "neither a safetensors file nor a torch checkpoint"),
+    "text pickle": (content(b"cos\nsystem\n(S'true'\ntR."), "neither a safetensors file nor a torch checkpoint"),
+    "other pickle": (content(pickle.dumps({"a": 1})), "torch.save did not write"),
+    "other zip": (packed(GOOD, replaced=[(b"data.pkl", b"dato.pkl")]), "0 data.pkl"),
+    "compressed": (packed(GOOD, compression=zipfile.ZIP_DEFLATED), "compressed or encrypted"),
+    "encrypted": (packed(GOOD, replaced=[(b"PK\1\2\x14\3\x14\0\0", b"PK\1\2\x14\3\x14\0\1")]), "or encrypted"),
+    "same name twice": (packed(GOOD, keys="01", replaced=[(b"data/1", b"data/0")]), "the same name"),
+    "big-endian": (packed(GOOD, order=b"big"), "little-endian"),
+    "huge pickle": (packed(GOOD, replaced=HUGE), "134217728 bytes, at most 67108864"),
+    "spoiled pickle": (packed(GOOD, replaced=[(b"callbacks", b"callbackz")]), "damaged or cut short"),
+    "unfinished pickle": (packed(GOOD[:-1]), "damaged or cut short"),
+    "no state dict": (saved({"epoch": 3}), "no tensors inside"),
+    "empty state dict": (saved({"state_dict": {}, "w": torch.zeros(2)}), "no tensors inside"),
+    "a list": (saved([torch.zeros(2)]), "no tensors inside"),
+    "optimizer only": (saved({"optimizer_states": {"w": torch.zeros(2)}}), "no tensors inside"),
+    "expanded": (saved({"w": torch.zeros(1).expand(10**9)}), "w has shape [1000000000] and stride [0]"),
+    "offset outside": (packed(bare(tensor(offset=1))), "w has shape [2] and stride [1] from element 1"),
+    "stride outside": (packed(bare(tensor(stride=(2,)))), "its storage only 2 elements"),
+    "empty outside": (packed(bare(tensor(offset=3, size=(0,)))), "its storage only 2 elements"),
+    "negative offset": (packed(bare(tensor(offset=-1))), "w is described wrongly"),
+    "negative stride": (packed(bare(tensor(offset=1, stride=(-1,)))), "w is described wrongly"),
+    "axes and strides": (packed(bare(tensor(size=(1, 2)))), "w is described wrongly"),
+    "size is no tuple": (packed(bare(tensor(size=2))), "w is described wrongly"),
+    "huge but empty": (packed(bare(tensor(size=(0, 1 << 62), stride=(1, 1)))), "w is described wrongly"),
+    "forged storage": (packed(bare(tensor(stored=value(("float32", "0", 2))))), "w is described wrongly"),
+    "missing storage": (packed(GOOD, keys="1"), "the data of w are not there"),
+    "short storage": (packed(bare(tensor(stored=storage(FLOATS, elements=3)))), "or have another length"),
+    "name in two lines": (packed(bare(tensor(), "a\nb")), "no short plain text"),
+    "name that is no text": (saved({1: torch.zeros(2)}), "no short plain text"),
+    "empty safetensors": (lambda path: save_file({}, path), "no tensors inside"),
+    "safetensors of fp8": (lambda path: save_file({"w": torch.zeros(2).to(torch.float8_e5m2)}, path), "type F8_E5M2"),
+}
+
+
+@pytest.mark.parametrize(("make", "words"), BAD.values(), ids=BAD)
+def test_a_file_that_cannot_be_used_is_named_with_the_reason(tmp_path, make, words):
+    make(tmp_path / "model.pt")
+    assert words in refused(tmp_path / "model.pt")
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """The same tensors in each format."""
+    folder = tmp_path_factory.mktemp("written")
+    torch.save(weights(), folder / "zip")
+    torch.save(weights(), folder / "legacy", _use_new_zipfile_serialization=False)
+    write_tensors(folder / "safetensors", specs_of(weights()), weights().items(), {})
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize(("form", "times"), [("zip", 25), ("legacy", 25), ("safetensors", 200)])
+def test_a_file_cut_short_anywhere_is_refused(tmp_path, written, form, times):
+    whole, path = written[form], tmp_path / "model.pt"
+    for length in (*random.Random(1).sample(range(len(whole)), times), 1, 8, 9, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        assert re.search("cut short|neither a safetensors", refused(path))
+
+
+def flipped(whole, bit):
+    spoiled = bytearray(whole)
+    spoiled[bit // 8] ^= 1 << bit % 8
+    return bytes(spoiled)
+
+
+def test_a_flipped_bit_in_the_weights_is_noticed(tmp_path, written):
+    path, chosen = tmp_path / "model.pt", random.Random(2)
+    path.write_bytes(written["zip"])
+    found = open_tensors(path)
+    for name, weight in weights().items():
+        data = weight.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        for _ in range(30 if len(data) > 8 and data in written["zip"] else 0):
+            bit = 8 * written["zip"].index(data) + chosen.randrange(8 * len(data))
+            path.write_bytes(flipped(written["zip"], bit))
+            with pytest.raises(BadArtefact, match=f"the data of {name} are damaged; download it again"):
+                found[name]
+
+
+@pytest.mark.parametrize(("form", "times"), [("zip", 60), ("legacy", 30), ("safetensors", 300)])
+def test_a_flipped_bit_anywhere_never_ends_in_another_error(tmp_path, written, form, times):
+    whole, path, accepted = written[form], tmp_path / "model.pt", 0
+    for bit in random.Random(3).sample(range(8 * len(whole)), times):
+        path.write_bytes(flipped(whole, bit))
+        with suppress(BadArtefact):
+            found = dict(open_tensors(path))
+            accepted += 1
+            if form == "zip":  # the others have no checksums
+                assert found.keys() == weights().keys()
+                assert all(torch.equal(found[name], weight) for name, weight in weights().items())
+    assert 0 < accepted < times
