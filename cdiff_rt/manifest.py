@@ -17,7 +17,7 @@ from cdiff_rt.errors import BadArtefact
 from cdiff_rt.schedule import Schedule
 
 FORMAT = 1
-NAME = "manifest.json"
+NAME, DIGEST = "manifest.json", "digest"
 LARGEST_MANIFEST = 4 * 2**20  # bytes
 REBUILD = "export it again with `cdiff-rt export`"
 
@@ -91,7 +91,8 @@ class Manifest:
     format: int = FORMAT
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), indent=1) + "\n"
+        data = asdict(self)
+        return json.dumps(data | {DIGEST: digest(data)}, indent=1) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> "Manifest":
@@ -104,13 +105,24 @@ class Manifest:
         if type(found) is not int or found != FORMAT:
             raise BadArtefact(NAME, f"format {found!r}", f"this cdiff-rt reads format {FORMAT}; {REBUILD}")
         try:
+            signed = data.pop(DIGEST)
             manifest = records.from_json(cls, data, "manifest")
             for name in ("latent_shape", "modalities", "networks"):
                 if not getattr(manifest, name):
                     raise TypeError(f"{name} is empty")
-            return manifest
-        except TypeError as error:
+        except (KeyError, TypeError) as error:
             raise BadArtefact(NAME, f"a field is missing, surplus or of another type ({error})", REBUILD) from None
+        if signed != digest(data):
+            raise BadArtefact(
+                NAME, f"it was altered: its {DIGEST} is that of other content", f"copy it again or {REBUILD}"
+            )
+        return manifest
+
+
+def digest(data: dict) -> str:
+    """sha256 of a manifest's fields, whatever their order and spacing. It finds damage, not intent."""
+    text = json.dumps({name: value for name, value in data.items() if name != DIGEST}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict:

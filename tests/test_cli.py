@@ -16,6 +16,7 @@ from cdiff_rt.bench import exam as exam_module
 from cdiff_rt.cli import OneLine, main
 from cdiff_rt.engines import BACKENDS, Backend
 from cdiff_rt.influence import InfluenceRecorder
+from cdiff_rt.manifest import digest
 from cdiff_rt.pipeline import Pipeline
 from tests.coded_exam import write_coded_exam
 
@@ -396,7 +397,8 @@ def test_quality_is_a_table_and_on_request_images_and_json(exam, tmp_path):
 
 def test_quality_of_a_model_without_an_exam_is_exit_code_2(exam, bundle_copy):
     manifest = bundle_copy / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"name": "faces-128"', '"name": "my-faces"'))
+    data = json.loads(manifest.read_text()) | {"name": "my-faces"}
+    manifest.write_text(json.dumps(data | {"digest": digest(data)}))
     result = run("bench", "--quality", "--model", bundle_copy)
     check_refused(result, 2, "no exam for the model 'my-faces'", "there is one for faces-128")
 

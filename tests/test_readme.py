@@ -14,7 +14,9 @@ from cdiff_rt.cli import main
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
-DOCUMENTS = sorted(path for pattern in ("*.md", "docs/*.md", "recipes/*/*.md") for path in ROOT.glob(pattern))
+DOCUMENTS = sorted(
+    path for pattern in ("*.md", "docs/*.md", "recipes/*/*.md", "examples/*/*.md") for path in ROOT.glob(pattern)
+)
 
 
 def blocks(document: Path, language: str) -> list[str]:

@@ -1,13 +1,16 @@
 import hashlib
 import json
 import os
+import random
 import time
 from pathlib import Path
 
 import pytest
 
+from cdiff_rt import engines, pipeline
 from cdiff_rt.errors import BadArtefact
-from cdiff_rt.manifest import LARGEST_MANIFEST, NAME, Bundle, Manifest, sha256
+from cdiff_rt.manifest import LARGEST_MANIFEST, NAME, Bundle, Manifest, digest, sha256
+from cdiff_rt.pipeline import DEFAULT_MODEL, MODELS
 
 OWN_HASH = hashlib.sha256(b"vocab.txt").hexdigest()
 
@@ -29,13 +32,49 @@ def read(folder: Path) -> dict:
     return json.loads((folder / NAME).read_text())
 
 
-def write(folder: Path, data: object) -> None:
-    (folder / NAME).write_text(json.dumps(data))
+def write(folder: Path, data: dict) -> None:
+    (folder / NAME).write_text(json.dumps(data | {"digest": digest(data)}))
 
 
 def test_an_intact_bundle_opens(folder):
     bundle = Bundle.open(folder)
     assert bundle.path(bundle.manifest.weights).read_bytes() == b"weights.safetensors"
+
+
+def every_file():
+    return sorted(path.name for path in (MODELS / DEFAULT_MODEL).iterdir())
+
+
+@pytest.mark.parametrize("place", [0.0, 0.37, 0.999])
+@pytest.mark.parametrize("name", every_file())
+def test_a_flipped_bit_in_any_file_is_found_before_a_network_loads(name, place, bundle_copy, monkeypatch):
+    content = bytearray((bundle_copy / name).read_bytes())
+    content[int(place * len(content))] ^= 1
+    (bundle_copy / name).write_bytes(content)
+    monkeypatch.setattr(engines, "load_engine", lambda *args, **kwargs: pytest.fail("a network was loaded"))
+    monkeypatch.setattr(pipeline, "load_engine", engines.load_engine)
+    with pytest.raises(BadArtefact):
+        pipeline.Pipeline.from_pretrained(bundle_copy).generate(text="a man", steps=1)
+
+
+def test_any_flipped_bit_of_the_manifest_is_found(bundle):
+    text = bundle.manifest.to_json().encode()
+    for place in random.Random(0).sample(range(8 * len(text)), 400):
+        flipped = bytearray(text)
+        flipped[place // 8] ^= 1 << place % 8
+        try:
+            decoded = flipped.decode()
+        except UnicodeDecodeError:
+            continue
+        with pytest.raises(BadArtefact):
+            Manifest.from_json(decoded)
+
+
+def test_a_manifest_without_a_digest_is_refused(bundle):
+    data = json.loads(bundle.manifest.to_json())
+    del data["digest"]
+    with pytest.raises(BadArtefact, match="missing.*digest"):
+        Manifest.from_json(json.dumps(data))
 
 
 def test_the_manifest_survives_json(bundle):
