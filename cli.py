@@ -209,9 +209,10 @@ Examples:
 @click.option(
     "--freeu", metavar="NAME=B1,B2,S1,S2", multiple=True, help="FreeU on a branch, e.g. text=1.1,1.2,0.9,0.2."
 )
-def export(
-    checkpoints: tuple[Path, ...], out: Path, precision: str, diffuser_input: str | None, freeu: tuple[str, ...]
-) -> None:
+@click.option(
+    "--head-multiple", type=click.IntRange(1, 64), default=1, help="Pad heads for fused attention, e.g. to 8."
+)
+def export(checkpoints: tuple[Path, ...], out: Path, freeu: tuple[str, ...], **settings: Any) -> None:
     """Turn trained weights into a bundle: ONNX networks, weights, manifest."""
     try:
         from cdiff_rt.export.bundle import export_checkpoint, read_freeu
@@ -219,7 +220,6 @@ def export(
         remedy = "run `pip install '.[export]'` in the checkout"
         raise BadEnvironment("export", f"{error.name} is not installed", remedy) from None
 
-    settings: dict[str, Any] = {"precision": precision, "diffuser_input": diffuser_input}
     report = export_checkpoint(checkpoints, out, freeu=read_freeu(freeu), **settings)
     for network, difference in report.items():
         click.echo(f"{network:20} onnxruntime against torch: relative error {difference:.1e}")

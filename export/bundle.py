@@ -31,7 +31,6 @@ from cdiff_rt.nets.collaborative import Expert, ModelConfig, build_part, part_fu
 from cdiff_rt.nets.freeu import FreeUConfig
 
 WEIGHTS = "weights.safetensors"
-HEAD_MULTIPLE = 8
 Shape = tuple[int | str, ...]
 Precision = Literal["fp16", "fp32"]
 _STORED = {"fp16": torch.float16, "fp32": torch.float32}
@@ -44,11 +43,13 @@ def export_checkpoint(
     precision: Precision = "fp16",
     diffuser_input: Literal["x_t", "prediction"] | None = None,
     freeu: dict[str, FreeUConfig] | None = None,
+    head_multiple: int = 1,
 ) -> dict[str, float]:
     """Writes the bundle `out` and returns each network's relative error, ONNX Runtime against PyTorch.
 
     `checkpoints` is one file that describes itself, or published ones (`import_published`). Weights are kept in
-    `precision`; `diffuser_input` and `freeu`, by modality, change the networks. If `out` ends with .safetensors, one
+    `precision`; `diffuser_input` and `freeu`, by modality, change the networks; `head_multiple` pads attention's heads to
+    a multiple of that width (padding.py). If `out` ends with .safetensors, one
     checkpoint that describes itself is written instead, and nothing compared. Raises BadRequest, BadArtefact,
     OutOfResource.
     """
@@ -64,7 +65,7 @@ def export_checkpoint(
                 write_checkpoint(partial, loaded)
             else:
                 partial.mkdir()
-                write_bundle(loaded, partial, precision)
+                write_bundle(loaded, partial, precision, head_multiple)
                 report = compare_networks(Bundle.open(partial))
             shutil.move(partial, out)
     except OSError as error:
@@ -112,10 +113,10 @@ def adapt(
     return dataclasses.replace(checkpoint, description=dataclasses.replace(checkpoint.description, config=config))
 
 
-def write_bundle(checkpoint: Checkpoint, folder: Path, precision: Precision = "fp16") -> None:
+def write_bundle(checkpoint: Checkpoint, folder: Path, precision: Precision = "fp16", head_multiple: int = 1) -> None:
     """Fills the empty `folder`, holding one weight at a time."""
     described = checkpoint.description
-    config = padded_config(described.config, HEAD_MULTIPLE)
+    config = padded_config(described.config, head_multiple)
     stored = {
         name: (str(_STORED[precision]).removeprefix("torch."), shape) for name, shape in model_shapes(config).items()
     }

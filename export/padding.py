@@ -1,7 +1,7 @@
 """Zero-padding of attention heads to a width that fused kernels accept. Exact: the padded part adds zeros to every sum.
 
-The reference's heads are 12, 18 and 30 (branches) or 2, 3 and 5 (dynamic diffusers) wide, which no fused attention
-takes; a multiple of 8 is. The scale stays that of the true width (nets/attention.py).
+The reference's heads are 12, 18 and 30 (branches) or 2, 3 and 5 (dynamic diffusers) wide, which no fused attention of
+GPUs takes; a multiple of 8 is. The scale stays that of the true width (nets/attention.py).
 """
 
 import dataclasses

@@ -8,7 +8,7 @@ from cdiff_rt.errors import BadArtefact
 from cdiff_rt.export.to_onnx import example_inputs
 from cdiff_rt.manifest import Bundle
 
-TOLERANCE = 2e-5  # relative error of one network call in fp32; measured errors lie near 1e-6
+TOLERANCE = 5e-5  # relative error of one network call in fp32, as in tests/conformance; most lie near 1e-6
 
 
 def compare_networks(bundle: Bundle) -> dict[str, float]:

@@ -88,6 +88,6 @@ def exported(folder: Path) -> tuple[Path, dict[str, float]]:
     bundle = folder / "tiny"
     gc.disable()  # tracing makes millions of small objects, and looking through them takes a sixth of the time
     try:
-        return bundle, export_checkpoint([folder / "tiny.safetensors"], bundle)
+        return bundle, export_checkpoint([folder / "tiny.safetensors"], bundle, head_multiple=8)
     finally:
         gc.enable()
