@@ -11,7 +11,7 @@ RNG = np.random.default_rng(0)
 def reference_steps(steps, eta):
     """(t, a, a_prev, sigma) from noise to image, as the reference makes them."""
     betas = np.linspace(0.0015**0.5, 0.0195**0.5, 1000, dtype=np.float64) ** 2
-    cumulative = np.cumprod(1 - betas)
+    cumulative = np.cumprod(1 - betas).astype(np.float32).astype(np.float64)
     ts = [c + 1 for c in range(0, 1000, 1000 // steps)]
     for i in reversed(range(steps)):
         a = cumulative[ts[i]]
@@ -55,7 +55,7 @@ def test_eps_and_v_give_the_same_next_x_when_the_predictions_are_converted(eta):
 
 def test_the_last_step_ends_at_the_first_alpha_bar_and_not_at_one():
     row = ddim(Schedule(), 50, eta=0.0).rows[-1]
-    assert row[C_X] ** 2 * Schedule().alpha_bars()[1] == pytest.approx(0.9985, rel=1e-12)
+    assert row[C_X] ** 2 * Schedule().alpha_bars()[1] == pytest.approx(float(np.float32(0.9985)), rel=1e-12)
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
@@ -63,3 +63,14 @@ def test_ddim_has_no_history_and_noise_only_with_eta(eta):
     rows = ddim(Schedule(), 10, eta=eta).rows
     assert not rows[:, [C_HIST, D_X, D_OUT]].any()
     assert (rows[:, C_NOISE] > 0).all() if eta else not rows[:, C_NOISE].any()
+
+
+def test_a_temperature_scales_the_noise_alone():
+    plain, hot = ddim(Schedule(), 10).rows, ddim(Schedule(), 10, temperature=0.5).rows
+    np.testing.assert_allclose(hot[:, C_NOISE], plain[:, C_NOISE] / 2)
+    np.testing.assert_array_equal(np.delete(hot, C_NOISE, 1), np.delete(plain, C_NOISE, 1))
+
+
+def test_the_table_knows_how_much_signal_there_is():
+    table = ddim(Schedule(), 10)
+    np.testing.assert_array_equal(table.alpha_bars, Schedule().alpha_bars()[table.timesteps])

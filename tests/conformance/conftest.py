@@ -60,7 +60,8 @@ are off by one; none may be by more. Files are described in `tests/data/README.m
 released sizes, the others of small networks with the same topology. Without a backend: computed without networks.
 
 Written by `python -m pytest tests/conformance --golden DIR --table docs/conformance.md`, where DIR holds the files;
-without `--golden`, the small ones that are in the repository. {}.
+without `--golden`, the small ones that are in the repository.
+{}.
 
 """
 
