@@ -4,6 +4,7 @@ import math
 import os
 import tempfile
 import zipfile
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +19,7 @@ from cdiff_rt.sampler import StepState
 TIMESTEPS, FLOAT = "timesteps", "<f4"  # the array beside the recorded ones in the .npz, and the type of those
 
 
-class Recorder:
+class Recorder(ABC):
     """Records arrays of every step, as a `callback_on_step_end`; `Generated.save` then calls `write` for each image.
 
     They lie in a nameless file on the disk of `out`: memory does not grow with the steps, and nothing is left of it
@@ -45,13 +46,13 @@ class Recorder:
             self._file.close()
             self._file = None
 
+    @abstractmethod
     def arrays(self, state: StepState) -> dict[str, np.ndarray]:
         """What is recorded: name -> [B, ...], the same names and shapes at each step of a run."""
-        raise NotImplementedError
 
+    @abstractmethod
     def write(self, folder: Path, image: int, pixels: np.ndarray) -> None:
         """Fills `folder` with what was recorded of image number `image` of the batch, [H, W, 3] uint8 or [0, 0, 3]."""
-        raise NotImplementedError
 
     def __call__(self, state: StepState) -> None:
         arrays = self.arrays(state)
