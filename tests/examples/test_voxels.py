@@ -1,4 +1,4 @@
-"""Latents that are volumes: a model of random weights goes the same way as images and paths do."""
+"""Four modalities, and latents that are volumes: random weights go the same way as those of images and paths do."""
 
 import json
 
@@ -37,6 +37,8 @@ def unet(out_channels):
 MODALITIES = (
     Modality("size", "numbers", decays=True, anchor=False, tokens=1, width=3),
     Modality("colour", "numbers", decays=False, anchor=True, tokens=2, width=4),
+    Modality("grain", "numbers", decays=True, anchor=False, tokens=1, width=2),
+    Modality("weight", "numbers", decays=False, anchor=False, tokens=3, width=1),
 )
 DESCRIPTION = Description(
     name="voxels",
@@ -57,7 +59,7 @@ DESCRIPTION = Description(
     provenance={},
     licence="Apache-2.0",
 )
-GIVEN = {"size": "0.5, -1, 2", "colour": np.arange(8.0).reshape(2, 4)}
+GIVEN = {"size": "0.5, -1, 2", "colour": np.arange(8.0).reshape(2, 4), "grain": "1,-1", "weight": "3,2,1"}
 
 
 @pytest.fixture(scope="module")
@@ -75,11 +77,11 @@ def voxels(folder):
     return Pipeline.from_pretrained(folder)
 
 
-@pytest.mark.parametrize("names", [["size"], ["colour"], ["size", "colour"]])
+@pytest.mark.parametrize("names", [["size"], ["colour"], ["size", "colour"], list(GIVEN)[1:], list(GIVEN)])
 def test_volumes_are_the_same_on_every_backend(folder, voxels, names):
     given = {name: GIVEN[name] for name in names}
     result = voxels.generate(steps=5, batch=2, **given)
-    assert result.images is None and result.latents.shape == (2, *SHAPE)
+    assert result.images.size == 0 and result.latents.shape == (2, *SHAPE)
     eager = Pipeline.from_pretrained(folder, backend="torch").generate(steps=5, batch=2, **given)
     assert np.allclose(result.latents, eager.latents, atol=1e-3)
     assert np.array_equal(result.latents, voxels.generate(steps=5, batch=2, **given).latents)
@@ -87,8 +89,16 @@ def test_volumes_are_the_same_on_every_backend(folder, voxels, names):
 
 def test_each_condition_matters(voxels):
     both = voxels.generate(steps=5, **GIVEN).latents
-    for changed in ({"size": "0.5, -1, -2"}, {"colour": GIVEN["colour"][::-1]}):
+    others = {"size": "0.5, -1, -2", "colour": GIVEN["colour"][::-1], "grain": "1,1", "weight": "1,2,3"}
+    for changed in ({name: value} for name, value in others.items()):
         assert not np.allclose(voxels.generate(steps=5, **GIVEN | changed).latents, both, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", GIVEN)
+def test_any_of_four_can_be_left_out(name, voxels):
+    rest = {other: value for other, value in GIVEN.items() if other != name}
+    without = voxels.generate(steps=5, **GIVEN, without=[name]).latents
+    assert np.array_equal(without, voxels.generate(steps=5, **rest).latents)
 
 
 def test_influence_functions_are_volumes_on_disk(voxels, tmp_path):
