@@ -3,13 +3,20 @@
 import platform
 from importlib import metadata
 
+import numpy as np
+
 from cdiff_rt import __version__
-from cdiff_rt.engines import BACKENDS, cores, load_engine, why_not
+from cdiff_rt.engines import BACKENDS, cores, why_not
+from cdiff_rt.engines.cuda import compute_capability, why_no_device
 from cdiff_rt.errors import CdiffError
 from cdiff_rt.manifest import Bundle
 from cdiff_rt.pipeline import DEFAULT_MODEL, MODELS
+from cdiff_rt.runs import load_runner
 
-LIBRARIES = ("numpy", "pillow", "onnxruntime", "torch", "safetensors", "onnx", "onnxscript")
+LIBRARIES = (
+    *("numpy", "pillow", "onnxruntime", "torch", "safetensors", "onnx", "onnxscript"),
+    *("onnxruntime-gpu", "triton", "tensorrt", "tensorrt_rtx"),
+)
 
 
 def examine() -> tuple[list[str], bool]:
@@ -23,6 +30,7 @@ def examine() -> tuple[list[str], bool]:
             rows.append(f"model   {folder.name:16} intact")
         except CdiffError as error:
             rows.append(f"model   {folder.name:16} {error}")
+    rows.append(f"device  {'cuda':16} {why_no_device() or f'compute capability {compute_capability()}'}")
     states = {name: _state(name, bundles.get(DEFAULT_MODEL)) for name in BACKENDS}
     rows += [f"backend {name:16} {state}" for name, state in states.items()]
     return rows, "works" in states.values()
@@ -40,7 +48,7 @@ def _state(backend: str, bundle: Bundle | None) -> str:
     if reason or bundle is None:
         return reason or "no intact model to try it on"
     try:
-        load_engine(backend, bundle, "vae.decode").close()
+        load_runner(bundle, backend).call("vae.decode", z=np.zeros((1, *bundle.manifest.latent_shape), np.float32))
     except CdiffError as error:
         return str(error)
     return "works"

@@ -2,9 +2,7 @@
 
 import math
 import os
-from collections.abc import Collection, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
 from typing import Literal, get_args, get_type_hints
@@ -12,14 +10,14 @@ from typing import Literal, get_args, get_type_hints
 import numpy as np
 
 from cdiff_rt import __version__, fusion, images, noise, solvers
-from cdiff_rt.engines import BACKENDS, Engine, check_backend, cores, load_engine
+from cdiff_rt.engines import Precision
 from cdiff_rt.errors import BadArtefact, BadRequest
-from cdiff_rt.experts import Experts
 from cdiff_rt.inpainting import Inpainting
 from cdiff_rt.manifest import NAME, Bundle, Influence, Modality, sha256
 from cdiff_rt.modalities import KINDS, Condition
 from cdiff_rt.outputs import Generated
-from cdiff_rt.sampler import Callback, Known, sample
+from cdiff_rt.runs import Run, load_runner
+from cdiff_rt.sampler import Callback, Known
 
 MODELS = Path(__file__).parent / "models"
 DEFAULT_MODEL = "faces-128"
@@ -41,15 +39,19 @@ def find_model(model: str | Path) -> Path:
 class Pipeline:
     """A bundle and a backend. Engines load at first use and stay loaded."""
 
-    def __init__(self, bundle: Bundle, backend: str = DEFAULT_BACKEND) -> None:
+    def __init__(self, bundle: Bundle, backend: str = DEFAULT_BACKEND, *, precision: Precision | None = None) -> None:
         self.bundle, self.manifest, self.backend = bundle, bundle.manifest, backend
-        self._engines: dict[tuple[str, int], Engine] = {}
+        self._runner = load_runner(bundle, backend, precision)
 
     @classmethod
-    def from_pretrained(cls, model: str | Path = DEFAULT_MODEL, *, backend: str = DEFAULT_BACKEND) -> "Pipeline":
-        """`model` is the name of an embedded model or a bundle's folder. Raises BadArtefact if it isn't intact."""
-        check_backend(backend)
-        return cls(Bundle.open(find_model(model)), backend)
+    def from_pretrained(
+        cls, model: str | Path = DEFAULT_MODEL, *, backend: str = DEFAULT_BACKEND, precision: Precision | None = None
+    ) -> "Pipeline":
+        """`model` is the name of an embedded model or a bundle's folder; `precision` that of engines on a GPU.
+
+        Raises BadArtefact if the bundle isn't intact, BadEnvironment if the backend doesn't work here.
+        """
+        return cls(Bundle.open(find_model(model)), backend, precision=precision)
 
     def generate(
         self,
@@ -84,18 +86,18 @@ class Pipeline:
         shape = self.manifest.latent_shape
         start = noise.normal(seed, numbers, 0, shape) if x_T is None else _check_start(x_T, (batch, *shape))
         modalities, inputs = self._read(conditions, without, adjust)
-        known = self._known(inpaint, seed, numbers) if inpaint else None
-        with self._experts(modalities, inputs, table, batch) as experts:
-            latents = sample(
-                experts,
-                start,
-                lambda i: noise.normal(seed, numbers, i + 1, shape),
-                table,
-                self._adjustment(modalities, table, adjust),
-                callback_on_step_end,
-                known,
-            )
-        run = {"steps": steps, "eta": eta, "seed": seed, "first": first, "batch": batch}
+        run = Run(
+            modalities,
+            inputs,
+            start,
+            lambda i: noise.normal(seed, numbers, i + 1, shape),
+            table,
+            self._adjustment(modalities, table, adjust),
+            self._known(inpaint, seed, numbers) if inpaint else None,
+        )
+        latents = self._runner.sample(run, callback_on_step_end)
+        _check_finite(latents, "sampling", "the latents are")
+        settings = {"steps": steps, "eta": eta, "seed": seed, "first": first, "batch": batch}
         unusual = {
             "temperature": temperature if temperature != 1.0 else None,
             "rounding": rounding if rounding != "truncate" else None,
@@ -103,7 +105,7 @@ class Pipeline:
             "inpaint": inpaint and inpaint.shown(),
             "x_T": None if x_T is None else "given",
         }
-        record = run | {name: value for name, value in unusual.items() if value is not None}
+        record = settings | {name: value for name, value in unusual.items() if value is not None}
         decoded = self.decode(latents, rounding) if self.manifest.image_size else np.zeros((batch, 0, 0, 3), np.uint8)
         record |= self._told(modalities, conditions) | self._identity()
         return Generated(decoded, latents, record, self._drawing(modalities, conditions))
@@ -111,25 +113,14 @@ class Pipeline:
     def decode(self, latents: np.ndarray, rounding: str = "truncate") -> np.ndarray:
         """[B, C, *latent] of the loop -> [B, H, W, 3] uint8."""
         scaled = latents / np.float32(self.manifest.latent_scale)
-        decoded = self.engine("vae.decode")(z=scaled)["image"]
-        if not np.isfinite(decoded).all():
-            raise BadArtefact(
-                "decoding", "the image is not finite", "this bundle's weights are broken, export them again"
-            )
+        decoded = self._runner.call("vae.decode", z=scaled)["image"]
+        _check_finite(decoded, "decoding", "the image is")
         return images.to_uint8(decoded, rounding)
 
     def encode(self, pixels: np.ndarray) -> np.ndarray:
         """[H, W, 3] uint8, as large as the model's images -> latents of the loop [1, C, *latent]."""
-        return self.engine("vae.encode")(image=images.from_uint8(pixels))["mean"] * np.float32(
-            self.manifest.latent_scale
-        )
-
-    def engine(self, network: str, *, share: int = 1) -> Engine:
-        """The engine of a network of the manifest, loaded once; `share` engines run at a time and share the cores."""
-        threads = max(1, cores() // share)
-        if (network, threads) not in self._engines:
-            self._engines[network, threads] = load_engine(self.backend, self.bundle, network, threads=threads)
-        return self._engines[network, threads]
+        encoded = self._runner.call("vae.encode", image=images.from_uint8(pixels))
+        return encoded["mean"] * np.float32(self.manifest.latent_scale)
 
     def _read(
         self, conditions: dict[str, Condition | None], without: Collection[str], adjust: Influence
@@ -167,26 +158,6 @@ class Pipeline:
         photo, keep = inpaint.read(self.manifest.image_size, shape[-1])
         return Known(self.encode(photo), keep, lambda i: noise.normal(seed, numbers, i, shape, noise.INPAINTING))
 
-    @contextmanager
-    def _experts(
-        self, modalities: list[Modality], inputs: list[np.ndarray], table: solvers.SolverTable, batch: int
-    ) -> Iterator[Experts]:
-        names = tuple(modality.name for modality in modalities)
-        contexts, rows = [], []
-        for modality, value in zip(modalities, inputs, strict=True):
-            context = self.engine(f"condition.{modality.name}")(inputs=value)["context"]
-            contexts.append(np.repeat(context, batch, axis=0))
-            rows.append(self.engine(f"time.{modality.name}")(t=table.timesteps)["rows"])
-        side_by_side = len(modalities) if BACKENDS[self.backend].parallel else 1
-        engines = [self.engine(f"expert.{modality.name}", share=side_by_side) for modality in modalities]
-        if side_by_side == 1:
-            yield Experts(
-                names, engines, contexts, rows
-            )  # on this thread: a library may have its own threads bound to it
-        else:
-            with ThreadPoolExecutor(side_by_side) as pool:
-                yield Experts(names, engines, contexts, rows, pool.map)
-
     def _adjustment(
         self, modalities: list[Modality], table: solvers.SolverTable, influence: Influence
     ) -> fusion.Adjustment:
@@ -201,7 +172,8 @@ class Pipeline:
         manifest_hash = sha256(self.bundle.path(NAME))
         name, size = self.manifest.name, self.manifest.image_size
         model = {"model": name, "model_hash": manifest_hash, "size": size}
-        return {"backend": self.backend} | model | {"version": __version__}
+        place = {"backend": self.backend, "precision": self._runner.precision}
+        return place | model | {"version": __version__}
 
 
 def check_numbers(seed: int, first: int, batch: int) -> range:
@@ -220,6 +192,11 @@ def check_influence(influence: Influence) -> Influence:
         if value is not None:
             _check_range(name, value, 0.0, 1e6)
     return influence
+
+
+def _check_finite(values: np.ndarray, what: str, subject: str) -> None:
+    if not np.isfinite(values).all():
+        raise BadArtefact(what, f"{subject} not finite", "this bundle's weights are broken, export them again")
 
 
 def _check_start(x_T: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

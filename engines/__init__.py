@@ -3,13 +3,20 @@
 import importlib
 import importlib.util
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
+from cdiff_rt.engines.cuda import why_no_device
 from cdiff_rt.errors import BadEnvironment, BadRequest
-from cdiff_rt.manifest import Bundle, NetworkSpec
+from cdiff_rt.manifest import Bundle, NetworkSpec, TensorSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Precision = Literal["fp16", "bf16", "fp32"]
 
 
 class Engine(Protocol):
@@ -23,23 +30,59 @@ class Engine(Protocol):
 
 
 @dataclass(frozen=True)
+class Placement:
+    """Where and how a device's engine runs. Networks that run once per image or schedule are always fp32."""
+
+    device: str = "cuda"  # as torch writes it
+    precision: Precision = "fp16"
+    batch: int = 1
+
+
+class DeviceEngine(Protocol):
+    """A loaded network on a device, for buffers that somebody else owns."""
+
+    spec: NetworkSpec  # with this engine's own types; sizes that it fixes are numbers
+    capturable: bool  # whether a CUDA graph can record its work
+
+    def bind(self, tensors: "dict[str, Tensor]") -> Callable[[], None]:
+        """Contiguous tensors of the spec, by name -> what enqueues one call on the device's current stream.
+
+        The addresses stay bound: the owner keeps the buffers alive and in place.
+        """
+        ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
 class Backend:
-    loader: str  # "module:function" with the signature (bundle, network, threads) -> Engine
+    loader: str  # "module:function": (bundle, network, threads) -> Engine, or (bundle, network, placement) on a device
     requires: tuple[str, ...]  # the libraries it imports
     extra: str  # the extra of cdiff-rt that installs them
     parallel: bool = False  # whether its engines run side by side, each on its own threads
+    device: Literal["cpu", "cuda"] = "cpu"
+    precisions: tuple[Precision, ...] = ("fp32",)  # the first is the default
 
 
+ANY: tuple[Precision, ...] = ("fp16", "bf16", "fp32")
 BACKENDS: dict[str, Backend] = {
     "onnxruntime": Backend("cdiff_rt.engines.ort:load", ("onnxruntime",), "cpu", parallel=True),
     "torch": Backend("cdiff_rt.engines.eager:load", ("torch", "safetensors"), "torch"),
+    "tensorrt": Backend("cdiff_rt.engines.trt:load_tensorrt", ("tensorrt", "torch"), "tensorrt", False, "cuda", ANY),
+    "tensorrt-rtx": Backend(
+        "cdiff_rt.engines.trt:load_rtx", ("tensorrt_rtx", "torch"), "tensorrt-rtx", False, "cuda", ANY
+    ),
+    "onnxruntime-cuda": Backend("cdiff_rt.engines.ort:load_cuda", ("onnxruntime", "torch"), "gpu", False, "cuda"),
+    "torch-cuda": Backend("cdiff_rt.engines.eager:load_device", ("torch", "safetensors"), "gpu", False, "cuda", ANY),
 }
 
 
 def why_not(backend: str) -> str | None:
-    """What keeps a backend from working here, or None. Imports nothing."""
+    """What keeps a backend from working here, or None. Imports no library."""
     missing = [name for name in BACKENDS[backend].requires if importlib.util.find_spec(name) is None]
-    return f"{', '.join(missing)} not installed" if missing else None
+    if missing:
+        return f"{', '.join(missing)} not installed"
+    return why_no_device() if BACKENDS[backend].device == "cuda" else None
 
 
 def cores() -> int:
@@ -48,26 +91,71 @@ def cores() -> int:
 
 
 def check_backend(backend: str) -> None:
-    """Raises BadRequest for an unknown backend and BadEnvironment for one that isn't installed."""
+    """Raises BadRequest for an unknown backend and BadEnvironment for one that doesn't work here."""
     if backend not in BACKENDS:
         raise BadRequest("backend", repr(backend), f"choose one of {', '.join(BACKENDS)}")
     reason = why_not(backend)
     if reason:
-        raise BadEnvironment(f"backend {backend}", reason, _install(backend))
+        raise BadEnvironment(f"backend {backend}", reason, _remedy(backend, reason))
 
 
-def _install(backend: str) -> str:
+def check_precision(backend: str, precision: Precision | None) -> Precision:
+    """What is asked for, or the backend's default. Raises BadRequest if it doesn't compute in that."""
+    known = BACKENDS[backend].precisions
+    if precision and precision not in known:
+        raise BadRequest("precision", repr(precision), f"{backend} computes in {', '.join(known)}")
+    return precision or known[0]
+
+
+def _remedy(backend: str, reason: str) -> str:
+    if reason == why_no_device():
+        return "choose a backend that needs no GPU: see `cdiff-rt doctor`"
     return f"run `pip install '.[{BACKENDS[backend].extra}]'` in the checkout or choose another"
 
 
 def load_engine(backend: str, bundle: Bundle, network: str, *, threads: int | None = None) -> Engine:
     """The engine of one network, on `threads` of the machine's cores (None: all). Raises as `check_backend` does."""
     check_backend(backend)
+    assert BACKENDS[backend].device == "cpu"
+    return _load(backend, bundle, network, threads or cores())
+
+
+def load_device_engine(backend: str, bundle: Bundle, network: str, placement: Placement) -> DeviceEngine:
+    """The engine of one network on a device. Raises BadArtefact, BadEnvironment."""
+    return _load(backend, bundle, network, placement)
+
+
+def _load(backend: str, bundle: Bundle, network: str, place: int | Placement) -> Any:
     module, function = BACKENDS[backend].loader.split(":")
     try:
-        return getattr(importlib.import_module(module), function)(bundle, network, threads or cores())
+        return getattr(importlib.import_module(module), function)(bundle, network, place)
     except ImportError as error:
-        raise BadEnvironment(f"backend {backend}", f"it does not load ({error})", _install(backend)) from error
+        reason = f"it does not load ({error})"
+        raise BadEnvironment(f"backend {backend}", reason, _remedy(backend, reason)) from error
+
+
+# --- the types of a device's engines -----------------------------------------------------------------------------------
+
+_DTYPES: dict[Precision, str] = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
+_ALWAYS_FP32 = ("condition", "time")  # once per image or schedule; a timestep's sines don't survive fp16
+_FP32_TENSORS = ("x", "z", "image", "mean", "logvar")  # the loop's latents and what people see
+
+
+def runs_fp32(network: str) -> bool:
+    """Whether a network is fp32 whatever the precision asked for."""
+    return network.split(".")[0] in _ALWAYS_FP32
+
+
+def device_spec(spec: NetworkSpec, network: str, placement: Placement) -> NetworkSpec:
+    """A network's spec as engines on a device have it: their types, and the batch a number."""
+    precision: Precision = "fp32" if runs_fp32(network) else placement.precision
+
+    def typed(tensor: TensorSpec) -> TensorSpec:
+        shape = tuple(placement.batch if d == "batch" else d for d in tensor.shape)
+        changes = tensor.dtype == "float32" and tensor.name not in _FP32_TENSORS
+        return TensorSpec(tensor.name, shape, _DTYPES[precision] if changes else tensor.dtype)
+
+    return NetworkSpec(spec.file, tuple(map(typed, spec.inputs)), tuple(map(typed, spec.outputs)))
 
 
 def check_inputs(spec: NetworkSpec, inputs: dict[str, np.ndarray]) -> None:

@@ -1,20 +1,23 @@
 """PyTorch, eagerly, from the same weights as the bundle's ONNX graphs: the baseline and the check of the others."""
 
+from collections.abc import Callable
 from pathlib import Path
 from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cdiff_rt import records
-from cdiff_rt.engines import check_inputs
+from cdiff_rt.engines import Placement, check_inputs, device_spec, runs_fp32
 from cdiff_rt.errors import BadArtefact
 from cdiff_rt.manifest import Bundle, NetworkSpec
 from cdiff_rt.nets.collaborative import ModelConfig, build_part, part_functions, part_of
 
-# (folder, part of the model) -> the module, as long as an engine uses it: a modality's networks share their weights.
-_loaded: WeakValueDictionary[tuple[Path, str], nn.Module] = WeakValueDictionary()
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+
+# (folder, part of the model, device, type) -> the module, as long as an engine uses it: a modality's networks share their weights.
+_loaded: WeakValueDictionary[tuple[Path, str, str, torch.dtype], nn.Module] = WeakValueDictionary()
 
 
 class EagerEngine:
@@ -27,6 +30,31 @@ class EagerEngine:
         with torch.inference_mode():
             outputs = self._function(*(torch.from_numpy(inputs[tensor.name]) for tensor in self.spec.inputs))
         return {tensor.name: value.numpy() for tensor, value in zip(self.spec.outputs, outputs, strict=True)}
+
+    def close(self) -> None:
+        del self._function, self._module
+
+
+class EagerDeviceEngine:
+    """Eager PyTorch on a device. Its allocations go to the pool of the graph that records it."""
+
+    capturable = True
+
+    def __init__(self, spec: NetworkSpec, network: str, module: nn.Module) -> None:
+        self.spec, self._module = spec, module
+        self._function = part_functions(part_of(network), module)[network]
+        self._dtype = next(module.parameters()).dtype
+
+    def bind(self, tensors: dict[str, Tensor]) -> Callable[[], None]:
+        inputs = [tensors[tensor.name] for tensor in self.spec.inputs]
+        outputs = [tensors[tensor.name] for tensor in self.spec.outputs]
+
+        def enqueue() -> None:
+            given = [value.to(self._dtype) if value.is_floating_point() else value for value in inputs]
+            for output, value in zip(outputs, self._function(*given), strict=True):
+                output.copy_(value)
+
+        return enqueue
 
     def close(self) -> None:
         del self._function, self._module
@@ -52,8 +80,19 @@ def load_part(bundle: Bundle, part: str) -> nn.Module:
 
 def load(bundle: Bundle, network: str, threads: int) -> EagerEngine:
     torch.set_num_threads(threads)
-    key = bundle.folder, part_of(network)
+    return EagerEngine(bundle.manifest.networks[network], network, _module(bundle, network, "cpu", torch.float32))
+
+
+def load_device(bundle: Bundle, network: str, placement: Placement) -> EagerDeviceEngine:
+    spec = device_spec(bundle.manifest.networks[network], network, placement)
+    dtype = torch.float32 if runs_fp32(network) else DTYPES[placement.precision]
+    return EagerDeviceEngine(spec, network, _module(bundle, network, placement.device, dtype))
+
+
+def _module(bundle: Bundle, network: str, device: str, dtype: torch.dtype) -> nn.Module:
+    """The part of the model that a network is of; networks of one part and place share it."""
+    key = bundle.folder, part_of(network), device, dtype
     module = _loaded.get(key)
     if module is None:
-        module = _loaded[key] = load_part(bundle, key[1])
-    return EagerEngine(bundle.manifest.networks[network], network, module)
+        module = _loaded[key] = load_part(bundle, key[1]).to(device, dtype)
+    return module

@@ -23,7 +23,8 @@ OF_THE_WHOLE = {"conformance", "examples"}  # folders of tests
 
 # room -> the rooms that its files may import; "core" is cdiff_rt itself
 MAY_IMPORT = {
-    "core": {"core", "engines"},
+    "core": {"core", "engines", "gpu"},
+    "gpu": {"core", "engines", "gpu"},
     "nets": {"nets"},
     "engines": {"core", "engines", "nets"},
     "export": {"core", "engines", "export", "nets"},
@@ -32,7 +33,9 @@ MAY_IMPORT = {
     "recipes": {"core", "engines", "export", "bench", "nets", "recipes"},
     "examples": {"core", "engines", "export", "nets", "recipes", "examples"},
 }
-FOLDERS = {"core": "cdiff_rt", "nets": "cdiff_rt/nets"} | {room: room for room in ("engines", "export", "bench")}
+FOLDERS = {"core": "cdiff_rt", "nets": "cdiff_rt/nets", "gpu": "cdiff_rt/gpu"} | {
+    room: room for room in ("engines", "export", "bench")
+}
 
 
 def sources() -> dict[str, str]:

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cdiff_rt import __version__
-from cdiff_rt import pipeline as module
+from cdiff_rt import __version__, noise
+from cdiff_rt import runs as module
 from cdiff_rt.errors import BadArtefact, BadInput, BadRequest
 from cdiff_rt.inpainting import Inpainting
-from cdiff_rt.manifest import Influence
+from cdiff_rt.manifest import Influence, sha256
 from cdiff_rt.pipeline import MODELS, Pipeline, find_model
 
 TEXT = "This man has a long beard. He is in his fifties."
@@ -168,7 +168,7 @@ def test_a_temperature_scales_the_noise_of_the_steps(pipeline):
 
 
 def test_a_run_can_begin_with_given_noise(pipeline):
-    start = module.noise.normal(5, range(2), 0, (16, 16, 16))
+    start = noise.normal(5, range(2), 0, (16, 16, 16))
     given = pipeline.generate(text=TEXT, steps=2, batch=2, seed=5, x_T=start)
     np.testing.assert_array_equal(given.latents, pipeline.generate(text=TEXT, steps=2, batch=2, seed=5).latents)
     other = pipeline.generate(text=TEXT, steps=2, batch=2, seed=5, x_T=-start)
@@ -265,9 +265,10 @@ def test_the_record_tells_the_whole_run(pipeline, bundle, mask):
         "prompt": TEXT,
         "conditions": {"mask": "array 128x128", "text": TEXT},
         "model": "faces-128",
-        "model_hash": module.sha256(bundle.path("manifest.json")),
+        "model_hash": sha256(bundle.path("manifest.json")),
         "size": 128,
         "backend": "onnxruntime",
+        "precision": "fp32",
         "version": __version__,
     }
 
@@ -334,3 +335,16 @@ def test_importing_the_commands_loads_click_alone(root):
 def test_generating_through_onnxruntime_loads_no_torch(root):
     code = "from cdiff_rt import Pipeline; Pipeline.from_pretrained().generate(text='a man', steps=1)"
     assert loaded_after(code, root, "torch", "onnx", "safetensors", "onnxruntime") == ["onnxruntime"]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("what", ["latents", "image"])
+def test_what_is_not_finite_is_an_error_and_no_black_image(what, value, bundle, monkeypatch):
+    broken = np.full((1, 16, 16, 16), value, np.float32)
+    pipeline = Pipeline(bundle)
+    if what == "latents":
+        monkeypatch.setattr(module, "sample", lambda *args: broken)
+    else:
+        monkeypatch.setattr(pipeline._runner, "call", lambda network, **inputs: {"image": broken})
+    with pytest.raises(BadArtefact, match=f"{what} .* not finite"):
+        pipeline.generate(text=TEXT, steps=1) if what == "latents" else pipeline.decode(np.zeros_like(broken))

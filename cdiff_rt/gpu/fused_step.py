@@ -1,0 +1,152 @@
+"""One step of the loop as one operation on a device: influence functions, collaborative prediction, next x, in place.
+
+All that differs between steps is a row of numbers in memory, so a CUDA graph that was captured once stays valid for
+every solver, weight, decay and sharpness.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cdiff_rt.errors import BadRequest
+from cdiff_rt.fusion import Adjustment, fuse, influence, update
+from cdiff_rt.solvers import E_OUT, SolverTable
+
+LARGEST = 8  # modalities
+# A step's numbers: the solver's row, then for up to 8 modalities each their gains, anchor and factors, then two scalars.
+GAINS, ANCHOR, FACTORS = (E_OUT + 1 + LARGEST * part for part in range(3))
+SHARPNESS = FACTORS + LARGEST
+BOOST = SHARPNESS + 1
+WIDTH = 40  # 160 bytes, so every row of the table begins at a multiple of 16
+
+STORED = (torch.float16, torch.bfloat16, torch.float32)
+
+
+def pack(table: SolverTable, adjust: Adjustment) -> np.ndarray:
+    """[S, WIDTH] float32: everything that a run's steps do differently."""
+    steps, modalities = adjust.gains.shape
+    assert table.rows.shape == (steps, E_OUT + 1)
+    if modalities > LARGEST:
+        raise BadRequest(
+            "number of modalities", str(modalities), f"the fused step takes up to {LARGEST}, leave some out"
+        )
+    numbers = np.zeros((steps, WIDTH), np.float32)
+    numbers[:, :GAINS] = table.rows
+    for first, values in ((GAINS, adjust.gains), (ANCHOR, adjust.anchor), (FACTORS, adjust.factors)):
+        numbers[:, first : first + modalities] = values
+    numbers[:, SHARPNESS] = adjust.sharpness
+    numbers[:, BOOST] = adjust.boost or 0.0
+    return numbers
+
+
+def fuse_step(
+    outs: Tensor,
+    logits: Tensor,
+    x: Tensor,
+    numbers: Tensor,
+    *,
+    hist: Tensor | None = None,
+    noise: Tensor | None = None,
+    weights: Tensor | None = None,
+    boosted: bool = False,
+) -> None:
+    """Moves x by one step of Collaborative Diffusion (Huang et al., CVPR 2023, eq. 5-7), in place.
+
+    outs [M, B, C, *latent] and logits [M, B, 1, *latent] are the experts'; over M their stride may be any.
+    x [B, C, *latent] becomes the next x, and `hist`, of that shape, the solver's next one. Without `hist`, or without
+    `noise`, its terms are left out. `numbers` [WIDTH] is a row of `pack`, whose boost counts if `boosted`.
+    `weights` [M, B, 1, *latent] float32 receives the influence functions after the adjustment.
+    Storage may be fp16, bf16 or fp32, mixed at will; the arithmetic is fp32 and stores round to nearest.
+    """
+    fuse_step_op(outs, logits, x, hist, noise, numbers, weights, boosted)
+
+
+def on_cpu(
+    outs: Tensor,
+    logits: Tensor,
+    x: Tensor,
+    hist: Tensor | None,
+    noise: Tensor | None,
+    numbers: Tensor,
+    weights: Tensor | None,
+    boosted: bool,
+) -> None:
+    """The definition itself."""
+    check(outs, logits, x, hist, noise, numbers, weights, boosted)
+    modalities = len(outs)
+    gains, anchor, factors = (
+        numbers[first : first + modalities].reshape(-1, *(1,) * x.ndim) for first in (GAINS, ANCHOR, FACTORS)
+    )
+    boost = float(numbers[BOOST]) if boosted else None
+    shares = influence(logits.float(), gains, anchor, factors, float(numbers[SHARPNESS]), boost)
+    absent = torch.zeros(())
+    following, kept = update(
+        x.float(),
+        fuse(outs.float(), shares),
+        absent if hist is None else hist.float(),
+        absent if noise is None else noise.float(),
+        numbers,
+    )
+    x.copy_(following)
+    if hist is not None:
+        hist.copy_(kept)
+    if weights is not None:
+        weights.copy_(shares)
+
+
+def on_cuda(
+    outs: Tensor,
+    logits: Tensor,
+    x: Tensor,
+    hist: Tensor | None,
+    noise: Tensor | None,
+    numbers: Tensor,
+    weights: Tensor | None,
+    boosted: bool,
+) -> None:
+    """One launch of the kernel, on the current stream of x's device."""
+    from cdiff_rt.gpu.kernel import launch
+
+    check(outs, logits, x, hist, noise, numbers, weights, boosted)
+    with torch.cuda.device_of(x):  # Triton launches on the current device, wherever the tensors are
+        launch(outs, logits, x, numbers, hist=hist, noise=noise, weights=weights, boosted=boosted)
+
+
+def check(
+    outs: Tensor,
+    logits: Tensor,
+    x: Tensor,
+    hist: Tensor | None,
+    noise: Tensor | None,
+    numbers: Tensor,
+    weights: Tensor | None,
+    boosted: bool,
+) -> None:
+    """Our own invariants; it is also the operation on tensors without data."""
+    modalities, batch, channels, *latent = outs.shape
+    assert 1 <= modalities <= LARGEST, f"{modalities} modalities, the kernel knows 1 to {LARGEST}"
+    of_modalities = (modalities, batch, 1, *latent)
+    shapes = {
+        "logits": (logits, of_modalities),
+        "x": (x, (batch, channels, *latent)),
+        "hist": (hist, (batch, channels, *latent)),
+        "noise": (noise, (batch, channels, *latent)),
+        "numbers": (numbers, (WIDTH,)),
+        "weights": (weights, of_modalities),
+    }
+    for name, (tensor, shape) in shapes.items():
+        assert tensor is None or tuple(tensor.shape) == shape, f"{name} is {tuple(tensor.shape)}, not {shape}"
+    parts = {"outs": outs[0], "logits": logits[0], "x": x, "hist": hist, "noise": noise, "numbers": numbers}
+    for name, tensor in (parts | {"weights": weights}).items():
+        assert tensor is None or tensor.is_contiguous(), f"{name} is not contiguous"
+        assert tensor is None or tensor.device == x.device, f"{name} is on {tensor.device}, x on {x.device}"
+        assert tensor is None or tensor.dtype in STORED, f"{name} is {tensor.dtype}"
+    for name, tensor in (("numbers", numbers), ("weights", weights)):
+        assert tensor is None or tensor.dtype == torch.float32, f"{name} is {tensor.dtype}, not torch.float32"
+
+
+fuse_step_op = torch.library.custom_op(
+    "cdiff_rt::fuse_step", on_cpu, mutates_args=("x", "hist", "weights"), device_types="cpu"
+)
+fuse_step_op.register_kernel("cuda", on_cuda)
+fuse_step_op.register_fake(check)

@@ -1,0 +1,147 @@
+"""Runs a bundle's networks and its sampling loop on a device, from and to numpy arrays."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cdiff_rt.engines import DeviceEngine, Placement, Precision, load_device_engine
+from cdiff_rt.errors import OutOfResource
+from cdiff_rt.gpu.buffers import sizes_of, tensors_of
+from cdiff_rt.gpu.fused_step import pack
+from cdiff_rt.gpu.graph import Captured
+from cdiff_rt.gpu.loop import Loop, Plan
+from cdiff_rt.manifest import Bundle
+from cdiff_rt.runs import Run
+from cdiff_rt.sampler import Callback, StepState
+from cdiff_rt.solvers import C_HIST, C_NOISE, E_OUT, E_X, SolverTable
+
+Made = TypeVar("Made")
+
+
+class Call:
+    """One network with buffers of its own; captured like the loop."""
+
+    def __init__(self, engine: DeviceEngine, sizes: Mapping[str, int], device: torch.device, name: str) -> None:
+        self._outputs = [tensor.name for tensor in engine.spec.outputs]
+        self._tensors = tensors_of(engine.spec, sizes, device)
+        enqueue = engine.bind(self._tensors)
+        self._run = Captured(enqueue, device, name=name, capturable=engine.capturable)
+
+    def __call__(self, inputs: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
+        """The outputs stay valid until the next call."""
+        for name, value in inputs.items():
+            self._tensors[name].copy_(torch.from_numpy(value))
+        self._run()
+        return {name: self._tensors[name] for name in self._outputs}
+
+
+class DeviceRunner:
+    """Engines, buffers and graphs of a bundle on a device; they are made at first use and stay."""
+
+    def __init__(self, bundle: Bundle, backend: str, precision: Precision, *, device: str = "cuda") -> None:
+        self._bundle, self._backend, self._device = bundle, backend, torch.device(device)
+        self.precision = precision
+        self._engines: dict[tuple[str, int], DeviceEngine] = {}
+        self._calls: dict[tuple[str, tuple[tuple[str, int], ...]], Call] = {}
+        self._loops: dict[Plan, Loop] = {}
+        # Not the default stream: it cannot be recorded, and onnxruntime takes its number for none.
+        self._stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
+
+    def call(self, network: str, **inputs: np.ndarray) -> dict[str, np.ndarray]:
+        """One network of the bundle, fp32 or int64 in and fp32 out."""
+        with self._at_work():
+            return {name: _host(value) for name, value in self._outputs(network, inputs).items()}
+
+    def sample(self, run: Run, callback: Callback | None = None) -> np.ndarray:
+        """x_T -> x_0 [B, C, *latent]. With a callback, step by step and uncaptured: the same results."""
+        with self._at_work():
+            loop = self._loop(run)
+            self._stage(loop, run)
+            if callback:
+                for i in range(len(run.table.timesteps)):
+                    callback(_watched(loop, run.table, i))
+            else:
+                loop.run()
+            return _host(loop.buffers.x)
+
+    @contextmanager
+    def _at_work(self) -> Iterator[None]:
+        try:
+            with torch.inference_mode(), torch.cuda.stream(self._stream) if self._stream else nullcontext():
+                yield
+        except torch.OutOfMemoryError as error:
+            what = f"memory of {self._device}"
+            raise OutOfResource(what, str(error).splitlines()[0], "choose a smaller batch or fewer steps") from error
+
+    def _outputs(self, network: str, inputs: dict[str, np.ndarray]) -> dict[str, Tensor]:
+        spec = self._bundle.manifest.networks[network]
+        sizes = sizes_of(spec, inputs)
+        engine = self._engine(network, sizes.get("batch", 1))
+        key = network, tuple(sorted(sizes.items()))
+        call = _made(self._calls, key, lambda: Call(engine, sizes, self._device, network))
+        return call(inputs)
+
+    def _engine(self, network: str, batch: int) -> DeviceEngine:
+        placement = Placement(str(self._device), self.precision, batch)
+        load = lambda: load_device_engine(self._backend, self._bundle, network, placement)
+        return _made(self._engines, (network, batch), load)
+
+    def _loop(self, run: Run) -> Loop:
+        table, adjust, batch = run.table, run.adjust, len(run.start)
+        plan = Plan(
+            modalities=tuple(modality.name for modality in run.modalities),
+            latent_shape=self._bundle.manifest.latent_shape,
+            batch=batch,
+            steps=len(table.timesteps),
+            noisy=bool(table.rows[:, C_NOISE].any()),
+            two_step=bool(table.rows[:, C_HIST].any()),
+            boosted=adjust.boost is not None,
+            known=run.known is not None,
+        )
+        experts = [self._engine(f"expert.{name}", batch) for name in plan.modalities]
+        return _made(self._loops, plan, lambda: Loop(plan, experts, self._device))
+
+    def _stage(self, loop: Loop, run: Run) -> None:
+        """All that the steps will read, into the loop's buffers."""
+        b, steps = loop.buffers, range(loop.plan.steps)
+        for m, (modality, value) in enumerate(zip(run.modalities, run.inputs, strict=True)):
+            b.contexts[m].copy_(self._outputs(f"condition.{modality.name}", {"inputs": value})["context"])
+            b.rows[m].copy_(self._outputs(f"time.{modality.name}", {"t": run.table.timesteps})["rows"])
+        b.numbers.copy_(torch.from_numpy(pack(run.table, run.adjust)))
+        if b.noise is not None:
+            b.noise.copy_(torch.from_numpy(np.stack([run.noise(i) for i in steps])))
+        if b.known is not None and b.free is not None and run.known:
+            noisy = [run.known.noisy(i, run.table.alpha_bars[i]) for i in steps]
+            b.known.copy_(torch.from_numpy(np.stack(noisy) * run.known.keep))
+            b.free.copy_(torch.from_numpy(1 - run.known.keep))
+        loop.restart(torch.from_numpy(run.start).to(self._device))
+
+
+def _watched(loop: Loop, table: SolverTable, i: int) -> StepState:
+    """Does step i and tells what happened."""
+    b, row = loop.buffers, table.rows[i].astype(np.float32)
+    loop.begin(i)
+    before = _host(b.x)
+    loop.advance(i, watched=True)
+    weights, outs = _host(b.weights), _host(b.outs)
+    x0 = row[E_X] * before + row[E_OUT] * (weights * outs).sum(0)
+    return StepState(i, int(table.timesteps[i]), _host(b.x), x0, loop.plan.modalities, weights, outs)
+
+
+def _host(value: Tensor) -> np.ndarray:
+    """A copy in fp32 that later work leaves as it is."""
+    return value.detach().float().cpu().clone().numpy()
+
+
+Key = TypeVar("Key")
+
+
+def _made(kept: dict[Key, Made], key: Key, make: Callable[[], Made]) -> Made:
+    """What is kept under a key; made first if there is none."""
+    if key not in kept:
+        kept[key] = make()
+    return kept[key]

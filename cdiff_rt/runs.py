@@ -1,0 +1,92 @@
+"""What a run is, and the runner of backends on the CPU: the loop of sampler.py over a backend's engines."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from cdiff_rt.engines import BACKENDS, Engine, Precision, check_backend, check_precision, cores, load_engine
+from cdiff_rt.experts import Experts
+from cdiff_rt.fusion import Adjustment
+from cdiff_rt.manifest import Bundle, Modality
+from cdiff_rt.sampler import Callback, Known, Noise, sample
+from cdiff_rt.solvers import SolverTable
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """All that the latents follow from."""
+
+    modalities: list[Modality]
+    inputs: list[np.ndarray]  # per modality, what its encoder takes; of batch 1
+    start: np.ndarray  # x_T [B, C, *latent]
+    noise: Noise
+    table: SolverTable
+    adjust: Adjustment
+    known: Known | None = None
+
+
+class Runner(Protocol):
+    """A bundle on a backend. Engines load at first use and stay loaded."""
+
+    precision: Precision
+
+    def call(self, network: str, **inputs: np.ndarray) -> dict[str, np.ndarray]:
+        """One network of the bundle."""
+        ...
+
+    def sample(self, run: Run, callback: Callback | None = None) -> np.ndarray:
+        """x_T -> x_0 [B, C, *latent]."""
+        ...
+
+
+class HostRunner:
+    precision: Precision = "fp32"
+
+    def __init__(self, bundle: Bundle, backend: str) -> None:
+        self._bundle, self._backend = bundle, backend
+        self._engines: dict[tuple[str, int], Engine] = {}
+
+    def call(self, network: str, **inputs: np.ndarray) -> dict[str, np.ndarray]:
+        return self._engine(network)(**inputs)
+
+    def sample(self, run: Run, callback: Callback | None = None) -> np.ndarray:
+        with self._experts(run) as experts:
+            return sample(experts, run.start, run.noise, run.table, run.adjust, callback, run.known)
+
+    def _engine(self, network: str, share: int = 1) -> Engine:
+        """`share` engines run at a time and share the cores."""
+        threads = max(1, cores() // share)
+        if (network, threads) not in self._engines:
+            self._engines[network, threads] = load_engine(self._backend, self._bundle, network, threads=threads)
+        return self._engines[network, threads]
+
+    @contextmanager
+    def _experts(self, run: Run) -> Iterator[Experts]:
+        names = tuple(modality.name for modality in run.modalities)
+        contexts, rows = [], []
+        for name, value in zip(names, run.inputs, strict=True):
+            context = self.call(f"condition.{name}", inputs=value)["context"]
+            contexts.append(np.repeat(context, len(run.start), axis=0))
+            rows.append(self.call(f"time.{name}", t=run.table.timesteps)["rows"])
+        side_by_side = len(names) if BACKENDS[self._backend].parallel else 1
+        engines = [self._engine(f"expert.{name}", share=side_by_side) for name in names]
+        if side_by_side == 1:
+            yield Experts(names, engines, contexts, rows)  # on this thread: a library may have threads bound to it
+        else:
+            with ThreadPoolExecutor(side_by_side) as pool:
+                yield Experts(names, engines, contexts, rows, pool.map)
+
+
+def load_runner(bundle: Bundle, backend: str, precision: Precision | None = None) -> Runner:
+    """Raises BadRequest for a backend or precision that isn't known, BadEnvironment if it doesn't work here."""
+    check_backend(backend)
+    chosen = check_precision(backend, precision)
+    if BACKENDS[backend].device == "cpu":
+        return HostRunner(bundle, backend)
+    from cdiff_rt.gpu.runner import DeviceRunner
+
+    return DeviceRunner(bundle, backend, chosen)

@@ -1,0 +1,38 @@
+"""Is there an NVIDIA GPU here? Asked of the driver itself, so that no library has to be loaded to find out."""
+
+import ctypes
+import sys
+from functools import cache
+
+MAJOR, MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
+
+
+@cache
+def _driver() -> ctypes.CDLL | None:
+    try:
+        return ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return None
+
+
+@cache
+def why_no_device() -> str | None:
+    """What keeps CUDA from working here, or None."""
+    driver = _driver()
+    if driver is None:
+        return "no NVIDIA driver is installed"
+    count = ctypes.c_int()
+    if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)) or not count.value:
+        return "the NVIDIA driver finds no GPU"
+    return None
+
+
+def compute_capability(device: int = 0) -> str:
+    """Such as "9.0"; of a device that is there."""
+    driver, parts = _driver(), []
+    assert driver is not None and why_no_device() is None
+    for attribute in (MAJOR, MINOR):
+        value = ctypes.c_int()
+        assert driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, device) == 0
+        parts.append(str(value.value))
+    return ".".join(parts)

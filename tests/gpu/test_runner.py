@@ -1,0 +1,121 @@
+"""The runner of devices, on the CPU: the same latents as the loop of sampler.py, by other code."""
+
+import numpy as np
+import pytest
+import torch
+
+from cdiff_rt import solvers
+from cdiff_rt.errors import OutOfResource
+from cdiff_rt.gpu.runner import DeviceRunner
+from cdiff_rt.inpainting import Inpainting
+from cdiff_rt.manifest import Influence
+from cdiff_rt.pipeline import Pipeline
+from cdiff_rt.solvers import C_HIST, C_OUT, D_OUT, D_X
+
+TEXT = "This man has a long beard. He is in his fifties."
+CLOSE = 1e-4  # of the latents' spread, as for trajectories in tests/conformance; other code sums in another order
+
+
+def on_device(bundle, backend="torch-cuda", precision="fp32"):
+    pipeline = Pipeline(bundle)
+    pipeline._runner = DeviceRunner(bundle, backend, precision, device="cpu")
+    return pipeline
+
+
+@pytest.fixture(scope="module", params=["torch-cuda", "onnxruntime-cuda"])
+def device(request, bundle):
+    return on_device(bundle, request.param)
+
+
+def difference(ours, reference):
+    return np.abs(ours.latents - reference.latents).max() / reference.latents.std()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"batch": 3, "first": 2, "seed": 7},
+        {"eta": 0.0},
+        {"influence": Influence("linear", 3.0, 0.5)},
+        {"influence": Influence(boost=3.0)},
+        {"without": ["mask"]},
+    ],
+    ids=str,
+)
+def test_a_device_gives_what_the_cpu_gives(settings, device, pipeline, mask):
+    ours, reference = (p.generate(mask=mask, text=TEXT, steps=4, **settings) for p in (device, pipeline))
+    assert difference(ours, reference) < CLOSE
+    assert np.abs(ours.images.astype(int) - reference.images).max() <= 1
+
+
+def test_a_known_region_is_the_same_too(device, pipeline, mask):
+    photo = np.random.default_rng(0).integers(0, 255, (128, 128, 3), np.uint8)
+    keep = np.zeros((128, 128), np.uint8)
+    keep[:, :64] = 1
+    ours, reference = (
+        p.generate(mask=mask, text=TEXT, steps=4, inpaint=Inpainting(photo, keep)) for p in (device, pipeline)
+    )
+    assert difference(ours, reference) < CLOSE
+
+
+def test_a_solver_that_looks_back_is_the_same_too(device, pipeline, monkeypatch):
+    real = solvers.ddim
+
+    def looking_back(*args, **settings):
+        table = real(*args, **settings)
+        table.rows[1:, C_HIST], table.rows[:, D_X], table.rows[:, D_OUT] = 0.25, 0.5, -0.5
+        table.rows[1:, C_OUT] *= 0.9
+        return table
+
+    plain = pipeline.generate(text=TEXT, steps=4)
+    monkeypatch.setattr(solvers, "ddim", looking_back)
+    ours, reference = (p.generate(text=TEXT, steps=4) for p in (device, pipeline))
+    assert difference(ours, reference) < CLOSE < difference(ours, plain)
+
+
+def test_a_callback_sees_what_it_sees_on_the_cpu_and_changes_nothing(device, pipeline, mask):
+    seen = {"ours": [], "theirs": []}
+    ours = device.generate(mask=mask, text=TEXT, steps=4, batch=2, callback_on_step_end=seen["ours"].append)
+    pipeline.generate(mask=mask, text=TEXT, steps=4, batch=2, callback_on_step_end=seen["theirs"].append)
+    for own, other in zip(seen["ours"], seen["theirs"], strict=True):
+        assert (own.step, own.timestep, own.modalities) == (other.step, other.timestep, other.modalities)
+        for name in ("x", "x0", "influence", "predictions"):
+            value, expected = getattr(own, name), getattr(other, name)
+            assert value.shape == expected.shape and value.dtype == np.float32
+            np.testing.assert_allclose(value, expected, atol=CLOSE * expected.std() + 1e-6)
+    np.testing.assert_array_equal(device.generate(mask=mask, text=TEXT, steps=4, batch=2).latents, ours.latents)
+
+
+def test_runs_of_one_structure_share_a_loop_and_do_not_disturb_each_other(bundle, mask):
+    pipeline = on_device(bundle)
+    first = pipeline.generate(mask=mask, text=TEXT, steps=4)
+    other = pipeline.generate(
+        mask=mask[::-1].copy(), text="A woman.", steps=4, seed=3, influence=Influence("none", 1.0)
+    )
+    again = pipeline.generate(mask=mask, text=TEXT, steps=4)
+    assert len(pipeline._runner._loops) == 1 and difference(other, first) > 0.1
+    np.testing.assert_array_equal(first.latents, again.latents)
+    pipeline.generate(mask=mask, text=TEXT, steps=5)
+    pipeline.generate(mask=mask, text=TEXT, steps=4, eta=0.0)
+    assert len(pipeline._runner._loops) == 3
+
+
+def test_half_precision_keeps_latents_in_fp32_and_stays_near(bundle, mask, pipeline):
+    reference = pipeline.generate(mask=mask, text=TEXT, steps=4)
+    for precision, limit in (("fp16", 0.02), ("bf16", 0.15)):
+        half = on_device(bundle, precision=precision).generate(mask=mask, text=TEXT, steps=4)
+        assert half.record["precision"] == precision and half.latents.dtype == np.float32
+        error = (half.latents - reference.latents).std() / reference.latents.std()
+        assert CLOSE < error < limit
+
+
+def test_memory_that_runs_out_is_told_with_the_remedy(bundle, monkeypatch):
+    pipeline = on_device(bundle)
+
+    def full(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore")
+
+    monkeypatch.setattr("cdiff_rt.gpu.runner.Loop", full)
+    with pytest.raises(OutOfResource, match="Tried to allocate 2 GiB; choose a smaller batch"):
+        pipeline.generate(text=TEXT, steps=1)
