@@ -71,7 +71,8 @@ def usage(cubin: bytes) -> Usage:
         code = tool("nvdisasm", str(path))
     opcodes = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\d+\s+)?([A-Z][A-Z0-9_.]+)", code)
     assert opcodes, "nvdisasm has printed no instruction"
-    return Usage(*(int(resources[name]) for name in ("REG", "STACK", "SHARED", "LOCAL")), Counter(opcodes))
+    registers, stack, shared, local = (int(resources[name]) for name in ("REG", "STACK", "SHARED", "LOCAL"))
+    return Usage(registers, stack, shared, local, Counter(opcodes))
 
 
 def tool(name: str, *arguments: str) -> str:

@@ -1,8 +1,10 @@
 """The kernel, without a GPU: interpreted, compiled and executed as PTX, and counted as machine code; and with one."""
 
+import importlib.util
 import os
 import subprocess
 import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,7 @@ import pytest
 import torch
 
 from cdiff_rt.gpu import kernel
-from cdiff_rt.gpu.fused_step import LARGEST
+from cdiff_rt.gpu.fused_step import LARGEST, on_cuda
 from tests.gpu import ptx, sass
 from tests.gpu.test_fused_step import BRAIN, HALF, SINGLE, TYPES, check_results, expected, step
 
@@ -18,47 +20,50 @@ CAPABILITIES = (80, 86, 89, 90, 100, 120)
 CHANGED = ("x", "hist", "weights")
 
 
-def named_arguments(jitted, args):
-    return dict(zip(jitted.arg_names, args, strict=False))
+@dataclass
+class Launch:
+    """Stands in for the jitted kernel and keeps what it was launched with."""
 
-
-class Simulated:
-    """Stands in for a jitted kernel: a launch is compiled for a GPU, and the PTX executed on the arguments."""
-
-    def __init__(self, jitted, capability):
-        self.jitted, self.capability, self.memory = jitted, capability, ptx.Memory()
+    grid: tuple = ()
+    args: tuple = ()
+    options: dict = field(default_factory=dict)
 
     def __getitem__(self, grid):
-        def run(*args, **options):
-            built = sass.compiled(self.jitted, self.capability, grid, args, options)
-            kinds = built.src.signature
-            given = {
-                name: arg for name, arg in named_arguments(self.jitted, args).items() if kinds[name] != "constexpr"
-            }
-            ptx.execute(built.asm["ptx"], grid, [self.parameter(*item) for item in given.items()], self.memory)
+        def record(*args, **options):
+            self.grid, self.args, self.options = grid, args, options
 
-        return run
-
-    def parameter(self, name, value):
-        if isinstance(value, int):
-            return value
-        storage = torch.tensor([], dtype=torch.uint8).set_(value.untyped_storage()).numpy()
-        return self.memory.place(name, storage) + value.storage_offset() * value.element_size()
-
-
-def simulate(module, one, capability=90):
-    """The step through `module.launch`; the memory that it went through."""
-    simulated = Simulated(module.fuse_step_kernel, capability)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "fuse_step_kernel", simulated)
-        launch(module, one)
-    return simulated.memory
+        return record
 
 
 def launch(module, one):
-    names = ("hist", "noise", "weights")
-    given = {name: part for name, part in one.tensors.items() if name not in names}
-    module.launch(**given, **{name: getattr(one, name) for name in names}, boosted=one.adjust.boost is not None)
+    """The step through `module.launch`."""
+    given = dict(one.tensors)
+    optional = {name: given.pop(name) for name in ("hist", "noise", "weights")}
+    module.launch(**given, **optional, boosted=one.adjust.boost is not None)
+
+
+def compiled(module, one, capability=90):
+    """The kernel that the step would launch, and the launch."""
+    wanted = Launch()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "fuse_step_kernel", wanted)
+        launch(module, one)
+    return sass.compiled(module.fuse_step_kernel, capability, wanted.grid, wanted.args, wanted.options), wanted
+
+
+def simulate(module, one, capability=90):
+    """Takes the step by executing the compiled PTX; the memory that it went through."""
+    built, wanted = compiled(module, one, capability)
+    memory = ptx.Memory()
+    parameters = []
+    for (name, kind), value in zip(built.src.signature.items(), wanted.args, strict=False):
+        if isinstance(value, torch.Tensor):
+            storage = torch.tensor([], dtype=torch.uint8).set_(value.untyped_storage()).numpy()
+            parameters.append(memory.place(name, storage) + value.storage_offset() * value.element_size())
+        elif kind != "constexpr":  # None and 1 are
+            parameters.append(value)
+    ptx.execute(built.asm["ptx"], wanted.grid, parameters, memory)
+    return memory
 
 
 def check_step(module, one, capability=90):
@@ -74,7 +79,7 @@ def check_step(module, one, capability=90):
         inside = inside.repeat(part.element_size())
         writes = inside * (name in CHANGED)
         np.testing.assert_array_equal(memory[name].writes, writes, f"how often bytes of {name} are written")
-        if name != "numbers":
+        if name != "numbers":  # which every thread reads
             reads = inside * (name != "weights")
             np.testing.assert_array_equal(memory[name].reads, reads, f"how often bytes of {name} are read")
 
@@ -108,27 +113,185 @@ def test_ptx_without_a_part(without):
     check_step(kernel, step(2, (16, 16), **dict.fromkeys(without, False)))
 
 
-def test_ptx_of_the_embedded_models_step():
-    check_step(kernel, step(2, (16, 16), channels=16, predicted=HALF, weights=False))
+@pytest.mark.parametrize("latent", [(16, 16), (13, 17)])
+def test_ptx_of_many_channels(latent):
+    check_step(kernel, step(2, latent, channels=16, predicted=HALF))
 
 
-@pytest.mark.parametrize("boosted", [False, True])
-@pytest.mark.parametrize("storage", [HALF, SINGLE])  # of bf16 the interpreter truncates what it stores
-@pytest.mark.parametrize("modalities", [1, 3])
-def test_interpreted(modalities, storage, boosted):
-    code = f"""
+def test_interpreted():
+    """But not of bf16: the interpreter truncates what it stores."""
+    code = """
 import torch
 from cdiff_rt.gpu import kernel
-from tests.gpu.test_fused_step import check_results, expected, step
+from tests.gpu.test_fused_step import HALF, SINGLE, check_results, expected, step
 from tests.gpu.test_kernel import launch
-assert "Interpreted" in type(kernel.fuse_step_kernel).__name__
-one = step({modalities}, (19, 19), stored={storage}, predicted={storage}, boosted={boosted})
-want = expected(one)
-launch(kernel, one)
-check_results(one, want)
-print("agrees")
+
+for modalities, storage, boosted in ((1, SINGLE, False), (3, SINGLE, True), (2, HALF, False), (5, HALF, True)):
+    one = step(modalities, (19, 19), stored=storage, predicted=storage, boosted=boosted)
+    want = expected(one)
+    launch(kernel, one)
+    check_results(one, want)
+print("agrees:", type(kernel.fuse_step_kernel).__name__)
 """
+    command = [sys.executable, "-c", code]
     environment = os.environ | {"TRITON_INTERPRET": "1"}
     root = Path(__file__).parents[2]
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, env=environment)
-    assert done.stdout == "agrees\n", done.stderr
+    done = subprocess.run(command, capture_output=True, check=False, text=True, cwd=root, env=environment)
+    assert done.stdout == "agrees: InterpretedFunction\n", done.stderr
+
+
+def test_the_operation_on_cuda_is_one_launch(monkeypatch):
+    wanted = Launch()
+    monkeypatch.setattr(kernel, "fuse_step_kernel", wanted)
+    one = step(2, (64, 64), batch=4, predicted=HALF, stored=HALF, weights=False)
+    outs, logits, *others = one.tensors.values()
+    on_cuda(outs, logits, *others, True)
+    assert wanted.grid == (4096 // 1024, 4)
+    assert wanted.args == (*one.tensors.values(), outs.stride(0), logits.stride(0), 4096, 3)
+    assert wanted.options == {"M": 2, "C": 3, "BOOSTED": True, "BLOCK": 1024, "num_warps": 4, "enable_fp_fusion": True}
+
+
+@pytest.mark.parametrize(("size", "widest", "block"), [(1, 4, (128, 1)), (256, 2, (256, 1)), (221, 4, (256, 2))])
+def test_small_latents_take_small_blocks(size, widest, block):
+    assert kernel.blocking(size, widest) == block
+
+
+def of_half(modalities, latent=(64, 64)):
+    return step(modalities, latent, stored=HALF, predicted=HALF, hist=False, weights=False)
+
+
+def used(module, one, capability=90):
+    return sass.usage(compiled(module, one, capability)[0].asm["cubin"])
+
+
+def check_budget(usage, modalities):
+    """Of three channels: logits, predictions, x and noise of 8 pixels at once, no more; everything in registers."""
+    assert usage.count("LDG.E.128") == modalities + 3 * modalities + 6
+    assert usage.count("LDG.E.64", "LDG.E.U16") == 0
+    assert usage.count("STG") == usage.count("STG.E.128") == 3
+    assert usage.registers <= 96
+    check_nothing_spills(usage)
+
+
+def check_nothing_spills(usage):
+    assert usage.stack == usage.shared == usage.local == 0
+    assert usage.count("LDL", "STL", "LDS", "STS", "BAR") == 0
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("modalities", [2, 3, 4])
+def test_machine_code_keeps_its_budget(modalities, capability):
+    check_budget(used(kernel, of_half(modalities), capability), modalities)
+
+
+@pytest.mark.parametrize("latent", [(17, 13), (4, 50)])
+def test_unaligned_latents_are_read_pixel_by_pixel(latent):
+    usage = used(kernel, of_half(2, latent))
+    assert usage.count("LDG.E.U16") == 8 * (2 + 6 + 6)
+    assert usage.count("LDG.E.128") == 0
+    check_nothing_spills(usage)
+    with pytest.raises(AssertionError):
+        check_budget(usage, 2)
+
+
+def test_single_precision_latents_need_no_shared_memory():
+    usage = used(kernel, step(2, (64, 64), predicted=HALF, hist=False, weights=False))
+    assert (usage.count("LDG.E.64"), usage.count("LDG.E.128"), usage.count("STG.E.128")) == (2 + 6, 6, 3)
+    check_nothing_spills(usage)
+
+
+MUTANTS = {
+    "no subtraction of the largest": ("tl.exp(score - largest)", "tl.exp(score)", "x"),
+    "no normalisation": ("scale = 1.0 / total", "scale = 1.0", "x"),
+    "sharpness forgotten": ("sharpness * logit for", "logit for", "x"),
+    "gain of the first modality for all": ("GAINS + m)", "GAINS)", "x"),
+    "remainder forgotten": ("* remainder", "* 0.0", "x"),
+    "factors forgotten": ("with_remainder * tl.load(numbers + FACTORS + m)", "with_remainder", "x"),
+    "boost forgotten": ("if BOOSTED:", "if not BOOSTED:", "x"),
+    "wrong column": ("numbers + C_HIST)", "numbers + C_NOISE)", "x"),
+    "noise forgotten": ("c_noise * read(noise + here, inside)", "0.0", "x"),
+    "hist of the next x": ("(d_x * now + d_out * out)", "(d_x * following + d_out * out)", "hist"),
+    "hist not written": (
+        "(d_x * now + d_out * out).to(hist.dtype.element_ty), mask=inside",
+        "0.0, mask=pixel < 0",
+        "hist",
+    ),
+    "predictions at the stride of logits": ("at(m, outs_stride)", "at(m, logits_stride)", "x"),
+    "weights of the first modality for all": ("pixel, shares[m], mask", "pixel, shares[0], mask", "weights"),
+    "channels without a batch": ("image = b * channels", "image = b", "race"),
+    "unmasked store": ("following.to(x.dtype.element_ty), mask=inside", "following.to(x.dtype.element_ty)", "race"),
+    "unmasked load": ("tl.load(pointers, mask=inside, other=0.0)", "tl.load(pointers)", "race|out of bounds"),
+    "overlapping blocks": ("tl.program_id(0) * BLOCK", "tl.program_id(0) * (BLOCK // 2)", "race"),
+    "logits read again": (
+        "now = read(x + here, inside)",
+        "now = read(x + here, inside) + 0.0 * read(logits + b * size + pixel, inside)",
+        "logits are read",
+    ),
+    "gaps read": ("at(m, logits_stride) + b", "at(m, logits_stride) + b + 1", "x"),
+}
+
+
+@pytest.mark.parametrize(("old", "new", "words"), MUTANTS.values(), ids=MUTANTS)
+def test_a_planted_fault_is_found(old, new, words, tmp_path):
+    def one():
+        return step(3, (30, 35), padded=True, predicted=HALF, boosted=True)
+
+    check_step(kernel, one())
+    with pytest.raises((AssertionError, ptx.Fault), match=words):
+        check_step(mutant(old, new, tmp_path), one())
+
+
+def mutant(old, new, folder):
+    source = Path(kernel.__file__).read_text()
+    assert source.count(old) == 1
+    path = folder / "mutant.py"  # Triton reads a kernel's source from its file
+    path.write_text(source.replace(old, new))
+    spec = importlib.util.spec_from_file_location("mutant", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_logits_read_again_break_the_budget(tmp_path):
+    old, new, _ = MUTANTS["logits read again"]
+    with pytest.raises(AssertionError):
+        check_budget(used(mutant(old, new, tmp_path), of_half(2)), 2)
+
+
+@pytest.mark.parametrize(("offset", "words"), [(8, "misaligned 16-byte load"), (64, "out of bounds"), (-16, "nothing")])
+def test_a_wrong_address_is_found(offset, words):
+    memory = ptx.Memory()
+    address = memory.place("x", np.zeros(64, np.uint8))
+    memory.find(np.array([address, address + 48]), 16, "load")
+    with pytest.raises(ptx.Fault, match=words):
+        memory.find(np.array([address + offset]), 16, "load")
+
+
+def test_ptx_that_is_not_known_is_not_guessed():
+    text = ".visible .entry k(\n.param .u32 k_param_0\n)\n.reqntid 32\n{\n bra $L;\n}"
+    with pytest.raises(NotImplementedError, match="bra"):
+        ptx.execute(text, (1, 1), [0], ptx.Memory())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+class TestOnADevice:
+    @pytest.mark.parametrize(("stored", "predicted"), TYPES)
+    def test_it_computes_the_step(self, stored, predicted):
+        for modalities in range(1, LARGEST + 1):
+            self.check(step(modalities, (64, 64), stored=stored, predicted=predicted))
+
+    @pytest.mark.parametrize("latent", [(1,), (221,), (11, 100), (4, 8, 16)])
+    @pytest.mark.parametrize("padded", [False, True])
+    def test_of_any_latent(self, latent, padded):
+        self.check(step(3, latent, stored=BRAIN, predicted=HALF, channels=16, padded=padded, boosted=True))
+
+    @pytest.mark.parametrize("without", [("hist",), ("noise",), ("weights",), ("hist", "noise", "weights")])
+    def test_without_a_part(self, without):
+        self.check(step(2, (16, 16), **dict.fromkeys(without, False)))
+
+    def check(self, one):
+        want = expected(one)
+        there = one.on("cuda")
+        there.run()
+        check_results(there, want)
