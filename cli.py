@@ -5,50 +5,18 @@ import sys
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn, Self
+from typing import Any, Literal
 
 import click
 
 from cdiff_rt import __version__
-from cdiff_rt.errors import BadEnvironment, CdiffError
+from cdiff_rt.errors import BadEnvironment
+from cdiff_rt.terminal import Commands, OneLine, Progress, given
 
 PATH = click.Path(path_type=Path)
 DECAYS, ROUNDINGS, PRECISIONS = ("none", "linear", "cosine"), ("truncate", "nearest"), ("fp16", "fp32")
-BACKEND_HELP = "onnxruntime or torch; `cdiff-rt doctor` says which work here."
-
-
-class Commands(click.Group):
-    """Prints every error as one line and ends with its exit code; `--debug` shows the traceback instead."""
-
-    def main(self, *args: Any, **kwargs: Any) -> Any:
-        try:
-            result = super().main(*args, **kwargs | {"standalone_mode": False})
-        except CdiffError as error:
-            fail(str(error), error.exit_code)
-        except MemoryError:
-            fail("memory: it ran out; choose a smaller batch", 6)
-        except click.exceptions.NoArgsIsHelpError as error:
-            error.show()
-            sys.exit(2)
-        except click.UsageError as error:
-            path = error.ctx.command_path if error.ctx else "cdiff-rt"
-            fail(f"{error.format_message().rstrip('.')}; see `{path} --help`", 2)
-        except (KeyboardInterrupt, click.Abort):
-            fail("interrupted", 130)
-        sys.exit(result if isinstance(result, int) else 0)
-
-
-def fail(message: str, code: int) -> NoReturn:
-    if "--debug" in sys.argv:
-        logging.getLogger("cdiff_rt").exception("the error came from")
-    click.echo("error: " + " ".join(message.split()), err=True)
-    sys.exit(code)
-
-
-class OneLine(logging.Formatter):
-    def formatMessage(self, record: logging.LogRecord) -> str:
-        kind = "warning" if record.levelno >= logging.WARNING else "note"
-        return f"{kind}: {' '.join(super().formatMessage(record).split())}"
+BACKEND_HELP = "`cdiff-rt doctor` lists them and says which work here."
+ENGINE_PRECISIONS = ("fp16", "bf16", "fp32")
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -92,6 +60,8 @@ Examples:
 @click.option("--keep", type=PATH, help="A black and white PNG: white is kept.")
 @click.option("--rounding", type=click.Choice(ROUNDINGS), default="truncate", show_default=True, help="Of pixels.")
 @click.option("--backend", default="onnxruntime", show_default=True, help=BACKEND_HELP)
+@click.option("--precision", type=click.Choice(ENGINE_PRECISIONS), help="Of engines on a GPU. Default: the backend's.")
+@click.option("--fused-step", is_flag=True, help="On a GPU: one engine for the whole step, see docs/gpu.md.")
 @click.option("--model", default="faces-128", show_default=True, help="An embedded model's name or a bundle's folder.")
 @click.option("--save-influence", is_flag=True, help="Also write each condition's influence, step by step.")
 @click.option("--save-steps", is_flag=True, help="Also write x_t, the predicted image and each branch, step by step.")
@@ -106,6 +76,8 @@ def generate(
     inpaint: Path | None,
     keep: Path | None,
     backend: str,
+    precision: Literal["fp16", "bf16", "fp32"] | None,
+    fused_step: bool,
     model: str,
     force: bool,
     **options: Any,
@@ -128,8 +100,8 @@ def generate(
     kinds = [kind for kind in (InfluenceRecorder, StepsRecorder) if saving.pop(kind.suffix[1:])]
     if out.suffix != ".npz":  # before the model loads; what it writes, unless its latents are the data
         check_free(output_paths(out, options["seed"], numbers), recorders=kinds, force=force, **saving)
-    pipeline = Pipeline.from_pretrained(model, backend=backend)
-    given = {name: value for name, value in changed.items() if value is not None}
+    pipeline = Pipeline.from_pretrained(model, backend=backend, precision=precision, fused_step=fused_step)
+    asked = {name: value for name, value in changed.items() if value is not None}
     with ExitStack() as stack:
         recorders: list[Recorder] = [stack.enter_context(kind(out, pipeline.decode)) for kind in kinds]
         with Progress(options["steps"], "denoising") as progress:
@@ -140,7 +112,7 @@ def generate(
                     recorder(state)
 
             result = pipeline.generate(
-                influence=replace(pipeline.manifest.influence, **given) if given else None,
+                influence=replace(pipeline.manifest.influence, **asked) if asked else None,
                 inpaint=Inpainting(inpaint, keep) if inpaint and keep else None,
                 callback_on_step_end=after_step,
                 **options,
@@ -165,122 +137,151 @@ def all_conditions(named: dict[str, Any], others: tuple[str, ...]) -> dict[str, 
     return conditions
 
 
-class Progress:
-    """A bar on a terminal from the first step on, nothing elsewhere."""
-
-    def __init__(self, length: int, label: str) -> None:
-        hidden = not sys.stderr.isatty() or not logging.getLogger("cdiff_rt").isEnabledFor(logging.INFO)
-        self._bar = click.progressbar(length=max(length, 1), label=label, file=sys.stderr, hidden=hidden)
-        self._begun = False
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __call__(self) -> None:
-        """One more is done."""
-        if not self._begun:
-            self._begun = bool(self._bar.__enter__())
-        self._bar.update(1)
-
-    def __exit__(self, *error: object) -> None:
-        if self._begun:
-            self._bar.render_finish()
-
-
 @main.command(
     epilog="""\b
 Examples:
   cdiff-rt export --checkpoint 512_codiff_mask_text.ckpt --out collaborative-512/
-  cdiff-rt export --checkpoint 512_codiff_mask_text.ckpt --checkpoint my_512_text.ckpt --out mine/"""
+  cdiff-rt export --checkpoint 512_codiff_mask_text.ckpt --checkpoint my_512_text.ckpt --out mine/
+  cdiff-rt export --model faces-128 --target tensorrt-rtx"""
 )
 @click.option(
     "--checkpoint",
     "checkpoints",
     type=PATH,
     multiple=True,
-    required=True,
     help="A published checkpoint, or a recipe's. A later one replaces the branch of an earlier one.",
 )
-@click.option(
-    "--out", type=PATH, required=True, help="The bundle's folder, or a .safetensors file; must not exist yet."
-)
+@click.option("--out", type=PATH, help="The bundle's folder, or a .safetensors file; must not exist yet.")
 @click.option("--precision", type=click.Choice(PRECISIONS), default="fp16", show_default=True, help="Of the weights.")
 @click.option("--diffuser-input", type=click.Choice(("x_t", "prediction")), help="What dynamic diffusers look at.")
 @click.option(
     "--freeu", metavar="NAME=B1,B2,S1,S2", multiple=True, help="FreeU on a branch, e.g. text=1.1,1.2,0.9,0.2."
 )
+@click.option("--head-multiple", type=click.IntRange(1, 64), help="Pad heads. Default: 16 with --target, else 1.")
+@click.option("--model", help="Instead of --checkpoint and --out: a bundle that is there, by its name or folder.")
+@click.option("--target", type=click.Choice(("tensorrt", "tensorrt-rtx")), help="Also build engines for this backend.")
 @click.option(
-    "--head-multiple", type=click.IntRange(1, 64), default=1, help="Pad heads for fused attention, e.g. to 8."
+    "--compute-capability", metavar="8.6,8.9", help="Of their GPUs. Default: this one's; for RTX 8.6,8.9,12.0."
 )
-def export(checkpoints: tuple[Path, ...], out: Path, freeu: tuple[str, ...], **settings: Any) -> None:
-    """Turn trained weights into a bundle: ONNX networks, weights, manifest."""
+@click.option("--engine-precision", type=click.Choice(ENGINE_PRECISIONS), default="fp16", show_default=True)
+@click.option(
+    "--engine-batch", type=click.IntRange(1), multiple=True, default=(1,), help="Images at a time. Default: 1."
+)
+@click.option("--fused-step", is_flag=True, help="Also build an engine of the whole step.")
+def export(
+    checkpoints: tuple[Path, ...],
+    out: Path | None,
+    freeu: tuple[str, ...],
+    head_multiple: int | None,
+    model: str | None,
+    target: str | None,
+    compute_capability: str | None,
+    engine_precision: Literal["fp16", "bf16", "fp32"],
+    engine_batch: tuple[int, ...],
+    fused_step: bool,
+    **settings: Any,
+) -> None:
+    """Turn trained weights into a bundle: ONNX networks, weights, manifest. Or a bundle into engines for GPUs."""
+    check_export(bool(checkpoints), out, model, target)
     try:
         from cdiff_rt.export.bundle import export_checkpoint, read_freeu
+        from cdiff_rt.export.engines import build_engines
     except ModuleNotFoundError as error:
         remedy = "run `pip install '.[export]'` in the checkout"
         raise BadEnvironment("export", f"{error.name} is not installed", remedy) from None
+    from cdiff_rt.manifest import Bundle
+    from cdiff_rt.pipeline import find_model
 
-    report = export_checkpoint(checkpoints, out, freeu=read_freeu(freeu), **settings)
-    for network, difference in report.items():
-        click.echo(f"{network:20} onnxruntime against torch: relative error {difference:.1e}")
-    click.echo(out)
+    if out:
+        multiple = head_multiple or (16 if target else 1)
+        report = export_checkpoint(checkpoints, out, freeu=read_freeu(freeu), head_multiple=multiple, **settings)
+        for network, difference in report.items():
+            click.echo(f"{network:20} onnxruntime against torch: relative error {difference:.1e}")
+        click.echo(out)
+    if target:
+        bundle, capabilities = Bundle.open(find_model(model or str(out))), (compute_capability or "").split(",")
+        how = {"precision": engine_precision, "batches": engine_batch, "fused": fused_step}
+        for line in build_engines(bundle, target, [c for c in capabilities if c], **how):  # type: ignore[arg-type]
+            click.echo(line)
+
+
+def check_export(checkpoints: bool, out: Path | None, model: str | None, target: str | None) -> None:
+    """Options that contradict each other, or would be ignored in silence."""
+    if not (checkpoints and out and not model or model and target and not checkpoints and not out):
+        raise click.UsageError("give --checkpoint and --out, or --model and --target")
+    if out and out.suffix == ".safetensors" and target:
+        raise click.UsageError("--target needs a bundle: name a folder as --out")
+    stray = None if target else given(("compute_capability", "engine_precision", "engine_batch", "fused_step"))
+    if stray:
+        raise click.UsageError(f"{stray} goes with --target")
+    stray = given(("precision", "diffuser_input", "freeu", "head_multiple")) if model else None
+    if stray:
+        raise click.UsageError(f"{stray} goes with --checkpoint")
 
 
 @main.command(
     epilog="""\b
 Examples:
   cdiff-rt bench --repeats 20 --json bench.json
-  cdiff-rt bench --quality --pairs 20 --images judged/"""
+  cdiff-rt bench --suite gpu
+  cdiff-rt bench --quality --pairs 20 --images judged/
+  cdiff-rt bench --budget"""
 )
 @click.option("--model", default="faces-128", show_default=True, help="An embedded model's name or a bundle's folder.")
-@click.option("--backend", "backends", multiple=True, help="Default: all that work here; for quality onnxruntime.")
+@click.option("--backend", "backends", multiple=True, help="Default: all on the CPU; for quality onnxruntime.")
 @click.option("--steps", type=int, default=50, show_default=True, help="Denoising steps of an image.")
-@click.option("--batch", type=int, default=1, show_default=True, help="Images at a time.")
+@click.option("--suite", type=click.Choice(("cpu", "gpu")), default="cpu", show_default=True, help="What is timed.")
+@click.option("--batch", type=int, help="Images at a time. Default: 1; on a GPU 1, 2, 4 and 8 in turn.")
 @click.option(
     "--repeats", type=click.IntRange(min=3), default=10, show_default=True, help="Counted runs of each backend."
 )
 @click.option("--quality", is_flag=True, help="Measure how well images follow their conditions, not the time.")
 @click.option("--pairs", type=click.IntRange(min=2), default=200, show_default=True, help="For quality: how many.")
 @click.option("--images", type=PATH, help="For quality: also write all images into this folder.")
+@click.option("--budget", is_flag=True, help="Count a step's launches, bytes and operations on a GPU; needs none.")
 @click.option("--json", "json_file", type=PATH, help="Also write all figures to this file.")
 def bench(
-    model: str,
-    backends: tuple[str, ...],
-    steps: int,
-    batch: int,
-    repeats: int,
-    quality: bool,
-    pairs: int,
-    images: Path | None,
-    json_file: Path | None,
+    model: str, backends: tuple[str, ...], steps: int, quality: bool, budget: bool, json_file: Path | None, **more: Any
 ) -> None:
-    """Time the backends against eager PyTorch, or judge how well images follow their conditions."""
-    from cdiff_rt.bench.latency import compare
+    """Time ways of running a model, judge how well images follow their conditions, or count a step's work."""
+    from cdiff_rt.bench import budget as budgets
+    from cdiff_rt.bench import report
+    from cdiff_rt.bench.latency import compare_suite
     from cdiff_rt.bench.quality import examine
-    from cdiff_rt.bench.report import quality_table, table, write_json, write_quality
     from cdiff_rt.images import check_folder
 
-    check_fits(quality, ("batch", "repeats"), ("pairs", "images"))
+    if quality and budget:
+        raise click.UsageError("--quality and --budget are two measurements")
+    check_fits("budget" if budget else "quality" if quality else "time")
     if json_file:
         check_folder(json_file.parent)
-    if quality:
-        examination = examine(model, backends, steps=steps, pairs=pairs, images=images)
-        click.echo(quality_table(examination))
+    if budget:
+        counted = budgets.count(model)
+        click.echo(report.budget_table(counted))
         if json_file:
-            write_quality(examination, json_file)
-        return
-    result = compare(model, backends, steps=steps, batch=batch, repeats=repeats)
-    click.echo(table(result))
-    if json_file:
-        write_json(result, json_file)
+            report.write_budget(counted, json_file)
+    elif quality:
+        examination = examine(model, backends, steps=steps, pairs=more["pairs"], images=more["images"])
+        click.echo(report.quality_table(examination))
+        if json_file:
+            report.write_quality(examination, json_file)
+    else:
+        comparisons = []
+        for comparison in compare_suite(model, more["suite"], backends, steps, more["batch"], more["repeats"]):
+            click.echo(report.table(comparison) + "\n")
+            comparisons.append(comparison)
+        if json_file:
+            report.write_json(comparisons, json_file)
 
 
-def check_fits(quality: bool, for_time: tuple[str, ...], for_quality: tuple[str, ...]) -> None:
-    """Options of the other measurement would be ignored in silence."""
-    context = click.get_current_context()
-    for name in for_time if quality else for_quality:
-        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
-            raise click.UsageError(f"--{name} {'does not go' if quality else 'goes'} with --quality")
+def check_fits(measurement: str) -> None:
+    """Options of another measurement would be ignored in silence."""
+    stray = None if measurement == "time" else given(("suite", "batch", "repeats"))
+    if stray:
+        raise click.UsageError(f"{stray} does not go with --{measurement}")
+    stray = None if measurement == "quality" else given(("pairs", "images"))
+    if stray:
+        raise click.UsageError(f"{stray} goes with --quality")
 
 
 @main.command()

@@ -6,27 +6,33 @@ from pathlib import Path
 
 import numpy as np
 
+from cdiff_rt.bench.budget import Budget
 from cdiff_rt.bench.latency import Comparison
 from cdiff_rt.bench.quality import COLUMNS, CONFIDENCE, LABELS_KEPT, Examination, interval
 
 HEADER = "| backend | median ms | p90 | p99 | min-max | against torch | first image s | peak MiB |"
 
+VERSIONS = ("onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt_rtx", "torch", "numpy")
+
 
 def heading(machine: dict[str, str], settings: dict[str, int | str]) -> str:
     """One line that says on what something was measured."""
     listed = ", ".join(f"{key} {value}" for key, value in settings.items())
-    versions = ", ".join(f"{name} {machine[name]}" for name in ("onnxruntime", "torch", "numpy") if name in machine)
-    return f"{machine['cpu']}, {machine['cores']} cores; Python {machine['python']}, {versions}; {listed}"
+    versions = ", ".join(f"{name} {machine[name]}" for name in VERSIONS if name in machine)
+    gpu = f"{machine['gpu']} ({machine['compute capability']}); " if "gpu" in machine else ""
+    return f"{gpu}{machine['cpu']}, {machine['cores']} cores; Python {machine['python']}, {versions}; {listed}"
 
 
 def table(comparison: Comparison) -> str:
     """A Markdown table under one line that says on what it was measured."""
-    lines = [heading(comparison.machine, comparison.settings), "", HEADER]
-    lines.append("|---" * HEADER.count(" | ") + "|---|")
+    counted = any(timing.launches is not None for timing in comparison.timings)
+    header = HEADER + (" launches |" if counted else "")
+    lines = [heading(comparison.machine, comparison.settings), "", header]
+    lines.append("|---" * (header.count("|") - 1) + "|")
     for timing in comparison.timings:
         ratio = comparison.ratio(timing)
         cells = [
-            timing.backend,
+            timing.case,
             f"{timing.percentile(50):.0f}",
             f"{timing.percentile(90):.0f}",
             f"{timing.percentile(99):.0f}",
@@ -34,14 +40,21 @@ def table(comparison: Comparison) -> str:
             f"{ratio:.2f}x" if ratio else "-",
             f"{timing.load_s:.2f}",
             f"{timing.memory_mib:.0f}",
+            *([] if timing.launches is None else [str(timing.launches)]),
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def write_json(comparison: Comparison, path: Path) -> None:
-    timings = [asdict(timing) | {f"p{q}": timing.percentile(q) for q in (50, 90, 99)} for timing in comparison.timings]
-    data = {"machine": comparison.machine, "settings": comparison.settings, "timings": timings}
+def write_json(comparisons: list[Comparison], path: Path) -> None:
+    data = [
+        {
+            "machine": comparison.machine,
+            "settings": comparison.settings,
+            "timings": [asdict(t) | {f"p{q}": t.percentile(q) for q in (50, 90, 99)} for t in comparison.timings],
+        }
+        for comparison in comparisons
+    ]
     path.write_text(json.dumps(data, indent=1) + "\n")
 
 
@@ -81,3 +94,21 @@ def _plain(values: np.ndarray) -> list:
     rounded = values.round(4).astype(object)
     rounded[np.isnan(values)] = None
     return rounded.tolist()
+
+
+def budget_table(budget: Budget) -> str:
+    """A Markdown table: a step's launches, bytes and operations, and what the host does for an image."""
+    lines = [
+        f"{budget.model}, batch 1, {budget.steps} steps; engines: {budget.target}",
+        "",
+        "| way | launches per step | by the host per image | MB per step | GFLOP per step |",
+        "|---|---|---|---|---|",
+    ]
+    for row in budget.rows:
+        host = f"{row.launches * budget.steps:,}" if row.replays is None else f"{row.replays}, a replay"
+        lines.append(f"| {row.way} | {row.launches:,} | {host} | {row.bytes / 1e6:.1f} | {row.flops / 1e9:.2f} |")
+    return "\n".join(lines)
+
+
+def write_budget(budget: Budget, path: Path) -> None:
+    path.write_text(json.dumps(asdict(budget), indent=1) + "\n")

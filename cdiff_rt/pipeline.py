@@ -16,7 +16,7 @@ from cdiff_rt.inpainting import Inpainting
 from cdiff_rt.manifest import NAME, Bundle, Influence, Modality, sha256
 from cdiff_rt.modalities import KINDS, Condition
 from cdiff_rt.outputs import Generated
-from cdiff_rt.runs import Run, load_runner
+from cdiff_rt.runs import OnDevice, Run, load_runner
 from cdiff_rt.sampler import Callback, Known
 
 MODELS = Path(__file__).parent / "models"
@@ -39,19 +39,25 @@ def find_model(model: str | Path) -> Path:
 class Pipeline:
     """A bundle and a backend. Engines load at first use and stay loaded."""
 
-    def __init__(self, bundle: Bundle, backend: str = DEFAULT_BACKEND, *, precision: Precision | None = None) -> None:
+    def __init__(self, bundle: Bundle, backend: str = DEFAULT_BACKEND, on_device: OnDevice | None = None) -> None:
         self.bundle, self.manifest, self.backend = bundle, bundle.manifest, backend
-        self._runner = load_runner(bundle, backend, precision)
+        self._runner = load_runner(bundle, backend, on_device)
 
     @classmethod
     def from_pretrained(
-        cls, model: str | Path = DEFAULT_MODEL, *, backend: str = DEFAULT_BACKEND, precision: Precision | None = None
+        cls,
+        model: str | Path = DEFAULT_MODEL,
+        *,
+        backend: str = DEFAULT_BACKEND,
+        precision: Precision | None = None,
+        fused_step: bool = False,
     ) -> "Pipeline":
-        """`model` is the name of an embedded model or a bundle's folder; `precision` that of engines on a GPU.
+        """`model` is the name of an embedded model or a bundle's folder.
 
+        On a GPU, `precision` is that of the engines and `fused_step` takes one for the whole step (docs/gpu.md).
         Raises BadArtefact if the bundle isn't intact, BadEnvironment if the backend doesn't work here.
         """
-        return cls(Bundle.open(find_model(model)), backend, precision=precision)
+        return cls(Bundle.open(find_model(model)), backend, OnDevice(precision, fused_step))
 
     def generate(
         self,

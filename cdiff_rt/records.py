@@ -5,7 +5,7 @@ A missing field takes its default, which is what a file meant that was written b
 
 from dataclasses import MISSING, fields, is_dataclass
 from types import UnionType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 
 def from_json(kind: Any, value: Any, where: str) -> Any:
@@ -13,9 +13,9 @@ def from_json(kind: Any, value: Any, where: str) -> Any:
 
     Of a union, the one is meant that `value` fits.
     """
+    if get_origin(kind) in (UnionType, Union):
+        kind = next((part for part in get_args(kind) if _fits(part, value)), kind)
     parts, origin = get_args(kind), get_origin(kind)
-    if origin is UnionType:
-        kind = next((part for part in parts if _fits(part, value)), kind)
     if isinstance(kind, type) and is_dataclass(kind):
         return _record(kind, value, where)
     if origin is tuple and isinstance(value, list):
@@ -24,7 +24,7 @@ def from_json(kind: Any, value: Any, where: str) -> Any:
         return [from_json(parts[0], item, where) for item in value]
     if origin is dict and isinstance(value, dict):
         return {name: from_json(parts[1], item, f"{where}.{name}") for name, item in value.items()}
-    if (origin is Literal and value in parts) or _fits(kind, value):
+    if _fits(kind, value):
         return value
     raise TypeError(f"{where}: {value!r}")
 
@@ -32,6 +32,8 @@ def from_json(kind: Any, value: Any, where: str) -> Any:
 def _fits(kind: Any, value: Any) -> bool:
     if isinstance(kind, type) and is_dataclass(kind):
         return isinstance(value, dict) and _needed(kind) <= set(value) <= set(get_type_hints(kind))
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
     return type(value) is kind or (kind is float and type(value) is int)
 
 

@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from cdiff_rt.engines import BACKENDS, Engine, Precision, check_backend, check_precision, cores, load_engine
+from cdiff_rt.errors import BadRequest
 from cdiff_rt.experts import Experts
 from cdiff_rt.fusion import Adjustment
 from cdiff_rt.manifest import Bundle, Modality
@@ -81,12 +82,25 @@ class HostRunner:
                 yield Experts(names, engines, contexts, rows, pool.map)
 
 
-def load_runner(bundle: Bundle, backend: str, precision: Precision | None = None) -> Runner:
-    """Raises BadRequest for a backend or precision that isn't known, BadEnvironment if it doesn't work here."""
+@dataclass(frozen=True)
+class OnDevice:
+    """How a backend on a GPU runs."""
+
+    precision: Precision | None = None  # of its engines; None: the backend's default
+    fused_step: bool = False  # one engine for the whole step of a fixed set of experts, instead of one for each
+    graphs: bool = True  # whether the loop is recorded as a CUDA graph
+
+
+def load_runner(bundle: Bundle, backend: str, how: OnDevice | None = None) -> Runner:
+    """Raises BadRequest for a backend or setting that isn't known, BadEnvironment if it doesn't work here."""
+    how = how or OnDevice()
     check_backend(backend)
-    chosen = check_precision(backend, precision)
+    check_precision(backend, how.precision)
+    if how.fused_step and not BACKENDS[backend].fuses:
+        able = ", ".join(name for name, other in BACKENDS.items() if other.fuses)
+        raise BadRequest("fused_step", f"{backend} has no engine of the whole step", f"choose one of {able}")
     if BACKENDS[backend].device == "cpu":
         return HostRunner(bundle, backend)
     from cdiff_rt.gpu.runner import DeviceRunner
 
-    return DeviceRunner(bundle, backend, chosen)
+    return DeviceRunner(bundle, backend, how)

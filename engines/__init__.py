@@ -54,6 +54,9 @@ class DeviceEngine(Protocol):
     def close(self) -> None: ...
 
 
+ANY: tuple[Precision, ...] = ("fp16", "bf16", "fp32")
+
+
 @dataclass(frozen=True)
 class Backend:
     loader: str  # "module:function": (bundle, network, threads) -> Engine, or (bundle, network, placement) on a device
@@ -62,18 +65,21 @@ class Backend:
     parallel: bool = False  # whether its engines run side by side, each on its own threads
     device: Literal["cpu", "cuda"] = "cpu"
     precisions: tuple[Precision, ...] = ("fp32",)  # the first is the default
+    fuses: bool = False  # whether it has engines of the whole step
 
 
-ANY: tuple[Precision, ...] = ("fp16", "bf16", "fp32")
+def _cuda(loader: str, library: str, extra: str, precisions: tuple[Precision, ...] = ANY, **more: bool) -> Backend:
+    return Backend(loader, (library, "torch"), extra, device="cuda", precisions=precisions, **more)
+
+
 BACKENDS: dict[str, Backend] = {
     "onnxruntime": Backend("cdiff_rt.engines.ort:load", ("onnxruntime",), "cpu", parallel=True),
     "torch": Backend("cdiff_rt.engines.eager:load", ("torch", "safetensors"), "torch"),
-    "tensorrt": Backend("cdiff_rt.engines.trt:load_tensorrt", ("tensorrt", "torch"), "tensorrt", False, "cuda", ANY),
-    "tensorrt-rtx": Backend(
-        "cdiff_rt.engines.trt:load_rtx", ("tensorrt_rtx", "torch"), "tensorrt-rtx", False, "cuda", ANY
-    ),
-    "onnxruntime-cuda": Backend("cdiff_rt.engines.ort:load_cuda", ("onnxruntime", "torch"), "gpu", False, "cuda"),
-    "torch-cuda": Backend("cdiff_rt.engines.eager:load_device", ("torch", "safetensors"), "gpu", False, "cuda", ANY),
+    "tensorrt": _cuda("cdiff_rt.engines.trt:load_tensorrt", "tensorrt", "tensorrt", fuses=True),
+    "tensorrt-rtx": _cuda("cdiff_rt.engines.trt:load_rtx", "tensorrt_rtx", "tensorrt-rtx", fuses=True),
+    "onnxruntime-cuda": _cuda("cdiff_rt.engines.ort:load_cuda", "onnxruntime", "gpu", ("fp32",)),
+    "torch-cuda": _cuda("cdiff_rt.engines.eager:load_device", "safetensors", "torch"),
+    "torch-cuda-compiled": _cuda("cdiff_rt.engines.eager:load_compiled", "safetensors", "torch"),
 }
 
 

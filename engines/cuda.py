@@ -36,3 +36,11 @@ def compute_capability(device: int = 0) -> str:
         assert driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, device) == 0
         parts.append(str(value.value))
     return ".".join(parts)
+
+
+def device_name(device: int = 0) -> str:
+    """Such as "NVIDIA H100 80GB HBM3"; of a device that is there."""
+    driver, name = _driver(), ctypes.create_string_buffer(256)
+    assert driver is not None and why_no_device() is None
+    assert driver.cuDeviceGetName(name, len(name), device) == 0
+    return name.value.decode()

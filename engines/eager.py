@@ -40,9 +40,10 @@ class EagerDeviceEngine:
 
     capturable = True
 
-    def __init__(self, spec: NetworkSpec, network: str, module: nn.Module) -> None:
+    def __init__(self, spec: NetworkSpec, network: str, module: nn.Module, compiled: bool = False) -> None:
         self.spec, self._module = spec, module
-        self._function = part_functions(part_of(network), module)[network]
+        function = part_functions(part_of(network), module)[network]
+        self._function = torch.compile(function, dynamic=False) if compiled else function
         self._dtype = next(module.parameters()).dtype
 
     def bind(self, tensors: dict[str, Tensor]) -> Callable[[], None]:
@@ -83,10 +84,14 @@ def load(bundle: Bundle, network: str, threads: int) -> EagerEngine:
     return EagerEngine(bundle.manifest.networks[network], network, _module(bundle, network, "cpu", torch.float32))
 
 
-def load_device(bundle: Bundle, network: str, placement: Placement) -> EagerDeviceEngine:
+def load_compiled(bundle: Bundle, network: str, placement: Placement) -> EagerDeviceEngine:
+    return load_device(bundle, network, placement, compiled=True)
+
+
+def load_device(bundle: Bundle, network: str, placement: Placement, compiled: bool = False) -> EagerDeviceEngine:
     spec = device_spec(bundle.manifest.networks[network], network, placement)
     dtype = torch.float32 if runs_fp32(network) else DTYPES[placement.precision]
-    return EagerDeviceEngine(spec, network, _module(bundle, network, placement.device, dtype))
+    return EagerDeviceEngine(spec, network, _module(bundle, network, placement.device, dtype), compiled)
 
 
 def _module(bundle: Bundle, network: str, device: str, dtype: torch.dtype) -> nn.Module:

@@ -328,7 +328,7 @@ def test_a_modality_that_is_left_out_leaves_the_rest(mask_file, out):
         (["--checkpoint", __file__, "--freeu", "text=1,2"], 2, "write NAME=B1,B2,S1,S2"),
         (["--checkpoint", __file__, "--freeu", "text=1,2,3,nan"], 2, "write NAME=B1,B2,S1,S2"),
         (["--checkpoint", __file__, "--precision", "int8"], 2, "'int8' is not one of"),
-        ([], 2, "Missing option '--checkpoint'"),
+        ([], 2, "give --checkpoint and --out, or --model and --target"),
     ],
     ids=str,
 )
@@ -424,7 +424,9 @@ def test_images_without_quality_are_exit_code_2(out):
 
 
 @pytest.mark.parametrize(
-    "options", [["--pairs", 200], ["--quality", "--batch", 2], ["--quality", "--repeats", 10]], ids=str
+    "options",
+    [["--pairs", 200], ["--quality", "--batch", 2], ["--quality", "--repeats", 10], ["--quality", "--suite", "gpu"]],
+    ids=str,
 )
 def test_options_of_the_other_measurement_are_exit_code_2(options):
     check_refused(run("bench", "--model", "no-such", *options), 2, options[-2], "--quality")

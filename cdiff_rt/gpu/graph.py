@@ -14,16 +14,17 @@ log = logging.getLogger("cdiff_rt")
 class Captured:
     """`work` reads and writes buffers that stay in place and whose owner owns this. Calling it does the work."""
 
-    def __init__(self, work: Work, device: torch.device, *, name: str, capturable: bool) -> None:
+    def __init__(self, work: Work, device: torch.device, *, name: str, record: bool | None) -> None:
+        """`record` is whether to record; None means that this work can't be, which is then said."""
         self._work = work
         self.graph: torch.cuda.CUDAGraph | None = None
         if device.type != "cuda":
             return
         work()  # warm-up: libraries allocate and choose their kernels now, not while it is recorded
         torch.cuda.synchronize(device)
-        if capturable:
+        if record:
             self._record(name)
-        else:
+        elif record is None:
             log.info("%s: this backend's work cannot be recorded as a CUDA graph; it is launched each time", name)
 
     def _record(self, name: str) -> None:

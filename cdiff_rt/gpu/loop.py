@@ -5,7 +5,8 @@ launches work and nothing else, and new weights of the fusion or another schedul
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -14,6 +15,9 @@ from cdiff_rt.engines import DeviceEngine
 from cdiff_rt.gpu.buffers import dtype_of, shape_of, stacked
 from cdiff_rt.gpu.fused_step import WIDTH, fuse_step
 from cdiff_rt.gpu.graph import Captured, side_by_side
+from cdiff_rt.manifest import TensorSpec
+
+Advance = Callable[[int, bool], None]
 
 
 @dataclass(frozen=True)
@@ -39,8 +43,6 @@ class Buffers:
     rows: list[Tensor]  # per modality [S, E_m]
     row: list[Tensor]  # per modality [1, E_m], the current step's
     contexts: list[Tensor]  # per modality [B, T_m, K_m]
-    outs: Tensor  # [M, B, C, *latent]
-    logits: Tensor  # [M, B, 1, *latent]
     weights: Tensor  # [M, B, 1, *latent], the influence functions of a step that somebody watches
     hist: Tensor | None  # [B, C, *latent]
     noise: Tensor | None  # [S, B, C, *latent]
@@ -48,28 +50,20 @@ class Buffers:
     free: Tensor | None  # [*latent], 0 where something is known, else 1
 
 
-def allocate(plan: Plan, engines: Sequence[DeviceEngine], device: torch.device) -> Buffers:
-    """Buffers for engines of one precision."""
-    count, latent = len(engines), (plan.batch, *plan.latent_shape)
-    scalar = (plan.batch, 1, *plan.latent_shape[1:])
-    inputs = [{tensor.name: tensor for tensor in engine.spec.inputs} for engine in engines]
-    out, logit = engines[0].spec.outputs
+def allocate(plan: Plan, rows: Sequence[TensorSpec], contexts: Sequence[TensorSpec], device: torch.device) -> Buffers:
+    """Buffers for a plan; `rows` and `contexts` are what the engines take of each modality."""
+    latent, sizes = (plan.batch, *plan.latent_shape), {"batch": plan.batch}
 
     def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.zeros(shape, dtype=dtype, device=device)
 
-    rows = [(shape_of(of["rows"], {})[1], dtype_of(of["rows"])) for of in inputs]
     return Buffers(
         x=zeros(*latent),
         numbers=zeros(plan.steps, WIDTH),
-        rows=[zeros(plan.steps, width, dtype=dtype) for width, dtype in rows],
-        row=[zeros(1, width, dtype=dtype) for width, dtype in rows],
-        contexts=[
-            zeros(*shape_of(of["context"], {"batch": plan.batch}), dtype=dtype_of(of["context"])) for of in inputs
-        ],
-        outs=stacked(count, latent, dtype_of(out), device),
-        logits=stacked(count, scalar, dtype_of(logit), device),
-        weights=zeros(count, *scalar),
+        rows=[zeros(plan.steps, *shape_of(spec, sizes)[1:], dtype=dtype_of(spec)) for spec in rows],
+        row=[zeros(*shape_of(spec, sizes), dtype=dtype_of(spec)) for spec in rows],
+        contexts=[zeros(*shape_of(spec, sizes), dtype=dtype_of(spec)) for spec in contexts],
+        weights=zeros(len(rows), plan.batch, 1, *plan.latent_shape[1:]),
         hist=zeros(*latent) if plan.two_step else None,
         noise=zeros(plan.steps, *latent) if plan.noisy else None,
         known=zeros(plan.steps, *latent) if plan.known else None,
@@ -78,31 +72,30 @@ def allocate(plan: Plan, engines: Sequence[DeviceEngine], device: torch.device) 
 
 
 class Loop:
-    """Owns the buffers of a plan and the graph that was recorded on them. Fill `buffers`, then call `run`."""
+    """Owns the buffers of a plan and the graph that was recorded on them. Fill `buffers`, then call `run`.
 
-    def __init__(self, plan: Plan, engines: Sequence[DeviceEngine], device: torch.device) -> None:
-        self.plan = plan
-        self.buffers = b = allocate(plan, engines, device)
-        self._experts = [
-            engine.bind({"x": b.x, "rows": b.row[m], "context": b.contexts[m], "out": b.outs[m], "logit": b.logits[m]})
-            for m, engine in enumerate(engines)
-        ]
-        self._capturable = all(engine.capturable for engine in engines)
-        beside = device.type == "cuda" and self._capturable and len(engines) > 1
-        self._streams = [torch.cuda.Stream(device) for _ in engines] if beside else []
-        self._device = device
+    `advance(i, watched)` does step i in place and, if it is watched, leaves the influence functions in
+    `buffers.weights`; `outs` [M, B, C, *latent] are then the branches' own predictions, if there are any.
+    """
+
+    def __init__(
+        self, plan: Plan, buffers: Buffers, advance: Advance, outs: Tensor | None, record: bool | None
+    ) -> None:
+        """`record` is whether to record a CUDA graph; None means that an engine can't be recorded."""
+        self.plan, self.buffers, self.advance, self.outs = plan, buffers, advance, outs
+        self._record = record
         self._captured: Captured | None = None
 
     def run(self) -> None:
         """All steps, from the x_T in `buffers.x` to x_0 in its place: one replay, where graphs can be had."""
         if self._captured is None:
             start = self.buffers.x.clone()
-            self._captured = Captured(self.all_steps, self._device, name="the loop", capturable=self._capturable)
-            self.restart(start)
+            self._captured = Captured(self.all_steps, start.device, name="the loop", record=self._record)
+            self.restart(start)  # recording has moved the buffers
         self._captured()
 
     def restart(self, x: Tensor) -> None:
-        """Begins at the noise `x`; the recording's own warm-up has moved the buffers."""
+        """Begins at the noise `x`."""
         self.buffers.x.copy_(x)
         if self.buffers.hist is not None:
             self.buffers.hist.zero_()
@@ -111,7 +104,7 @@ class Loop:
         """What is recorded. It launches the same for every step, and writes to the buffers only."""
         for i in range(self.plan.steps):
             self.begin(i)
-            self.advance(i)
+            self.advance(i, False)
 
     def begin(self, i: int) -> None:
         """Puts what is known of x_t in its place."""
@@ -119,24 +112,56 @@ class Loop:
         if b.known is not None and b.free is not None:
             b.x.mul_(b.free).add_(b.known[i])
 
-    def advance(self, i: int, *, watched: bool = False) -> None:
-        """x_t -> the next x; `watched` also leaves the influence functions in `buffers.weights`."""
-        b = self.buffers
-        side_by_side([self._expert(m, i) for m in range(len(self._experts))], self._streams)
-        fuse_step(
-            b.outs,
-            b.logits,
-            b.x,
-            b.numbers[i],
-            hist=b.hist,
-            noise=None if b.noise is None else b.noise[i],
-            weights=b.weights if watched else None,
-            boosted=self.plan.boosted,
-        )
 
-    def _expert(self, m: int, i: int) -> Callable[[], None]:
-        def run() -> None:
-            self.buffers.row[m].copy_(self.buffers.rows[m][i : i + 1])
-            self._experts[m]()
+def loop_of_experts(plan: Plan, engines: Sequence[DeviceEngine], device: torch.device, *, graphs: bool = True) -> Loop:
+    """Each expert an engine of its own, side by side, and one kernel that fuses them: any set of experts."""
+    inputs = [{tensor.name: tensor for tensor in engine.spec.inputs} for engine in engines]
+    b = allocate(plan, [of["rows"] for of in inputs], [of["context"] for of in inputs], device)
+    out, logit = engines[0].spec.outputs
+    outs, logits = (
+        stacked(len(engines), shape_of(tensor, {"batch": plan.batch}), dtype_of(tensor), device)
+        for tensor in (out, logit)
+    )
+    calls = [
+        engine.bind({"x": b.x, "rows": b.row[m], "context": b.contexts[m], "out": outs[m], "logit": logits[m]})
+        for m, engine in enumerate(engines)
+    ]
+    capturable = all(engine.capturable for engine in engines)
+    beside = device.type == "cuda" and capturable and len(engines) > 1
+    streams = [torch.cuda.Stream(device) for _ in engines] if beside else []
 
-        return run
+    def expert(m: int, i: int) -> None:
+        b.row[m].copy_(b.rows[m][i : i + 1])
+        calls[m]()
+
+    def advance(i: int, watched: bool) -> None:
+        side_by_side([partial(expert, m, i) for m in range(len(calls))], streams)
+        noise, weights = None if b.noise is None else b.noise[i], b.weights if watched else None
+        fuse_step(outs, logits, b.x, b.numbers[i], hist=b.hist, noise=noise, weights=weights, boosted=plan.boosted)
+
+    return Loop(plan, b, advance, outs, graphs if capturable else None)
+
+
+def loop_of_step(plan: Plan, engine: DeviceEngine, device: torch.device, *, graphs: bool = True) -> Loop:
+    """One engine that does the whole step of these experts. It takes noise and history in any case."""
+    inputs = {tensor.name: tensor for tensor in engine.spec.inputs}
+    rows, contexts = ([inputs[f"{part}.{name}"] for name in plan.modalities] for part in ("rows", "context"))
+    b = allocate(replace(plan, noisy=True, two_step=True), rows, contexts, device)
+    assert b.noise is not None and b.hist is not None
+    staged, history = b.noise, b.hist
+    numbers, noise, x, hist = (torch.zeros_like(value) for value in (b.numbers[0], b.x, b.x, b.x))
+    tensors = {"x": b.x, "hist": history, "noise": noise, "numbers": numbers, "next_x": x, "next_hist": hist}
+    tensors |= {f"rows.{name}": row for name, row in zip(plan.modalities, b.row, strict=True)}
+    tensors |= {f"context.{name}": context for name, context in zip(plan.modalities, b.contexts, strict=True)}
+    call = engine.bind(tensors | {"weights": b.weights})
+
+    def advance(i: int, watched: bool) -> None:
+        for row, all_rows in zip(b.row, b.rows, strict=True):
+            row.copy_(all_rows[i : i + 1])
+        numbers.copy_(b.numbers[i])
+        noise.copy_(staged[i])
+        call()
+        b.x.copy_(x)
+        history.copy_(hist)
+
+    return Loop(plan, b, advance, None, graphs if engine.capturable else None)

@@ -8,14 +8,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cdiff_rt.engines import DeviceEngine, Placement, Precision, load_device_engine
-from cdiff_rt.errors import OutOfResource
+from cdiff_rt.engines import DeviceEngine, Placement, check_precision, load_device_engine
+from cdiff_rt.engines.cache import step_network
+from cdiff_rt.errors import BadRequest, OutOfResource
 from cdiff_rt.gpu.buffers import sizes_of, tensors_of
 from cdiff_rt.gpu.fused_step import pack
 from cdiff_rt.gpu.graph import Captured
-from cdiff_rt.gpu.loop import Loop, Plan
+from cdiff_rt.gpu.loop import Loop, Plan, loop_of_experts, loop_of_step
 from cdiff_rt.manifest import Bundle
-from cdiff_rt.runs import Run
+from cdiff_rt.runs import OnDevice, Run
 from cdiff_rt.sampler import Callback, StepState
 from cdiff_rt.solvers import C_HIST, C_NOISE, E_OUT, E_X, SolverTable
 
@@ -23,13 +24,16 @@ Made = TypeVar("Made")
 
 
 class Call:
-    """One network with buffers of its own; captured like the loop."""
+    """One network with buffers of its own, recorded like the loop."""
 
-    def __init__(self, engine: DeviceEngine, sizes: Mapping[str, int], device: torch.device, name: str) -> None:
+    def __init__(
+        self, engine: DeviceEngine, sizes: Mapping[str, int], device: torch.device, name: str, graphs: bool
+    ) -> None:
         self._outputs = [tensor.name for tensor in engine.spec.outputs]
         self._tensors = tensors_of(engine.spec, sizes, device)
-        enqueue = engine.bind(self._tensors)
-        self._run = Captured(enqueue, device, name=name, capturable=engine.capturable)
+        self._run: Callable[[], None] = engine.bind(self._tensors)
+        if not any(isinstance(d, str) for tensor in engine.spec.inputs for d in tensor.shape):
+            self._run = Captured(self._run, device, name=name, record=graphs if engine.capturable else None)
 
     def __call__(self, inputs: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
         """The outputs stay valid until the next call."""
@@ -42,9 +46,9 @@ class Call:
 class DeviceRunner:
     """Engines, buffers and graphs of a bundle on a device; they are made at first use and stay."""
 
-    def __init__(self, bundle: Bundle, backend: str, precision: Precision, *, device: str = "cuda") -> None:
-        self._bundle, self._backend, self._device = bundle, backend, torch.device(device)
-        self.precision = precision
+    def __init__(self, bundle: Bundle, backend: str, how: OnDevice, *, device: str = "cuda") -> None:
+        self._bundle, self._backend, self._how, self._device = bundle, backend, how, torch.device(device)
+        self.precision = check_precision(backend, how.precision)
         self._engines: dict[tuple[str, int], DeviceEngine] = {}
         self._calls: dict[tuple[str, tuple[tuple[str, int], ...]], Call] = {}
         self._loops: dict[Plan, Loop] = {}
@@ -61,6 +65,9 @@ class DeviceRunner:
         with self._at_work():
             loop = self._loop(run)
             self._stage(loop, run)
+            if callback and loop.outs is None:
+                remedy = "leave the fused step's engine out"
+                raise BadRequest("callback_on_step_end", "this engine shows no branch's own prediction", remedy)
             if callback:
                 for i in range(len(run.table.timesteps)):
                     callback(_watched(loop, run.table, i))
@@ -82,7 +89,7 @@ class DeviceRunner:
         sizes = sizes_of(spec, inputs)
         engine = self._engine(network, sizes.get("batch", 1))
         key = network, tuple(sorted(sizes.items()))
-        call = _made(self._calls, key, lambda: Call(engine, sizes, self._device, network))
+        call = _made(self._calls, key, lambda: Call(engine, sizes, self._device, network, self._how.graphs))
         return call(inputs)
 
     def _engine(self, network: str, batch: int) -> DeviceEngine:
@@ -102,8 +109,14 @@ class DeviceRunner:
             boosted=adjust.boost is not None,
             known=run.known is not None,
         )
-        experts = [self._engine(f"expert.{name}", batch) for name in plan.modalities]
-        return _made(self._loops, plan, lambda: Loop(plan, experts, self._device))
+        return _made(self._loops, plan, lambda: self._new_loop(plan))
+
+    def _new_loop(self, plan: Plan) -> Loop:
+        if self._how.fused_step:
+            step = self._engine(step_network(plan.modalities, plan.boosted), plan.batch)
+            return loop_of_step(plan, step, self._device, graphs=self._how.graphs)
+        experts = [self._engine(f"expert.{name}", plan.batch) for name in plan.modalities]
+        return loop_of_experts(plan, experts, self._device, graphs=self._how.graphs)
 
     def _stage(self, loop: Loop, run: Run) -> None:
         """All that the steps will read, into the loop's buffers."""
@@ -124,10 +137,11 @@ class DeviceRunner:
 def _watched(loop: Loop, table: SolverTable, i: int) -> StepState:
     """Does step i and tells what happened."""
     b, row = loop.buffers, table.rows[i].astype(np.float32)
+    assert loop.outs is not None
     loop.begin(i)
     before = _host(b.x)
-    loop.advance(i, watched=True)
-    weights, outs = _host(b.weights), _host(b.outs)
+    loop.advance(i, True)
+    weights, outs = _host(b.weights), _host(loop.outs)
     x0 = row[E_X] * before + row[E_OUT] * (weights * outs).sum(0)
     return StepState(i, int(table.timesteps[i]), _host(b.x), x0, loop.plan.modalities, weights, outs)
 

@@ -1,12 +1,14 @@
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 
+from cdiff_rt.bench.budget import Budget, Row
 from cdiff_rt.bench.exam import Exam
 from cdiff_rt.bench.latency import Comparison, Timing
 from cdiff_rt.bench.quality import COLUMNS, Examination, Scores
-from cdiff_rt.bench.report import quality_table, table, write_json, write_quality
+from cdiff_rt.bench.report import budget_table, quality_table, table, write_json, write_quality
 from tests.coded_exam import TRUTH, write_coded_exam
 
 MACHINE = {
@@ -49,14 +51,30 @@ def test_table_has_a_row_per_backend_and_units_above():
     ]
 
 
+def test_a_gpu_and_the_launches_are_told_where_there_are_any():
+    machine = MACHINE | {"gpu": "A GPU", "compute capability": "9.0"}
+    timings = [dataclasses.replace(timing, launches=7) for timing in RESULT.timings]
+    first, _, header, rule, *rows = table(Comparison(machine, {}, timings)).splitlines()
+    assert first.startswith("A GPU (9.0); A Processor, 2 cores")
+    assert header.endswith("| launches |") and all(row.endswith("| 7 |") for row in rows)
+    assert len({line.count("|") for line in (header, rule, *rows)}) == 1
+
+
+def test_a_budget_says_what_the_host_does_for_an_image():
+    rows = [Row("eager", 1000, None, 5_000_000, 2_000_000_000), Row("engines", 30, 1, 400_000, 2_000_000_000)]
+    first, _, _, _, *lines = budget_table(Budget("tiny", "tensorrt-rtx", 50, rows)).splitlines()
+    assert first == "tiny, batch 1, 50 steps; engines: tensorrt-rtx"
+    assert lines == ["| eager | 1,000 | 50,000 | 5.0 | 2.00 |", "| engines | 30 | 1, a replay | 0.4 | 2.00 |"]
+
+
 def test_without_the_baseline_no_ratio_is_shown():
     alone = Comparison(MACHINE, {}, RESULT.timings[:1])
     assert "| - |" in table(alone).splitlines()[-1]
 
 
 def test_json_holds_every_run(tmp_path):
-    write_json(RESULT, tmp_path / "bench.json")
-    data = json.loads((tmp_path / "bench.json").read_text())
+    write_json([RESULT], tmp_path / "bench.json")
+    (data,) = json.loads((tmp_path / "bench.json").read_text())
     assert data["machine"] == MACHINE
     assert data["settings"] == RESULT.settings
     assert [row["ms"] for row in data["timings"]] == [timing.ms for timing in RESULT.timings]

@@ -22,13 +22,14 @@ class Angular:
 class Drawing:
     name: str
     ink: Literal["black", "red"]
+    fill: Literal["black", "red"] | None
     shapes: dict[str, Round | Angular]
     notes: list[str]
     size: tuple[int | str, ...]
     closed: bool = True
 
 
-DRAWING = Drawing("a", "red", {"o": Round(1.5), "l": Angular((3, 4))}, ["n"], (1, "batch"))
+DRAWING = Drawing("a", "red", None, {"o": Round(1.5), "l": Angular((3, 4))}, ["n"], (1, "batch"))
 
 
 def as_json(**changes):
@@ -37,6 +38,10 @@ def as_json(**changes):
 
 def test_what_was_written_is_read_again():
     assert from_json(Drawing, as_json(), "drawing") == DRAWING
+
+
+def test_one_of_a_few_or_nothing_is_either():
+    assert from_json(Drawing, as_json(fill="red"), "drawing") == dataclasses.replace(DRAWING, fill="red")
 
 
 def test_whole_numbers_may_stand_for_fractions():
@@ -49,6 +54,7 @@ def test_whole_numbers_may_stand_for_fractions():
         ({"name": 5}, "drawing.name: 5"),
         ({"ink": "blue"}, "drawing.ink: 'blue'"),
         ({"ink": []}, "drawing.ink"),
+        ({"fill": "blue"}, "drawing.fill: 'blue'"),
         ({"shapes": []}, "drawing.shapes"),
         ({"shapes": {"o": {"radius": "1"}}}, "drawing.shapes.o.radius: '1'"),
         ({"shapes": {"o": {"colour": 1}}}, "drawing.shapes.o"),

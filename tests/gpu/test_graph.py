@@ -54,7 +54,7 @@ def test_work_is_warmed_up_recorded_once_and_replayed(cuda):
         cuda.launch("a")
         cuda.launch("b")
 
-    captured = Captured(work, CUDA, name="it", capturable=True)
+    captured = Captured(work, CUDA, name="it", record=True)
     assert cuda.done == ["a", "b", "wait"]
     captured()
     captured()
@@ -62,7 +62,7 @@ def test_work_is_warmed_up_recorded_once_and_replayed(cuda):
 
 
 def test_on_a_cpu_the_work_is_just_done(cuda):
-    captured = Captured(lambda: cuda.launch("a"), CPU, name="it", capturable=True)
+    captured = Captured(lambda: cuda.launch("a"), CPU, name="it", record=True)
     assert cuda.done == []
     captured()
     assert cuda.done == ["a"]
@@ -70,7 +70,7 @@ def test_on_a_cpu_the_work_is_just_done(cuda):
 
 def test_what_cannot_be_recorded_is_launched_each_time_and_says_so(cuda, caplog):
     with caplog.at_level(logging.INFO, "cdiff_rt"):
-        captured = Captured(lambda: cuda.launch("a"), CUDA, name="vae.decode", capturable=False)
+        captured = Captured(lambda: cuda.launch("a"), CUDA, name="vae.decode", record=None)
     captured()
     assert cuda.done == ["a", "wait", "a"]
     assert "vae.decode" in caplog.text and "launched each time" in caplog.text
@@ -78,7 +78,7 @@ def test_what_cannot_be_recorded_is_launched_each_time_and_says_so(cuda, caplog)
 
 def test_a_recording_that_cuda_refuses_is_told_with_its_reason(cuda, caplog):
     cuda.breaks = RuntimeError("operation not permitted when stream is capturing\nmore")
-    captured = Captured(lambda: cuda.launch("a"), CUDA, name="the loop", capturable=True)
+    captured = Captured(lambda: cuda.launch("a"), CUDA, name="the loop", record=True)
     captured()
     assert cuda.done == ["a", "wait", "a"]
     assert "the loop: the CUDA graph was not recorded (operation not permitted" in caplog.text
@@ -95,7 +95,7 @@ def test_an_engine_that_refuses_while_recording_is_an_error_and_no_empty_graph(b
             raise BadEnvironment("engine", "enqueue refused", "look into its log")
 
     with pytest.raises(BadEnvironment, match="enqueue refused"):
-        Captured(work, CUDA, name="it", capturable=True)
+        Captured(work, CUDA, name="it", record=True)
 
 
 def test_works_fork_from_the_current_stream_and_join_it_again(monkeypatch):

@@ -5,20 +5,24 @@ import pytest
 import torch
 
 from cdiff_rt import solvers
-from cdiff_rt.errors import OutOfResource
+from cdiff_rt.errors import BadRequest, OutOfResource
+from cdiff_rt.gpu import runner
+from cdiff_rt.gpu.loop import Plan
 from cdiff_rt.gpu.runner import DeviceRunner
 from cdiff_rt.inpainting import Inpainting
 from cdiff_rt.manifest import Influence
 from cdiff_rt.pipeline import Pipeline
+from cdiff_rt.runs import OnDevice
 from cdiff_rt.solvers import C_HIST, C_OUT, D_OUT, D_X
+from tests.gpu.whole_step import WholeStep
 
 TEXT = "This man has a long beard. He is in his fifties."
 CLOSE = 1e-4  # of the latents' spread, as for trajectories in tests/conformance; other code sums in another order
 
 
-def on_device(bundle, backend="torch-cuda", precision="fp32"):
+def on_device(bundle, backend="torch-cuda", **how):
     pipeline = Pipeline(bundle)
-    pipeline._runner = DeviceRunner(bundle, backend, precision, device="cpu")
+    pipeline._runner = DeviceRunner(bundle, backend, OnDevice(**{"precision": "fp32"} | how), device="cpu")
     return pipeline
 
 
@@ -116,6 +120,38 @@ def test_memory_that_runs_out_is_told_with_the_remedy(bundle, monkeypatch):
     def full(*args, **kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore")
 
-    monkeypatch.setattr("cdiff_rt.gpu.runner.Loop", full)
+    monkeypatch.setattr("cdiff_rt.gpu.runner.loop_of_experts", full)
     with pytest.raises(OutOfResource, match="Tried to allocate 2 GiB; choose a smaller batch"):
         pipeline.generate(text=TEXT, steps=1)
+
+
+@pytest.fixture
+def whole_steps(monkeypatch):
+    """Backends on a device get engines of the whole step."""
+    real = runner.load_device_engine
+
+    def load(backend, bundle, network, placement):
+        if not network.startswith("step"):
+            return real(backend, bundle, network, placement)
+        names = tuple(network.partition(".")[2].split("+"))
+        engines = [real(backend, bundle, f"expert.{name}", placement) for name in names]
+        boosted = network.startswith("step-boosted")
+        plan = Plan(names, bundle.manifest.latent_shape, placement.batch, 1, True, True, boosted, False)
+        return WholeStep(engines, plan)
+
+    monkeypatch.setattr(runner, "load_device_engine", load)
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"eta": 0.0}, {"batch": 2}, {"influence": Influence(boost=3.0)}, {"without": ["text"]}], ids=str
+)
+def test_an_engine_of_the_whole_step_gives_the_same(settings, whole_steps, bundle, pipeline, mask):
+    ours, reference = (
+        p.generate(mask=mask, text=TEXT, steps=4, **settings) for p in (on_device(bundle, fused_step=True), pipeline)
+    )
+    assert difference(ours, reference) < CLOSE
+
+
+def test_who_watches_the_whole_steps_engine_is_told_that_it_shows_too_little(whole_steps, bundle):
+    with pytest.raises(BadRequest, match="no branch's own prediction; leave"):
+        on_device(bundle, fused_step=True).generate(text=TEXT, steps=1, callback_on_step_end=print)

@@ -1,0 +1,73 @@
+"""How the commands speak: every error as one line with its exit code, notes on stderr, a bar while it takes long."""
+
+import logging
+import sys
+from collections.abc import Iterable
+from typing import Any, NoReturn, Self
+
+import click
+
+from cdiff_rt.errors import CdiffError
+
+
+class Commands(click.Group):
+    """Prints every error as one line and ends with its exit code; `--debug` shows the traceback instead."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            result = super().main(*args, **kwargs | {"standalone_mode": False})
+        except CdiffError as error:
+            fail(str(error), error.exit_code)
+        except MemoryError:
+            fail("memory: it ran out; choose a smaller batch", 6)
+        except click.exceptions.NoArgsIsHelpError as error:
+            error.show()
+            sys.exit(2)
+        except click.UsageError as error:
+            path = error.ctx.command_path if error.ctx else "cdiff-rt"
+            fail(f"{error.format_message().rstrip('.')}; see `{path} --help`", 2)
+        except (KeyboardInterrupt, click.Abort):
+            fail("interrupted", 130)
+        sys.exit(result if isinstance(result, int) else 0)
+
+
+def fail(message: str, code: int) -> NoReturn:
+    if "--debug" in sys.argv:
+        logging.getLogger("cdiff_rt").exception("the error came from")
+    click.echo("error: " + " ".join(message.split()), err=True)
+    sys.exit(code)
+
+
+class OneLine(logging.Formatter):
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        kind = "warning" if record.levelno >= logging.WARNING else "note"
+        return f"{kind}: {' '.join(super().formatMessage(record).split())}"
+
+
+class Progress:
+    """A bar on a terminal from the first step on, nothing elsewhere."""
+
+    def __init__(self, length: int, label: str) -> None:
+        hidden = not sys.stderr.isatty() or not logging.getLogger("cdiff_rt").isEnabledFor(logging.INFO)
+        self._bar = click.progressbar(length=max(length, 1), label=label, file=sys.stderr, hidden=hidden)
+        self._begun = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __call__(self) -> None:
+        """One more is done."""
+        if not self._begun:
+            self._begun = bool(self._bar.__enter__())
+        self._bar.update(1)
+
+    def __exit__(self, *error: object) -> None:
+        if self._begun:
+            self._bar.render_finish()
+
+
+def given(names: Iterable[str]) -> str | None:
+    """The first of these parameters that stands on the command line, as it is written there."""
+    source = click.get_current_context().get_parameter_source
+    found = (name for name in names if source(name) is click.core.ParameterSource.COMMANDLINE)
+    return next((f"--{name.replace('_', '-')}" for name in found), None)

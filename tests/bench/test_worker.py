@@ -1,0 +1,32 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from cdiff_rt.bench.worker import launches_among, naive_attention
+from tests.gpu.lints import trace
+
+
+def test_launches_are_those_of_kernels_and_graphs():
+    names = [
+        "cudaLaunchKernel",
+        "cuLaunchKernelEx",
+        "cudaGraphLaunch",
+        "cudaMemcpyAsync",
+        "aten::add",
+        "cudaLaunchKernel",
+    ]
+    assert launches_among(names) == 4
+
+
+@pytest.mark.parametrize("naive", [True, False])
+def test_the_references_attention_has_every_score_in_memory(naive):
+    q = torch.randn(1, 2, 16, 8)
+
+    def attend():
+        if not naive:
+            return F.scaled_dot_product_attention(q, q, q)
+        with naive_attention():
+            return F.scaled_dot_product_attention(q, q, q)
+
+    shapes = {shape for row in trace(attend) for shape, *_ in row[1:]}
+    assert ((1, 2, 16, 16) in shapes or (2, 16, 16) in shapes) == naive
