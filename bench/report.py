@@ -12,7 +12,7 @@ from cdiff_rt.bench.quality import COLUMNS, CONFIDENCE, LABELS_KEPT, Examination
 
 HEADER = "| backend | median ms | p90 | p99 | min-max | against torch | first image s | peak MiB |"
 
-VERSIONS = ("onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt_rtx", "torch", "numpy")
+VERSIONS = ("onnxruntime", "onnxruntime-gpu", "tensorrt-cu13", "tensorrt-rtx-cu13", "torch", "numpy")
 
 
 def heading(machine: dict[str, str], settings: dict[str, int | str]) -> str:

@@ -15,24 +15,24 @@ from cdiff_rt.runs import load_runner
 
 LIBRARIES = (
     *("numpy", "pillow", "onnxruntime", "torch", "safetensors", "onnx", "onnxscript"),
-    *("onnxruntime-gpu", "triton", "tensorrt", "tensorrt_rtx"),
+    *("onnxruntime-gpu", "triton", "tensorrt-cu13", "tensorrt-rtx-cu13"),
 )
 
 
 def examine() -> tuple[list[str], bool]:
     """Lines to print, and whether a picture can be made: an intact model and a backend that loads it."""
     rows = [f"cdiff-rt {__version__}, Python {platform.python_version()}, {platform.platform()}, {cores()} cores"]
-    rows += [f"library {name:16} {version_of(name)}" for name in LIBRARIES]
+    rows += [f"library {name:20} {version_of(name)}" for name in LIBRARIES]
     bundles = {}
     for folder in sorted(MODELS.glob("*/")):
         try:
             bundles[folder.name] = Bundle.open(folder)
-            rows.append(f"model   {folder.name:16} intact")
+            rows.append(f"model   {folder.name:20} intact")
         except CdiffError as error:
-            rows.append(f"model   {folder.name:16} {error}")
-    rows.append(f"device  {'cuda':16} {why_no_device() or f'compute capability {compute_capability()}'}")
+            rows.append(f"model   {folder.name:20} {error}")
+    rows.append(f"device  {'cuda':20} {why_no_device() or f'compute capability {compute_capability()}'}")
     states = {name: _state(name, bundles.get(DEFAULT_MODEL)) for name in BACKENDS}
-    rows += [f"backend {name:16} {state}" for name, state in states.items()]
+    rows += [f"backend {name:20} {state}" for name, state in states.items()]
     return rows, "works" in states.values()
 
 
@@ -45,8 +45,10 @@ def version_of(library: str) -> str:
 
 def _state(backend: str, bundle: Bundle | None) -> str:
     reason = why_not(backend)
-    if reason or bundle is None:
-        return reason or "no intact model to try it on"
+    if reason:
+        return reason if reason == why_no_device() else f"{reason}: `pip install '.[{BACKENDS[backend].extra}]'`"
+    if bundle is None:
+        return "no intact model to try it on"
     try:
         load_runner(bundle, backend).call("vae.decode", z=np.zeros((1, *bundle.manifest.latent_shape), np.float32))
     except CdiffError as error:

@@ -1,0 +1,130 @@
+"""What only a GPU can show: `pytest -m gpu`. Elsewhere each is skipped with the reason; docs/gpu.md says what to expect."""
+
+import numpy as np
+import pytest
+import torch
+from torch.profiler import ProfilerActivity
+
+from cdiff_rt.bench.cases import Case, able
+from cdiff_rt.bench.latency import compare
+from cdiff_rt.bench.worker import launches_among
+from cdiff_rt.engines import BACKENDS, why_not
+from cdiff_rt.engines.cuda import why_no_device
+from cdiff_rt.export.engines import build_engines
+from cdiff_rt.pipeline import Pipeline
+from cdiff_rt.runs import OnDevice
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(why_no_device() is not None, reason=f"no CUDA device: {why_no_device()}"),
+]
+TEXT = "This man has a long beard. He is in his fifties."
+BATCH, STEPS = 2, 5
+LIMITS = {"fp32": 1e-3, "fp16": 3e-2, "bf16": 2e-1}  # of the latents' spread, after STEPS steps
+ON_A_GPU = [name for name, backend in BACKENDS.items() if backend.device == "cuda"]
+RECORDED = [name for name in ON_A_GPU if name != "onnxruntime-cuda"]
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory):
+    """The engine cache of these tests is not the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
+        yield
+
+
+@pytest.fixture(scope="session")
+def pipelines(home, bundle):
+    """(backend, settings) -> a pipeline; what has engines gets them built first."""
+    built, made = set(), {}
+
+    def get(backend, **settings):
+        reason = why_not(backend)
+        if reason:
+            pytest.skip(f"{backend}: {reason}")
+        if BACKENDS[backend].fuses and (backend, settings.get("precision")) not in built:
+            precision = settings.get("precision") or "fp16"
+            build_engines(bundle, backend, precision=precision, batches=(1, BATCH), fused=True)
+            built.add((backend, settings.get("precision")))
+        key = backend, tuple(sorted(settings.items()))
+        if key not in made:
+            made[key] = Pipeline(bundle, backend, OnDevice(**settings))
+        return made[key]
+
+    return get
+
+
+def run(pipeline, mask, **settings):
+    return pipeline.generate(**{"mask": mask, "text": TEXT, "steps": STEPS, "batch": BATCH} | settings)
+
+
+def difference(ours, reference):
+    return np.abs(ours.latents - reference.latents).max() / reference.latents.std()
+
+
+@pytest.mark.parametrize(("backend", "precision"), [(name, p) for name in ON_A_GPU for p in BACKENDS[name].precisions])
+def test_every_backend_and_precision_gives_what_the_cpu_gives(backend, precision, pipelines, pipeline, mask):
+    ours, reference = run(pipelines(backend, precision=precision), mask), run(pipeline, mask)
+    assert difference(ours, reference) < LIMITS[precision]
+    assert np.abs(ours.images.astype(int) - reference.images).mean() < 255 * LIMITS[precision]
+
+
+@pytest.mark.parametrize("backend", ["tensorrt", "tensorrt-rtx"])
+def test_the_fused_steps_engine_gives_what_separate_engines_give(backend, pipelines, mask):
+    ours, separate = run(pipelines(backend, fused_step=True), mask), run(pipelines(backend), mask)
+    assert difference(ours, separate) < LIMITS["fp16"]
+
+
+@pytest.mark.parametrize("backend", RECORDED)
+def test_a_replayed_graph_gives_what_launching_each_time_gives(backend, pipelines, mask):
+    recorded, launched = pipelines(backend), pipelines(backend, graphs=False)
+    for settings in ({}, {"seed": 1}, {"seed": 2, "mask": mask[::-1].copy()}, {"text": "A woman in her twenties."}):
+        np.testing.assert_array_equal(run(recorded, mask, **settings).latents, run(launched, mask, **settings).latents)
+    (loop,) = recorded._runner._loops.values()
+    assert loop._captured.graph is not None
+
+
+@pytest.mark.parametrize("backend", ON_A_GPU)
+def test_a_callback_gets_the_same_results(backend, pipelines, mask):
+    seen, pipeline = [], pipelines(backend)
+    watched = run(pipeline, mask, callback_on_step_end=seen.append)
+    assert len(seen) == STEPS and difference(run(pipeline, mask), watched) < 1e-5
+
+
+@pytest.mark.parametrize("backend", RECORDED)
+def test_an_image_is_one_launch_of_the_host_and_no_wait(backend, pipelines, mask):
+    pipeline = pipelines(backend)
+    run(pipeline, mask)
+    (loop,) = pipeline._runner._loops.values()
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        with (
+            torch.profiler.profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler,
+            torch.inference_mode(),
+        ):
+            loop.run()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert launches_among(event.name for event in profiler.events()) == 1
+
+
+@pytest.mark.parametrize("backend", RECORDED)
+def test_memory_does_not_grow_over_a_hundred_replays(backend, pipelines, mask):
+    pipeline = pipelines(backend)
+    for _ in range(3):
+        run(pipeline, mask)
+    before = torch.cuda.memory_allocated(), torch.cuda.mem_get_info()[0]
+    for _ in range(100):
+        run(pipeline, mask)
+    assert torch.cuda.memory_allocated() == before[0]
+    assert torch.cuda.mem_get_info()[0] >= before[1] - 2**20
+
+
+def test_the_latency_table_is_made(home, bundle):
+    cases = able(tuple(Case(name, name) for name in ON_A_GPU))
+    for case in cases:
+        if BACKENDS[case.backend].fuses:
+            build_engines(bundle, case.backend)
+    comparison = compare("faces-128", cases, steps=STEPS, batch=1, repeats=3)
+    assert all(timing.launches for timing in comparison.timings)
