@@ -102,7 +102,7 @@ class Pipeline:
             self._known(inpaint, seed, numbers) if inpaint else None,
         )
         latents = self._runner.sample(run, callback_on_step_end)
-        _check_finite(latents, "sampling", "the latents are")
+        self._check_finite(latents, "sampling", "the latents are")
         settings = {"steps": steps, "eta": eta, "seed": seed, "first": first, "batch": batch}
         unusual = {
             "temperature": temperature if temperature != 1.0 else None,
@@ -120,13 +120,19 @@ class Pipeline:
         """[B, C, *latent] of the loop -> [B, H, W, 3] uint8."""
         scaled = latents / np.float32(self.manifest.latent_scale)
         decoded = self._runner.call("vae.decode", z=scaled)["image"]
-        _check_finite(decoded, "decoding", "the image is")
+        self._check_finite(decoded, "decoding", "the image is")
         return images.to_uint8(decoded, rounding)
 
     def encode(self, pixels: np.ndarray) -> np.ndarray:
         """[H, W, 3] uint8, as large as the model's images -> latents of the loop [1, C, *latent]."""
         encoded = self._runner.call("vae.encode", image=images.from_uint8(pixels))
         return encoded["mean"] * np.float32(self.manifest.latent_scale)
+
+    def _check_finite(self, values: np.ndarray, what: str, subject: str) -> None:
+        if not np.isfinite(values).all():
+            half = self._runner.precision == "fp16"
+            remedy = "take precision bf16 or fp32" if half else "this bundle's weights are broken, export them again"
+            raise BadArtefact(what, f"{subject} not finite in {self._runner.precision}", remedy)
 
     def _read(
         self, conditions: dict[str, Condition | None], without: Collection[str], adjust: Influence
@@ -198,11 +204,6 @@ def check_influence(influence: Influence) -> Influence:
         if value is not None:
             _check_range(name, value, 0.0, 1e6)
     return influence
-
-
-def _check_finite(values: np.ndarray, what: str, subject: str) -> None:
-    if not np.isfinite(values).all():
-        raise BadArtefact(what, f"{subject} not finite", "this bundle's weights are broken, export them again")
 
 
 def _check_start(x_T: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
