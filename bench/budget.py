@@ -87,10 +87,11 @@ def count_eager(manifest: Manifest) -> Row:
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
+    from cdiff_rt.export.padding import padded_config
     from cdiff_rt.fusion import fuse, softmax
     from cdiff_rt.nets.collaborative import CollaborativeModel, ModelConfig
 
-    config = records.from_json(ModelConfig, manifest.source, "source")
+    config = padded_config(records.from_json(ModelConfig, manifest.source, "source"), 1)  # no padding for engines
     watching = _Launches()
     flops = FlopCounterMode(display=False)
     with ExitStack() as stack:
