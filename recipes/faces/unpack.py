@@ -1,8 +1,9 @@
-"""The weights of a bundle as the files of the stages, so that training can go on from them.
+"""The weights and logs of a bundle as the files of the stages, so that training can go on from them.
 
 python -m recipes.faces.unpack --bundle cdiff_rt/models/faces-128 --out trained
 """
 
+import json
 from pathlib import Path
 
 import click
@@ -28,6 +29,9 @@ def main(bundle: Path, out: Path) -> None:
     out.mkdir(parents=True)
     for part in all_parts():
         save_weights(model, out, part)
+    for stage, reports in opened.manifest.provenance["training"].items():
+        rows = [row for report in reports for row in ({"step": 0}, report)]  # each run of a log begins at its first step
+        (out / f"{stage}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
 
 
 if __name__ == "__main__":

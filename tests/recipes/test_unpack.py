@@ -3,6 +3,7 @@ from click.testing import CliRunner
 from safetensors.torch import load_file
 
 from recipes.faces import unpack
+from recipes.faces.package import training_log
 from recipes.faces.weights import load_model
 
 
@@ -16,6 +17,11 @@ def test_the_shipped_weights_come_out_as_the_stages_weights(bundle, tmp_path):
     assert unpacked.keys() == shipped.keys()
     assert all(torch.equal(unpacked[name], shipped[name].float()) for name in shipped)
     assert "encoder.conv_in.weight" in load_file(tmp_path / "trained" / "vae.safetensors")
+
+
+def test_the_logs_come_out_so_that_the_next_package_tells_all_runs(bundle, tmp_path):
+    run(bundle, tmp_path / "trained")
+    assert training_log(tmp_path / "trained") == bundle.manifest.provenance["training"]
 
 
 def test_weights_that_are_there_are_kept(bundle, tmp_path):
