@@ -196,7 +196,7 @@ class TrtEngine:
 
 
 def check_tensors(spec: NetworkSpec, tensors: "dict[str, Tensor]", device: str) -> None:
-    """Our own invariant: buffers are those of the spec, contiguous, aligned, on the device; equal names, equal sizes."""
+    """Our own invariant: buffers are the spec's, contiguous, aligned, on the device; equal names are equal sizes."""
     wanted, sizes = {tensor.name: tensor for tensor in (*spec.inputs, *spec.outputs)}, dict[str, int]()
     assert set(tensors) == set(wanted), f"{spec.file} has other tensors than {sorted(tensors)}"
     for name, tensor in wanted.items():

@@ -1,7 +1,7 @@
 """The whole step of a fixed set of experts as one graph, for engines that fuse it themselves.
 
-The experts are those of `typed.py`, in the precision; what joins them is traced from its definition, cdiff_rt/fusion.py,
-and computes in fp32. Everything that changes from step to step or run to run is an input: `numbers`.
+The experts are those of `typed.py`, in the precision; what joins them is traced from its definition,
+cdiff_rt/fusion.py, and computes in fp32. All that changes from step to step or run to run is an input: `numbers`.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from cdiff_rt.engines import Placement
 from cdiff_rt.engines.cache import step_network
-from cdiff_rt.export.to_onnx import OPSET, _quiet_exporter
+from cdiff_rt.export.to_onnx import OPSET, quiet_exporter
 from cdiff_rt.export.typed import Typed, element_type, rename, typed_network
 from cdiff_rt.fusion import fuse, influence, update
 from cdiff_rt.manifest import Bundle, NetworkSpec, TensorSpec
@@ -50,7 +50,7 @@ class _Fusion(nn.Module):
 
 
 def fused_step(bundle: Bundle, modalities: Sequence[str], placement: Placement, *, boosted: bool = False) -> Typed:
-    """x, hist, noise [B, C, *latent], `numbers` [40] and each expert's rows and context -> the next x and hist, weights.
+    """x, hist, noise [B, C, *latent], `numbers` [40], each expert's rows and context -> next x and hist, weights.
 
     `boosted` is whether there is a second softmax (`Adjustment.boost`), which changes the graph.
     """
@@ -120,7 +120,7 @@ def _fusion_graph(spec: NetworkSpec, count: int, boosted: bool) -> "onnx.GraphPr
     # Each a tensor of its own: the exporter takes two arguments that are one tensor for one input.
     latents = [torch.zeros(shapes["x"]) for _ in range(3 + count)]
     logits = [torch.zeros(shapes["weights"][1:]) for _ in range(count)]
-    with _quiet_exporter():
+    with quiet_exporter():
         program = torch.onnx.export(
             _Fusion(boosted).eval(),
             (*latents[:3], torch.zeros(NUMBERS), latents[3:], logits),

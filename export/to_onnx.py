@@ -79,7 +79,7 @@ def export_network(
 
     `function` is one of `module`, which is on the "meta" device; in the file, its weights' names begin with `prefix`.
     """
-    with _quiet_exporter():
+    with quiet_exporter():
         program = torch.onnx.export(
             _Network(module, function).eval(),
             tuple(example.to("meta") for example in example_inputs(spec)),
@@ -104,7 +104,7 @@ def export_network(
 
 
 @contextmanager
-def _quiet_exporter() -> Iterator[None]:
+def quiet_exporter() -> Iterator[None]:
     """Without torch's notes to its own developers and about libraries that nobody needs here."""
     registry = logging.getLogger("torch.onnx._internal.exporter._registration")
     level = registry.level

@@ -167,7 +167,7 @@ def train_branch(stage: Stage, modality: str) -> None:
     parts = parts_of(modality)[:2]
     begin(stage, parts, lambda: fresh_branch(stage, modality))
     branch = nn.ModuleDict({"encoder": expert.encoder, "unet": expert.unet})
-    expert.unet.compile()  # its gradients were held against eager's first; README.md has the figures
+    expert.unet.compile()  # fewer passes over memory; loss and gradients were held against eager's first
     fit(stage.plan, branch, branch_loss(expert, modality, examples))
     for part in parts:
         save_weights(stage.model, stage.plan.folder, part)
