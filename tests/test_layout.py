@@ -10,13 +10,12 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LINKED = ("engines", "export", "bench", "cli.py")
-HEAVY = {"torch", "onnx", "onnxruntime", "onnxscript", "openvino", "safetensors", "skimage"}
+HEAVY = {"torch", "onnx", "onnxruntime", "onnxscript", "safetensors", "skimage"}
 HEAVY |= {"tensorrt", "triton", "polygraphy"}
 HOMES = {
     "onnxruntime": {"engines/ort.py"},
     "onnx": {"export/to_onnx.py", "export/typed.py", "export/fused.py"},
     "onnxscript": {"export/to_onnx.py"},
-    "openvino": {"engines/vino.py"},
     "skimage": {"bench/faces.py"},
 }
 LIGHT = {"array_api_compat", "click", "numpy", "PIL"}
