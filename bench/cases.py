@@ -54,7 +54,7 @@ GPU_SUITE = (
         )
     ),
 )
-GPU_BATCHES = (1, 2, 4, 8)
+GPU_BATCHES: tuple[int, ...] = (1, 2, 4, 8)
 
 
 def on_the_cpu(backends: tuple[str, ...]) -> tuple[Case, ...]:

@@ -30,7 +30,9 @@ def main(bundle: Path, out: Path) -> None:
     for part in all_parts():
         save_weights(model, out, part)
     for stage, reports in opened.manifest.provenance["training"].items():
-        rows = [row for report in reports for row in ({"step": 0}, report)]  # each run of a log begins at its first step
+        rows = [
+            row for report in reports for row in ({"step": 0}, report)
+        ]  # each run of a log begins at its first step
         (out / f"{stage}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
 
 
