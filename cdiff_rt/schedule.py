@@ -8,6 +8,11 @@ import numpy as np
 from cdiff_rt.errors import BadRequest
 
 
+def half_log_snr(alpha_bar: np.ndarray) -> np.ndarray:
+    """lambda = log(sqrt(a) / sqrt(1 - a)): the time in which solvers of higher order take their steps."""
+    return np.log(alpha_bar / (1 - alpha_bar)) / 2
+
+
 @dataclass(frozen=True)
 class Schedule:
     """The training-time schedule of a model. `prediction` is what its branches predict: "eps" or "v"."""
@@ -45,6 +50,24 @@ class Schedule:
                 f"take {' or '.join(map(str, sorted({below, above})))}",
             )
         return self._grid(steps)
+
+    def spread(self, steps: int, in_log_snr: float) -> np.ndarray:
+        """[steps] int64, ascending, the last the schedule's: steps of equal length from there to timestep 0.
+
+        Length is a mean of that in time and of that in log-SNR, which has the weight `in_log_snr`; either is 1 for the
+        whole way. Where that asks for less than a timestep, the next one is taken. Raises BadRequest.
+        """
+        if not 2 <= steps < self.train_steps:
+            raise BadRequest(
+                "steps", f"{steps} is outside 2-{self.train_steps - 1}", "choose a number of that range, e.g. 20"
+            )
+        lambdas = half_log_snr(self.alpha_bars())
+        way = (lambdas[0] - lambdas) / (lambdas[0] - lambdas[-1])  # [train_steps] 0 at timestep 0, 1 at the last
+        every, number = np.arange(self.train_steps), np.arange(steps)
+        length = in_log_snr * way + (1 - in_log_snr) * every / every[-1]
+        nearest = np.rint(np.interp((number + 1) / steps, length, every)).astype(np.int64)
+        distinct = np.maximum.accumulate(np.maximum(nearest, 1) - number) + number
+        return np.minimum(distinct, self.train_steps - steps + number)
 
     def _grid(self, steps: int) -> np.ndarray:
         return np.arange(0, self.train_steps, self.train_steps // steps, dtype=np.int64) + 1

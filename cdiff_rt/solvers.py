@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cdiff_rt.schedule import Schedule
+from cdiff_rt.schedule import Schedule, half_log_snr
 
 C_X, C_OUT, C_HIST, C_NOISE, D_X, D_OUT, E_X, E_OUT = range(8)
+IN_LOG_SNR = 0.5  # weight of log-SNR in the length of a step of second order, see Schedule.spread
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,29 @@ def ddim(schedule: Schedule, steps: int, *, eta: float = 1.0, temperature: float
     sigma = eta sqrt((1 - a') / (1 - a)) sqrt(1 - a / a')
     x'    = sqrt(a') x_0 + sqrt(1 - a' - sigma^2) eps + temperature sigma noise
     """
-    timesteps = schedule.timesteps(steps)
+    return _first_order(schedule, schedule.timesteps(steps), eta, temperature)
+
+
+def dpmpp_2m(schedule: Schedule, steps: int, *, temperature: float = 1.0) -> SolverTable:
+    """DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, algorithm 2), of second order for the probability-flow ODE.
+
+    h = lambda' - lambda;  r = h_before / h;  D = (1 + 1 / 2r) x_0 - hist / 2r
+    x' = sqrt((1 - a') / (1 - a)) x - sqrt(a') (exp(-h) - 1) D
+    No step adds noise, so `temperature` changes nothing. It ends where `ddim` does.
+    """
+    return _second_order(schedule, schedule.spread(steps, IN_LOG_SNR), 0.0, temperature)
+
+
+def dpmpp_2m_sde(schedule: Schedule, steps: int, *, temperature: float = 1.0) -> SolverTable:
+    """SDE-DPM-Solver++(2M) of the same paper, for the diffusion SDE, with the same h and D.
+
+    x' = sqrt((1 - a') / (1 - a)) exp(-h) x + sqrt(a') (1 - exp(-2h)) D + temperature sqrt((1 - a') (1 - exp(-2h))) noise
+    """
+    return _second_order(schedule, schedule.spread(steps, IN_LOG_SNR), 1.0, temperature)
+
+
+def _first_order(schedule: Schedule, timesteps: np.ndarray, eta: float, temperature: float) -> SolverTable:
+    """DDIM on timesteps [S], ascending."""
     alpha_bars = schedule.alpha_bars()
     a = alpha_bars[timesteps]
     a_next = np.concatenate([alpha_bars[:1], a[:-1]])
@@ -53,9 +76,28 @@ def ddim(schedule: Schedule, steps: int, *, eta: float = 1.0, temperature: float
     to_eps = np.sqrt(1 - a_next - sigma**2)
     x0_x, x0_out = x0_coefficients(a, schedule.prediction)
     eps_x, eps_out = eps_coefficients(a, schedule.prediction)
-    rows = np.zeros((steps, 8))
+    rows = np.zeros((len(timesteps), 8))
     rows[:, C_X] = np.sqrt(a_next) * x0_x + to_eps * eps_x
     rows[:, C_OUT] = np.sqrt(a_next) * x0_out + to_eps * eps_out
     rows[:, C_NOISE] = temperature * sigma
     rows[:, E_X], rows[:, E_OUT] = x0_x, x0_out
     return SolverTable(timesteps[::-1].copy(), a[::-1].copy(), rows[::-1].copy())
+
+
+def _second_order(schedule: Schedule, timesteps: np.ndarray, eta: float, temperature: float) -> SolverTable:
+    """DDIM with D in place of x_0, the line through it and the one before (hist), half a step of lambda ahead.
+
+    For eta 0 and 1 that is what the paper's two updates come to. The first step has nothing to look back to. The last
+    is of first order too, as the authors' code has it for few steps: it is the longest, and nothing corrects it.
+    """
+    table = _first_order(schedule, timesteps, eta, temperature)
+    h = np.diff(half_log_snr(np.append(table.alpha_bars, schedule.alpha_bars()[0])))
+    ahead = np.zeros_like(h)
+    ahead[1:-1] = h[1:-1] / (2 * h[:-2])  # 1 / 2r
+    rows = table.rows
+    of_x0 = ahead * rows[:, C_OUT] / rows[:, E_OUT]  # for given x all of `out` goes through x_0
+    rows[:, C_X] += of_x0 * rows[:, E_X]
+    rows[:, C_OUT] += of_x0 * rows[:, E_OUT]
+    rows[:, C_HIST] = -of_x0
+    rows[:, D_X], rows[:, D_OUT] = rows[:, E_X], rows[:, E_OUT]
+    return table

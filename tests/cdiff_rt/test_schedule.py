@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cdiff_rt.errors import BadRequest
-from cdiff_rt.schedule import Schedule
+from cdiff_rt.schedule import Schedule, half_log_snr
 
 CRASHING = {3, 9, 27, 36, 37, *range(101, 112), *range(251, 334), *range(501, 1001)}  # IndexError in the reference
 
@@ -78,3 +78,35 @@ def test_a_count_above_all_that_work_names_the_largest_once():
 def test_counts_outside_the_schedule_are_refused(steps):
     with pytest.raises(BadRequest, match="outside 1-1000"):
         Schedule().timesteps(steps)
+
+
+def test_half_log_snr_is_the_logarithm_of_signal_over_noise():
+    for t, alpha_bar in enumerate(reference_alpha_bars()):
+        expected = math.log(math.sqrt(alpha_bar) / math.sqrt(1 - alpha_bar))
+        assert half_log_snr(Schedule().alpha_bars()[t]) == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("in_log_snr", [0.0, 0.5, 1.0])
+def test_every_count_is_spread_over_the_whole_schedule(in_log_snr):
+    for steps in range(2, 1000):
+        timesteps = Schedule().spread(steps, in_log_snr)
+        assert len(timesteps) == steps and timesteps.dtype == np.int64
+        assert timesteps[0] >= 1 and (np.diff(timesteps) > 0).all() and timesteps[-1] == 999
+
+
+def test_steps_of_equal_length_in_time_in_log_snr_and_in_between():
+    """By hand: the way is 0 to 999 in time and lambda_0 to lambda_999 in log-SNR."""
+    bars = Schedule().alpha_bars()
+    lambdas = half_log_snr(bars)
+    assert Schedule().spread(10, 0.0).tolist() == [round(99.9 * k) for k in range(1, 11)]
+    for step, t in enumerate(Schedule().spread(8, 1.0), start=1):
+        wanted = lambdas[0] + (lambdas[-1] - lambdas[0]) * step / 8
+        assert t == np.abs(lambdas - wanted).argmin()
+    half = (np.arange(1000) / 999 + (lambdas[0] - lambdas) / (lambdas[0] - lambdas[-1])) / 2
+    assert Schedule().spread(20, 0.5).tolist() == [np.abs(half - k / 20).argmin() for k in range(1, 21)]
+
+
+@pytest.mark.parametrize("steps", [-1, 0, 1, 1000])
+def test_counts_that_cannot_be_spread_are_refused(steps):
+    with pytest.raises(BadRequest, match=rf"^steps: {steps} is outside 2-999"):
+        Schedule().spread(steps, 0.5)
