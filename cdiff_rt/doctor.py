@@ -14,7 +14,7 @@ from cdiff_rt.pipeline import DEFAULT_MODEL, MODELS
 from cdiff_rt.runs import load_runner
 
 LIBRARIES = (
-    *("numpy", "pillow", "onnxruntime", "torch", "safetensors", "onnx", "onnxscript"),
+    *("numpy", "pillow", "onnxruntime", "openvino", "torch", "safetensors", "onnx", "onnxscript"),
     *("onnxruntime-gpu", "triton", "tensorrt-cu13", "tensorrt-rtx-cu13"),
 )
 

@@ -28,6 +28,7 @@ class Run:
     table: SolverTable
     adjust: Adjustment
     known: Known | None = None
+    contexts: list[np.ndarray] | None = None  # per modality [B, T, K], in place of what its encoder makes of its inputs
 
 
 class Runner(Protocol):
@@ -45,10 +46,8 @@ class Runner(Protocol):
 
 
 class HostRunner:
-    precision: Precision = "fp32"
-
-    def __init__(self, bundle: Bundle, backend: str) -> None:
-        self._bundle, self._backend = bundle, backend
+    def __init__(self, bundle: Bundle, backend: str, precision: Precision | None = None) -> None:
+        self._bundle, self._backend, self.precision = bundle, backend, check_precision(backend, precision)
         self._engines: dict[tuple[str, int], Engine] = {}
 
     def call(self, network: str, **inputs: np.ndarray) -> dict[str, np.ndarray]:
@@ -62,16 +61,21 @@ class HostRunner:
         """`share` engines run at a time and share the cores."""
         threads = max(1, cores() // share)
         if (network, threads) not in self._engines:
-            self._engines[network, threads] = load_engine(self._backend, self._bundle, network, threads=threads)
+            self._engines[network, threads] = load_engine(
+                self._backend, self._bundle, network, threads=threads, precision=self.precision
+            )
         return self._engines[network, threads]
 
     @contextmanager
     def _experts(self, run: Run) -> Iterator[Experts]:
         names = tuple(modality.name for modality in run.modalities)
         contexts, rows = [], []
-        for name, value in zip(names, run.inputs, strict=True):
-            context = self.call(f"condition.{name}", inputs=value)["context"]
-            contexts.append(np.repeat(context, len(run.start), axis=0))
+        for m, (name, value) in enumerate(zip(names, run.inputs, strict=True)):
+            if run.contexts:
+                contexts.append(run.contexts[m])
+            else:
+                context = self.call(f"condition.{name}", inputs=value)["context"]
+                contexts.append(np.repeat(context, len(run.start), axis=0))
             rows.append(self.call(f"time.{name}", t=run.table.timesteps)["rows"])
         side_by_side = len(names) if BACKENDS[self._backend].parallel else 1
         engines = [self._engine(f"expert.{name}", share=side_by_side) for name in names]
@@ -84,7 +88,7 @@ class HostRunner:
 
 @dataclass(frozen=True)
 class OnDevice:
-    """How a backend on a GPU runs."""
+    """How a backend runs; all but the precision is for those on a GPU."""
 
     precision: Precision | None = None  # of its engines; None: the backend's default
     fused_step: bool = False  # one engine for the whole step of a fixed set of experts, instead of one for each
@@ -100,7 +104,7 @@ def load_runner(bundle: Bundle, backend: str, how: OnDevice | None = None) -> Ru
         able = ", ".join(name for name, other in BACKENDS.items() if other.fuses)
         raise BadRequest("fused_step", f"{backend} has no engine of the whole step", f"choose one of {able}")
     if BACKENDS[backend].device == "cpu":
-        return HostRunner(bundle, backend)
+        return HostRunner(bundle, backend, how.precision)
     from cdiff_rt.gpu.runner import DeviceRunner
 
     return DeviceRunner(bundle, backend, how)

@@ -31,11 +31,12 @@ class Engine(Protocol):
 
 @dataclass(frozen=True)
 class Placement:
-    """Where and how a device's engine runs. Networks that run once per image or schedule are always fp32."""
+    """Where and how an engine runs. Networks that run once per image or schedule are always fp32."""
 
     device: str = "cuda"  # as torch writes it
     precision: Precision = "fp16"
-    batch: int = 1
+    batch: int = 1  # of a device's engine; the CPU's take any
+    threads: int = 1  # of an engine on the CPU
 
 
 class DeviceEngine(Protocol):
@@ -59,7 +60,7 @@ ANY: tuple[Precision, ...] = ("fp16", "bf16", "fp32")
 
 @dataclass(frozen=True)
 class Backend:
-    loader: str  # "module:function": (bundle, network, threads) -> Engine, or (bundle, network, placement) on a device
+    loader: str  # "module:function": (bundle, network, placement) -> Engine, or DeviceEngine on a device
     requires: tuple[str, ...]  # the libraries it imports
     extra: str  # the extra of cdiff-rt that installs them
     parallel: bool = False  # whether its engines run side by side, each on its own threads
@@ -74,6 +75,9 @@ def _cuda(loader: str, library: str, extra: str, precisions: tuple[Precision, ..
 
 BACKENDS: dict[str, Backend] = {
     "onnxruntime": Backend("cdiff_rt.engines.ort:load", ("onnxruntime",), "cpu", parallel=True),
+    "openvino": Backend(
+        "cdiff_rt.engines.vino:load", ("openvino",), "openvino", parallel=True, precisions=("fp32", "bf16")
+    ),
     "torch": Backend("cdiff_rt.engines.eager:load", ("torch", "safetensors"), "torch"),
     "tensorrt": _cuda("cdiff_rt.engines.trt:load_tensorrt", "tensorrt", "tensorrt", fuses=True),
     "tensorrt-rtx": _cuda("cdiff_rt.engines.trt:load_rtx", "tensorrt_rtx", "tensorrt-rtx", fuses=True),
@@ -119,11 +123,17 @@ def _remedy(backend: str, reason: str) -> str:
     return f"run `pip install '.[{BACKENDS[backend].extra}]'` in the checkout or choose another"
 
 
-def load_engine(backend: str, bundle: Bundle, network: str, *, threads: int | None = None) -> Engine:
-    """The engine of one network, on `threads` of the machine's cores (None: all). Raises as `check_backend` does."""
+def load_engine(
+    backend: str, bundle: Bundle, network: str, *, threads: int | None = None, precision: Precision | None = None
+) -> Engine:
+    """The engine of one network, on `threads` of the machine's cores (None: all), in `precision` or the backend's own.
+
+    Raises as `check_backend` and `check_precision` do.
+    """
     check_backend(backend)
     assert BACKENDS[backend].device == "cpu"
-    return _load(backend, bundle, network, threads or cores())
+    placement = Placement("cpu", check_precision(backend, precision), threads=threads or cores())
+    return _load(backend, bundle, network, placement)
 
 
 def load_device_engine(backend: str, bundle: Bundle, network: str, placement: Placement) -> DeviceEngine:
@@ -131,10 +141,10 @@ def load_device_engine(backend: str, bundle: Bundle, network: str, placement: Pl
     return _load(backend, bundle, network, placement)
 
 
-def _load(backend: str, bundle: Bundle, network: str, place: int | Placement) -> Any:
+def _load(backend: str, bundle: Bundle, network: str, placement: Placement) -> Any:
     module, function = BACKENDS[backend].loader.split(":")
     try:
-        return getattr(importlib.import_module(module), function)(bundle, network, place)
+        return getattr(importlib.import_module(module), function)(bundle, network, placement)
     except ImportError as error:
         reason = f"it does not load ({error})"
         raise BadEnvironment(f"backend {backend}", reason, _remedy(backend, reason)) from error

@@ -79,8 +79,8 @@ def load_part(bundle: Bundle, part: str) -> nn.Module:
     return module.eval().requires_grad_(False)
 
 
-def load(bundle: Bundle, network: str, threads: int) -> EagerEngine:
-    torch.set_num_threads(threads)
+def load(bundle: Bundle, network: str, placement: Placement) -> EagerEngine:
+    torch.set_num_threads(placement.threads)
     return EagerEngine(bundle.manifest.networks[network], network, _module(bundle, network, "cpu", torch.float32))
 
 

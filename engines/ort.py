@@ -103,9 +103,9 @@ def _refused(spec: NetworkSpec, reason: str) -> BadArtefact:
     return BadArtefact(f"network {spec.file}", reason, "export the bundle again")
 
 
-def load(bundle: Bundle, network: str, threads: int) -> OrtEngine:
+def load(bundle: Bundle, network: str, placement: Placement) -> OrtEngine:
     spec = bundle.manifest.networks[network]
-    return OrtEngine(bundle.path(spec.file), spec, threads)
+    return OrtEngine(bundle.path(spec.file), spec, placement.threads)
 
 
 def load_cuda(bundle: Bundle, network: str, placement: Placement) -> OrtDeviceEngine:

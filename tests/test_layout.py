@@ -10,10 +10,11 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LINKED = ("engines", "export", "bench", "cli.py")
-HEAVY = {"torch", "onnx", "onnxruntime", "onnxscript", "safetensors", "skimage"}
+HEAVY = {"torch", "onnx", "onnxruntime", "onnxscript", "openvino", "safetensors", "skimage"}
 HEAVY |= {"tensorrt", "triton", "polygraphy"}
 HOMES = {
     "onnxruntime": {"engines/ort.py"},
+    "openvino": {"engines/vino.py"},
     "onnx": {"export/to_onnx.py", "export/typed.py", "export/fused.py"},
     "onnxscript": {"export/to_onnx.py"},
     "skimage": {"bench/faces.py"},
@@ -103,7 +104,7 @@ def violations(source: str, room: str) -> list[str]:
     return found
 
 
-CLI_AT_ONCE = {"cdiff_rt.__version__", "cdiff_rt.errors", "cdiff_rt.terminal"}
+CLI_AT_ONCE = {"cdiff_rt.__version__", "cdiff_rt.errors", "cdiff_rt.options", "cdiff_rt.terminal"}
 
 
 @pytest.mark.parametrize(("path", "room"), SOURCES.items())

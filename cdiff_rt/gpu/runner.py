@@ -122,7 +122,10 @@ class DeviceRunner:
         """All that the steps will read, into the loop's buffers."""
         b, steps = loop.buffers, range(loop.plan.steps)
         for m, (modality, value) in enumerate(zip(run.modalities, run.inputs, strict=True)):
-            b.contexts[m].copy_(self._outputs(f"condition.{modality.name}", {"inputs": value})["context"])
+            if run.contexts:
+                b.contexts[m].copy_(torch.from_numpy(run.contexts[m]))
+            else:
+                b.contexts[m].copy_(self._outputs(f"condition.{modality.name}", {"inputs": value})["context"])
             b.rows[m].copy_(self._outputs(f"time.{modality.name}", {"t": run.table.timesteps})["rows"])
         b.numbers.copy_(torch.from_numpy(pack(run.table, run.adjust)))
         if b.noise is not None:

@@ -23,7 +23,7 @@ def test_the_gpu_suite_compares_what_its_docs_say():
 
 def test_a_case_of_the_cpu_is_a_backend_by_name():
     assert on_the_cpu(("torch",)) == (Case("torch", "torch"),)
-    assert [case.backend for case in on_the_cpu(())] == ["onnxruntime", "torch"]
+    assert [case.backend for case in on_the_cpu(())] == ["onnxruntime", "openvino", "torch"]
 
 
 def test_what_does_not_work_here_is_left_out_and_told(monkeypatch, caplog):

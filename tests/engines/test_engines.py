@@ -49,7 +49,7 @@ def test_an_engine_gives_what_its_spec_says_and_what_torch_gives(backend, networ
 
 
 def test_an_unknown_backend_is_refused_and_the_known_are_named(bundle):
-    with pytest.raises(BadRequest, match="'trt'; choose one of onnxruntime, torch"):
+    with pytest.raises(BadRequest, match="'trt'; choose one of onnxruntime, openvino, torch"):
         load_engine("trt", bundle, "vae.decode")
 
 
@@ -67,7 +67,10 @@ def test_asking_why_imports_nothing(monkeypatch):
 @pytest.mark.parametrize(
     "content", [b"", b"<html></html>", bytes(100), "half", "flipped"], ids=["empty", "html", "zeros", "half", "flipped"]
 )
-@pytest.mark.parametrize(("backend", "file"), [("onnxruntime", "vae.decode.onnx"), ("torch", "weights.safetensors")])
+@pytest.mark.parametrize(
+    ("backend", "file"),
+    [("onnxruntime", "vae.decode.onnx"), ("openvino", "vae.decode.onnx"), ("torch", "weights.safetensors")],
+)
 def test_a_file_that_no_library_can_read_is_a_bad_artefact(backend, file, content, bundle, bundle_copy):
     whole = bundle.path(file).read_bytes()
     changes = {"half": whole[: len(whole) // 2], "flipped": bytes(byte ^ 0xFF for byte in whole[:1000]) + whole[1000:]}
@@ -77,22 +80,24 @@ def test_a_file_that_no_library_can_read_is_a_bad_artefact(backend, file, conten
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 @pytest.mark.parametrize("size", [0, 100, 1_000_000])
-def test_onnxruntime_refuses_graphs_whose_weights_are_cut(size, bundle, bundle_copy):
+def test_graphs_whose_weights_are_cut_are_refused(size, backend, bundle, bundle_copy):
     (bundle_copy / "weights.safetensors").write_bytes(bundle.path("weights.safetensors").read_bytes()[:size])
     with pytest.raises(BadArtefact, match="network expert.text"):
-        load_engine("onnxruntime", Bundle(bundle_copy, bundle.manifest), "expert.text")
+        load_engine(backend, Bundle(bundle_copy, bundle.manifest), "expert.text")
 
 
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 @pytest.mark.parametrize("side", ["inputs", "outputs"])
-def test_onnxruntime_refuses_graphs_whose_names_are_not_the_manifests(side, bundle):
+def test_graphs_whose_names_are_not_the_manifests_are_refused(side, backend, bundle):
     spec = bundle.manifest.networks["vae.decode"]
     (tensor,) = getattr(spec, side)
     renamed = dataclasses.replace(spec, **{side: (dataclasses.replace(tensor, name="other"),)})
     networks = bundle.manifest.networks | {"vae.decode": renamed}
     other = Bundle(bundle.folder, dataclasses.replace(bundle.manifest, networks=networks))
     with pytest.raises(BadArtefact, match="vae.decode"):
-        load_engine("onnxruntime", other, "vae.decode")
+        load_engine(backend, other, "vae.decode")
 
 
 @pytest.mark.parametrize(
@@ -143,7 +148,8 @@ def test_engines_check_their_inputs(backend, bundle):
 
 def test_engines_get_all_cores_unless_told_otherwise(bundle, monkeypatch):
     seen = []
-    monkeypatch.setitem(sys.modules, "fake_backend", type("Module", (), {"load": lambda *args: seen.append(args[2])}))
+    module = type("Module", (), {"load": lambda bundle, network, placement: seen.append(placement.threads)})
+    monkeypatch.setitem(sys.modules, "fake_backend", module)
     monkeypatch.setitem(BACKENDS, "torch", Backend("fake_backend:load", (), "cpu"))
     load_engine("torch", bundle, "vae.decode")
     load_engine("torch", bundle, "vae.decode", threads=1)

@@ -257,20 +257,21 @@ def test_onnx_finds_no_fault(network, precision, bundle, tmp_path):
     ]
 
 
-def polygraphy(*arguments):
+def polygraphy(*arguments, cwd):
+    """In a folder of its own, as `inspect capability` leaves one behind."""
     command = [Path(sys.executable).with_name("polygraphy"), *arguments]
     environment = os.environ | {"POLYGRAPHY_USE_TENSORRT_RTX": "1"}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100, check=False)
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=100, check=False)
 
 
 @pytest.mark.parametrize("network", ["expert.mask", "vae.decode", "time.mask"])
 def test_polygraphy_finds_no_fault(network, bundle, tmp_path):
     path = written(typed_network(bundle, network, placement("fp16")).model, bundle, tmp_path, network)
     sizes = ["--input-shapes", "t:[3]"] if network == "time.mask" else []
-    lint = polygraphy("check", "lint", path, "-o", tmp_path / "lint.json", *sizes)
+    lint = polygraphy("check", "lint", path, "-o", tmp_path / "lint.json", *sizes, cwd=tmp_path)
     entries = json.loads((tmp_path / "lint.json").read_text())["lint_entries"]
     assert (lint.returncode, entries) == (0, []), lint.stdout
-    said = polygraphy("inspect", "capability", path).stdout
+    said = polygraphy("inspect", "capability", path, cwd=tmp_path).stdout
     assert "fully supported" in said, said
 
 
@@ -278,8 +279,8 @@ def test_polygraphy_would_find_one(bundle, tmp_path):
     model = typed_network(bundle, "time.mask", placement("fp32")).model
     model.graph.node[-1].op_type = "Concat2"
     path = written(model, bundle, tmp_path)
-    assert polygraphy("check", "lint", path).returncode
-    assert "fully supported" not in polygraphy("inspect", "capability", path).stdout
+    assert polygraphy("check", "lint", path, cwd=tmp_path).returncode
+    assert "fully supported" not in polygraphy("inspect", "capability", path, cwd=tmp_path).stdout
 
 
 def test_the_weights_lie_beside_the_graph_without_a_copy(bundle, tmp_path):
