@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -11,12 +12,14 @@ import click
 
 from cdiff_rt import __version__
 from cdiff_rt.errors import BadEnvironment
-from cdiff_rt.terminal import Commands, OneLine, Progress, given
+from cdiff_rt.options import all_conditions, check_export, check_method, given
+from cdiff_rt.terminal import Commands, OneLine, Progress
 
 PATH = click.Path(path_type=Path)
 DECAYS, ROUNDINGS, PRECISIONS = ("none", "linear", "cosine"), ("truncate", "nearest"), ("fp16", "fp32")
 BACKEND_HELP = "`cdiff-rt doctor` lists them and says which work here."
 ENGINE_PRECISIONS = ("fp16", "bf16", "fp32")
+TIERS, SOLVERS = ("exact", "fast"), ("ddim", "dpmpp-2m", "dpmpp-2m-sde")
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -47,10 +50,10 @@ Examples:
 @click.option("--seed", type=int, default=0, show_default=True, help="Equal seeds give equal images.")
 @click.option("--batch", type=int, default=1, show_default=True, help="How many images of the seed.")
 @click.option("--first", type=int, default=0, show_default=True, help="Number of the first of them.")
-@click.option("--steps", type=int, default=50, show_default=True, help="Denoising steps.")
-@click.option(
-    "--eta", type=float, default=1.0, show_default=True, help="DDIM's eta: 1 adds noise at each step, 0 none."
-)
+@click.option("--tier", type=click.Choice(TIERS), help="Solver and steps at once. Default: exact.")
+@click.option("--solver", type=click.Choice(SOLVERS), help="Instead of a tier. Default: ddim.")
+@click.option("--steps", type=int, help="Denoising steps, instead of a tier. Default: 50.")
+@click.option("--eta", type=float, help="DDIM's: 1 adds noise at each step, 0 none. Default: 1.")
 @click.option("--temperature", type=float, default=1.0, show_default=True, help="Of the noise that steps add.")
 @click.option("--decay", type=click.Choice(DECAYS), help="How the mask's influence fades. Default: the model's.")
 @click.option("--factor", type=float, help="Then multiplies the mask's influence. Default: the model's.")
@@ -60,7 +63,7 @@ Examples:
 @click.option("--keep", type=PATH, help="A black and white PNG: white is kept.")
 @click.option("--rounding", type=click.Choice(ROUNDINGS), default="truncate", show_default=True, help="Of pixels.")
 @click.option("--backend", default="onnxruntime", show_default=True, help=BACKEND_HELP)
-@click.option("--precision", type=click.Choice(ENGINE_PRECISIONS), help="Of engines on a GPU. Default: the backend's.")
+@click.option("--precision", type=click.Choice(ENGINE_PRECISIONS), help="Of the engines. Default: the backend's.")
 @click.option("--fused-step", is_flag=True, help="On a GPU: one engine for the whole step, see docs/gpu.md.")
 @click.option("--model", default="faces-128", show_default=True, help="An embedded model's name or a bundle's folder.")
 @click.option("--save-influence", is_flag=True, help="Also write each condition's influence, step by step.")
@@ -90,7 +93,9 @@ def generate(
     from cdiff_rt.recorder import Recorder
     from cdiff_rt.sampler import StepState
     from cdiff_rt.steps import StepsRecorder
+    from cdiff_rt.tiers import sampling
 
+    how = sampling(*(options[name] for name in ("tier", "solver", "steps", "eta")))
     saving = {name: options.pop(f"save_{name}") for name in ("influence", "steps", "latent", "overlay")}
     changed = {name: options.pop(name) for name in ("decay", "factor", "sharpness", "boost")}
     conditions = all_conditions({"mask": mask, "text": text}, others)
@@ -104,7 +109,7 @@ def generate(
     asked = {name: value for name, value in changed.items() if value is not None}
     with ExitStack() as stack:
         recorders: list[Recorder] = [stack.enter_context(kind(out, pipeline.decode)) for kind in kinds]
-        with Progress(options["steps"], "denoising") as progress:
+        with Progress(how.steps, "denoising") as progress:
 
             def after_step(state: StepState) -> None:
                 progress()
@@ -124,17 +129,109 @@ def generate(
                 click.echo(click.format_filename(recorder.folder_of(path)))
 
 
-def all_conditions(named: dict[str, Any], others: tuple[str, ...]) -> dict[str, Any]:
-    """The conditions by name; `others` are written NAME=VALUE."""
-    conditions = {name: value for name, value in named.items() if value is not None}
-    for other in others:
-        name, equals, value = other.partition("=")
-        if not equals or not name.isidentifier():
-            raise click.UsageError(f"--condition {other!r}: write NAME=VALUE")
-        if name in conditions:
-            raise click.UsageError(f"--condition {name}: it is given twice")
-        conditions[name] = value
-    return conditions
+@main.command(
+    epilog="""\b
+Examples:
+  cdiff-rt edit --image man.png --text "This man has a long beard. He is in his seventies." --out older.png
+  cdiff-rt edit --image man.png --mask target.png --text "This man has long red hair." --keep background --out red.png
+  cdiff-rt edit --image man.png --source-mask now.png --mask target.png --alphas 0,0.5,1,1.5 --out strip.png"""
+)
+@click.option("--image", type=PATH, required=True, help="A photo: PNG, JPEG or WebP; its centre square is used.")
+@click.option("--mask", type=PATH, help="Where things are to be; as of `generate`.")
+@click.option("--text", help="What it is to look like.")
+@click.option("--condition", "others", metavar="NAME=VALUE", multiple=True, help="For a model's other modalities.")
+@click.option("--source-mask", type=PATH, help="Where things are now. Default: read from the image, if that is known.")
+@click.option("--source-text", help="What it looks like now. Default: read from the image, if that is known.")
+@click.option("--source", "sources", metavar="NAME=VALUE", multiple=True, help="For a model's other modalities.")
+@click.option("--out", type=PATH, default="out", show_default=True, help="A folder, or one image's .png file.")
+@click.option("--method", type=click.Choice(("inversion", "imagic")), default="inversion", show_default=True)
+@click.option("--work", type=PATH, help="For imagic: its folder, where it goes on. Default: beside --out.")
+@click.option(
+    "--iterations", type=(int, int), default=(500, 1000), show_default=True, help="For imagic: of each stage."
+)
+@click.option("--strength", type=float, default=1.0, show_default=True, help="The share of the steps that are walked.")
+@click.option("--keep", default="", metavar="REGION", help="Labels that must not change, e.g. background,18; or all.")
+@click.option(
+    "--alphas", default="1", show_default=True, help="From what it shows, 0, to what it is to show, 1, or on."
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Equal seeds give equal images.")
+@click.option("--steps", type=int, default=50, show_default=True, help="Denoising steps of a whole run.")
+@click.option("--rounding", type=click.Choice(ROUNDINGS), default="truncate", show_default=True, help="Of pixels.")
+@click.option("--backend", default="onnxruntime", show_default=True, help=BACKEND_HELP)
+@click.option("--model", default="faces-128", show_default=True, help="An embedded model's name or a bundle's folder.")
+@click.option("--save-influence", is_flag=True, help="Also write each condition's influence, step by step.")
+@click.option("--save-latent", is_flag=True, help="Also write the latent, as .npz.")
+@click.option("--force", is_flag=True, help="Overwrite images that exist.")
+def edit(
+    image: Path,
+    mask: Path | None,
+    text: str | None,
+    others: tuple[str, ...],
+    source_mask: Path | None,
+    source_text: str | None,
+    sources: tuple[str, ...],
+    out: Path,
+    alphas: str,
+    method: str,
+    work: Path | None,
+    iterations: tuple[int, int],
+    backend: str,
+    model: str,
+    save_influence: bool,
+    save_latent: bool,
+    force: bool,
+    **options: Any,
+) -> None:
+    """Change a photo to a mask, a sentence, or both, and as little else as possible."""
+    from cdiff_rt import editing
+    from cdiff_rt.bench.reading import reading_for
+    from cdiff_rt.influence import InfluenceRecorder
+    from cdiff_rt.outputs import check_free, output_paths
+    from cdiff_rt.pipeline import Pipeline
+
+    conditions = all_conditions({"mask": mask, "text": text}, others)
+    source = all_conditions({"mask": source_mask, "text": source_text}, sources)
+    values = editing.read_alphas(alphas)
+    strip = len(values) > 1 and out.suffix.lower() == ".png"
+    check_method(method, strip, len(values))
+    editing.check(options["seed"], options["strength"], values, options["rounding"])
+    kinds = [InfluenceRecorder] if save_influence else []
+    numbers = range(1 if strip else len(values))
+    check_free(output_paths(out, options["seed"], numbers), recorders=kinds, force=force, latent=save_latent)
+    pipeline = Pipeline.from_pretrained(model, backend=backend)
+    with ExitStack() as stack:
+        recorders = [stack.enter_context(kind(out, pipeline.decode)) for kind in kinds]
+        watch = recorders[0] if recorders else None
+        if method == "imagic":
+            place = work or out.with_suffix(".imagic")
+            more = {name: options[name] for name in ("seed", "steps", "rounding")}
+            result = by_imagic(
+                pipeline, image, place, iterations, conditions, alphas=values, callback_on_step_end=watch, **more
+            )
+        else:
+            with Progress(editing.calls(options["steps"], options["strength"]), "editing") as progress:
+                more = options | {"source": source, "read": reading_for(pipeline.manifest.name), "progress": progress}
+                result = pipeline.edit(image, alphas=values, callback_on_step_end=watch, **more, **conditions)
+        editing.tell_change(result)
+        result = editing.side_by_side(result) if strip else result
+        for path in result.save(out, recorders=recorders, force=force, latent=save_latent):
+            click.echo(click.format_filename(path))
+            for recorder in recorders:
+                click.echo(click.format_filename(recorder.folder_of(path)))
+
+
+def by_imagic(
+    pipeline: Any, image: Path, work: Path, iterations: tuple[int, int], conditions: dict, **more: Any
+) -> Any:
+    try:
+        from cdiff_rt.export import imagic
+    except ModuleNotFoundError as error:
+        remedy = "run `pip install '.[torch]'` in the checkout"
+        raise BadEnvironment("imagic", f"{error.name} is not installed", remedy) from None
+    settings = imagic.Settings(*iterations, seed=more["seed"])
+    with Progress(len(conditions) * settings.iterations, "tuning") as progress:
+        tuned = imagic.tune(pipeline.bundle, pipeline.read_photo(image), conditions, work, settings, progress)
+    return imagic.edit(tuned, conditions, backend=pipeline.backend, **more)
 
 
 @main.command(
@@ -205,20 +302,6 @@ def export(
             click.echo(line)
 
 
-def check_export(checkpoints: bool, out: Path | None, model: str | None, target: str | None) -> None:
-    """Options that contradict each other, or would be ignored in silence."""
-    if not (checkpoints and out and not model or model and target and not checkpoints and not out):
-        raise click.UsageError("give --checkpoint and --out, or --model and --target")
-    if out and out.suffix == ".safetensors" and target:
-        raise click.UsageError("--target needs a bundle: name a folder as --out")
-    stray = None if target else given(("compute_capability", "engine_precision", "engine_batch", "fused_step"))
-    if stray:
-        raise click.UsageError(f"{stray} goes with --target")
-    stray = given(("precision", "diffuser_input", "freeu", "head_multiple")) if model else None
-    if stray:
-        raise click.UsageError(f"{stray} goes with --checkpoint")
-
-
 @main.command(
     epilog="""\b
 Examples:
@@ -229,49 +312,62 @@ Examples:
 )
 @click.option("--model", default="faces-128", show_default=True, help="An embedded model's name or a bundle's folder.")
 @click.option("--backend", "backends", multiple=True, help="Default: all on the CPU; for quality onnxruntime.")
-@click.option("--steps", type=int, default=50, show_default=True, help="Denoising steps of an image.")
+@click.option("--steps", type=int, help="Denoising steps of an image. Default: 50.")
+@click.option("--tier", type=click.Choice(TIERS), help="For quality and drift: solver and steps at once.")
+@click.option("--solver", type=click.Choice(SOLVERS), help="For quality and drift: instead of a tier.")
 @click.option("--suite", type=click.Choice(("cpu", "gpu")), default="cpu", show_default=True, help="What is timed.")
 @click.option("--batch", type=int, help="Images at a time. Default: 1; on a GPU 1, 2, 4 and 8 in turn.")
 @click.option(
     "--repeats", type=click.IntRange(min=3), default=10, show_default=True, help="Counted runs of each backend."
 )
 @click.option("--quality", is_flag=True, help="Measure how well images follow their conditions, not the time.")
-@click.option("--pairs", type=click.IntRange(min=2), default=200, show_default=True, help="For quality: how many.")
+@click.option("--drift", is_flag=True, help="Measure how far latents drift from the exact ones, not the time.")
+@click.option("--pairs", type=click.IntRange(min=2), help="For quality and drift: how many. Default: 200, for drift 5.")
 @click.option("--images", type=PATH, help="For quality: also write all images into this folder.")
 @click.option("--budget", is_flag=True, help="Count a step's launches, bytes and operations on a GPU; needs none.")
 @click.option("--json", "json_file", type=PATH, help="Also write all figures to this file.")
 def bench(
-    model: str, backends: tuple[str, ...], steps: int, quality: bool, budget: bool, json_file: Path | None, **more: Any
+    model: str, backends: tuple[str, ...], quality: bool, drift: bool, budget: bool, json_file: Path | None, **more: Any
 ) -> None:
-    """Time ways of running a model, judge how well images follow their conditions, or count a step's work."""
+    """Time ways of running a model, judge its images, measure their drift, or count a step's work."""
     from cdiff_rt.bench import budget as budgets
+    from cdiff_rt.bench import drift as drifts
     from cdiff_rt.bench import report
     from cdiff_rt.bench.latency import compare_suite
     from cdiff_rt.bench.quality import examine
     from cdiff_rt.images import check_folder
+    from cdiff_rt.tiers import sampling
 
-    if quality and budget:
-        raise click.UsageError("--quality and --budget are two measurements")
-    check_fits("budget" if budget else "quality" if quality else "time")
+    asked = [name for name, wanted in (("budget", budget), ("quality", quality), ("drift", drift)) if wanted]
+    if len(asked) > 1:
+        raise click.UsageError(f"--{asked[0]} and --{asked[1]} are two measurements")
+    check_fits(asked[0] if asked else "time")
+    how = sampling(more["tier"], more["solver"], more["steps"])
     if json_file:
         check_folder(json_file.parent)
     if budget:
-        counted = budgets.count(model)
-        click.echo(report.budget_table(counted))
-        if json_file:
-            report.write_budget(counted, json_file)
+        conclude(budgets.count(model), report.budget_table, report.write_budget, json_file)
     elif quality:
-        examination = examine(model, backends, steps=steps, pairs=more["pairs"], images=more["images"])
-        click.echo(report.quality_table(examination))
-        if json_file:
-            report.write_quality(examination, json_file)
+        found = examine(model, backends, how=how, pairs=more["pairs"] or 200, images=more["images"])
+        conclude(found, report.quality_table, report.write_quality, json_file)
+    elif drift:
+        drifted = drifts.measure(model, backends, how, more["pairs"] or 5)
+        conclude(drifted, report.drift_table, report.write_drift, json_file)
     else:
-        comparisons = []
-        for comparison in compare_suite(model, more["suite"], backends, steps, more["batch"], more["repeats"]):
+        timed = []
+        for comparison in compare_suite(model, more["suite"], backends, how.steps, more["batch"], more["repeats"]):
             click.echo(report.table(comparison) + "\n")
-            comparisons.append(comparison)
+            timed.append(comparison)
         if json_file:
-            report.write_json(comparisons, json_file)
+            report.write_json(timed, json_file)
+
+
+def conclude(
+    found: Any, table: Callable[[Any], str], write: Callable[[Any, Path], None], json_file: Path | None
+) -> None:
+    click.echo(table(found))
+    if json_file:
+        write(found, json_file)
 
 
 def check_fits(measurement: str) -> None:
@@ -279,9 +375,10 @@ def check_fits(measurement: str) -> None:
     stray = None if measurement == "time" else given(("suite", "batch", "repeats"))
     if stray:
         raise click.UsageError(f"{stray} does not go with --{measurement}")
-    stray = None if measurement == "quality" else given(("pairs", "images"))
-    if stray:
-        raise click.UsageError(f"{stray} goes with --quality")
+    for options, of in ((("images",), ["quality"]), (("pairs", "tier", "solver"), ["quality", "drift"])):
+        stray = None if measurement in of else given(options)
+        if stray:
+            raise click.UsageError(f"{stray} goes with --{' or --'.join(of)}")
 
 
 @main.command()

@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from cdiff_rt.errors import BadRequest
 from cdiff_rt.images import check_folder
 from cdiff_rt.manifest import Influence, Manifest
 from cdiff_rt.pipeline import DEFAULT_BACKEND, Pipeline
+from cdiff_rt.tiers import Sampling
 
 LABELS_KEPT = 0.5  # a mask counts as followed from this mean IoU on, as in detection
 RESAMPLES, CONFIDENCE = 2000, 95  # of the bootstrap; per cent
@@ -72,30 +73,35 @@ def ways(manifest: Manifest) -> list[Way]:
     ]
 
 
-def examine(model: str, backends: tuple[str, ...], *, steps: int, pairs: int, images: Path | None) -> Examination:
+def examine(model: str, backends: tuple[str, ...], *, how: Sampling, pairs: int, images: Path | None) -> Examination:
     """Puts every way of running the model to its exam.
 
     The control judges the last way's images by other pairs' conditions. With `images` every image is written there,
     as <way>/<number>.png. Raises BadRequest if there is no exam for the model, or if `images` exists; BadInput if it
     cannot be written.
     """
-    if len(backends) > 1:
-        raise BadRequest("backend", f"{len(backends)} of them", "quality is judged on one at a time")
+    backend = one_backend(backends)
     if images and os.path.exists(images):
         raise BadRequest("images", f"{images} exists", "choose another folder or remove it")
     if images:
         check_folder(images)
-    backend = next(iter(backends), DEFAULT_BACKEND)
     pipeline = Pipeline.from_pretrained(model, backend=backend)
     exam = exam_for(pipeline.manifest).first(pairs)
     find, rows = face_finder(), {}
     for way in ways(pipeline.manifest):
-        made = np.stack(list(generate(pipeline, exam, way, steps, images)))
+        made = np.stack(list(generate(pipeline, exam, way, how, images)))
         rows[way.name] = score(exam, made, find)
         log.info("%s: %s", way.name, rows[way.name])
     rows[f"{way.name}, shuffled pairs"] = score(exam.shuffled(), made, find)
-    settings: dict[str, int | str] = {"model": model, "backend": backend, "steps": steps, "seed": SEED}
+    settings: dict[str, int | str] = {"model": model, "backend": backend, "sampling": str(how), "seed": SEED}
     return Examination(machine(), settings | {"pairs": len(exam.labels)}, exam, rows)
+
+
+def one_backend(backends: tuple[str, ...]) -> str:
+    """The one that is asked for, or the default. Raises BadRequest for several."""
+    if len(backends) > 1:
+        raise BadRequest("backend", f"{len(backends)} of them", "quality is judged on one at a time")
+    return next(iter(backends), DEFAULT_BACKEND)
 
 
 def exam_for(manifest: Manifest) -> Exam:
@@ -109,12 +115,12 @@ def exam_for(manifest: Manifest) -> Exam:
     return exam
 
 
-def generate(pipeline: Pipeline, exam: Exam, way: Way, steps: int, images: Path | None) -> Iterator[np.ndarray]:
+def generate(pipeline: Pipeline, exam: Exam, way: Way, how: Sampling, images: Path | None) -> Iterator[np.ndarray]:
     """The image [H, W, 3] of every pair, in order."""
     for i in range(len(exam.labels)):
         given = exam.conditions(i)
-        conditions: dict[str, Any] = {name: given[name] for name in way.modalities}
-        result = pipeline.generate(steps=steps, seed=SEED, first=i, influence=way.influence, **conditions)
+        arguments: dict[str, Any] = asdict(how) | {name: given[name] for name in way.modalities}
+        result = pipeline.generate(seed=SEED, first=i, influence=way.influence, **arguments)
         if images:
             result.save(images / way.name / f"{i:03d}.png")
         yield result.images[0]

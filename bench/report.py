@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from cdiff_rt.bench.budget import Budget
+from cdiff_rt.bench.drift import Drift
 from cdiff_rt.bench.latency import Comparison
 from cdiff_rt.bench.quality import COLUMNS, CONFIDENCE, LABELS_KEPT, Examination, interval
 
@@ -73,6 +74,33 @@ def quality_table(examination: Examination) -> str:
         *(f"| {name} | " + " | ".join(_cell(*values) for values in row) + " |" for name, row in cells.items()),
     ]
     return "\n".join(lines)
+
+
+def drift_table(drift: Drift) -> str:
+    """A Markdown table: medians over the pairs, with the lowest and the highest."""
+    lines = [
+        f"{heading(drift.machine, drift.settings)}; median (lowest to highest)",
+        "",
+        "| sampling | against | latent relative error | PSNR dB |",
+        "|---|---|---|---|",
+    ]
+    for row in drift.rows:
+        lines.append(f"| {row.name} | {row.against} | {_range(row.error, '.3f')} | {_range(row.psnr, '.1f')} |")
+    return "\n".join(lines)
+
+
+def _range(values: np.ndarray, form: str) -> str:
+    return f"{np.median(values):{form}} ({values.min():{form}} to {values.max():{form}})"
+
+
+def write_drift(drift: Drift, path: Path) -> None:
+    """Every pair's figures; null for a PSNR that is infinite."""
+    rows = [asdict(row) | {"error": row.error.tolist(), "psnr": _finite(row.psnr)} for row in drift.rows]
+    path.write_text(json.dumps({"machine": drift.machine, "settings": drift.settings, "rows": rows}, indent=1) + "\n")
+
+
+def _finite(values: np.ndarray) -> list:
+    return [value if np.isfinite(value) else None for value in values.tolist()]
 
 
 def _cell(mean: float, low: float, high: float) -> str:

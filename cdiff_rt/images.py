@@ -1,6 +1,7 @@
 """Pictures in and out: label maps and photos from files, finished images to PNG files with their parameters inside."""
 
 import json
+import logging
 import stat
 import struct
 import tempfile
@@ -17,8 +18,11 @@ from PIL import Image, ImageFile, ImageOps, PngImagePlugin
 from cdiff_rt.errors import BadInput
 from cdiff_rt.palette import PALETTE
 
+ORIENTATION = 0x0112  # the EXIF tag
 LARGEST_FILE = 64 * 2**20  # bytes
 LARGEST_IMAGE = 25_000_000  # pixels; checked before decoding
+log = logging.getLogger("cdiff_rt")
+SAMPLERS = {"ddim": "DDIM", "dpmpp-2m": "DPM++ 2M", "dpmpp-2m-sde": "DPM++ 2M SDE"}  # as galleries write them
 MASK_HELP = "a mask is a PNG of labels 0-18 (palette or grey) or of the 19 CelebAMask-HQ colours, see docs/masks.md"
 
 
@@ -35,7 +39,10 @@ def read_labels(path: Path, classes: int) -> tuple[np.ndarray, str]:
 
 
 def read_photo(path: Path, size: int) -> np.ndarray:
-    """The centre square of a PNG, JPEG or WebP file, as its EXIF data turns it, scaled to [size, size, 3] uint8."""
+    """The centre square of a PNG, JPEG or WebP file, as its EXIF data turns it, scaled to [size, size, 3] uint8.
+
+    Says so where that leaves something out. What is transparent lies on white.
+    """
     help_ = "give a PNG, JPEG or WebP file"
     with _opened(path, "photo", help_) as image:
         if image.format not in ("PNG", "JPEG", "WEBP") or getattr(image, "n_frames", 1) > 1:
@@ -44,9 +51,32 @@ def read_photo(path: Path, size: int) -> np.ndarray:
             )
         _check_size(path, "photo", image)
         image.load()
+        if image.mode.startswith(("I", "F")):
+            raise BadInput(f"photo {path.name}", f"pixels of mode {image.mode}", "save it with 8 bits per channel")
         turned = ImageOps.exif_transpose(image)
-        square = Image.fromarray(centre_square(np.asarray(turned.convert("RGB"))))
+        square = Image.fromarray(centre_square(np.asarray(_opaque(turned))))
+        _tell(path.name, image, turned, size)
     return np.asarray(square if square.width == size else square.resize((size, size), Image.Resampling.LANCZOS))
+
+
+def _opaque(image: Image.Image) -> Image.Image:
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    layer = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+
+
+def _tell(name: str, image: Image.Image, turned: Image.Image, size: int) -> None:
+    """What becomes of a photo."""
+    width, height = turned.size
+    if image.getexif().get(ORIENTATION, 1) != 1:
+        log.info("photo %s: turned as its EXIF data says", name)
+    if turned.has_transparency_data:
+        log.warning("photo %s: it is partly transparent; it lies on white", name)
+    if width != height:
+        log.warning("photo %s: %dx%d is not square, its centre is used", name, width, height)
+    if min(width, height) < size:
+        log.warning("photo %s: %dx%d is small, it is enlarged to %dx%d", name, width, height, size, size)
 
 
 def read_region(path: Path) -> np.ndarray:
@@ -132,7 +162,7 @@ def _check_header(path: Path, image: ImageFile.ImageFile) -> None:
     frames = getattr(image, "n_frames", 1)
     if frames > 1:
         raise BadInput(name, f"an animation of {frames} frames", "save one frame of it")
-    if image.getexif().get(0x0112, 1) != 1:
+    if image.getexif().get(ORIENTATION, 1) != 1:
         raise BadInput(name, "its EXIF data asks for a rotation", "rotate the pixels and save it without EXIF")
 
 
@@ -220,7 +250,7 @@ def parameters_text(record: dict) -> dict[str, str]:
     """The PNG texts of one image: the A1111 line that galleries read, and our own JSON."""
     shown = {
         "Steps": record["steps"],
-        "Sampler": "DDIM",
+        "Sampler": SAMPLERS[record.get("solver", "ddim")],
         "Eta": record["eta"],
         "Seed": record["seed"],
         "Image": record["image"],

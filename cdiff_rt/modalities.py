@@ -3,15 +3,15 @@
 import logging
 import math
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from cdiff_rt import images
-from cdiff_rt.errors import BadInput
-from cdiff_rt.manifest import Bundle, Modality
+from cdiff_rt.errors import BadInput, BadRequest
+from cdiff_rt.manifest import Bundle, Manifest, Modality
 from cdiff_rt.palette import PALETTE
 from cdiff_rt.wordpiece import WordPiece
 
@@ -20,6 +20,18 @@ log = logging.getLogger("cdiff_rt")
 
 Condition = str | Path | np.ndarray
 Reader = Callable[[Condition, Modality, Bundle], np.ndarray]
+
+
+def chosen_of(manifest: Manifest, given: Collection[str], without: Collection[str] = ()) -> list[Modality]:
+    """The modalities of the conditions given, in the model's order. Raises BadRequest for none, or for one it lacks."""
+    known = {modality.name: modality for modality in manifest.modalities}
+    strange = sorted({*given, *without} - set(known))
+    if strange:
+        raise BadRequest("condition", f"{strange[0]!r}", f"{manifest.name} knows {', '.join(known)}")
+    chosen = [modality for name, modality in known.items() if name in given and name not in without]
+    if not chosen:
+        raise BadRequest("conditions", "none given", f"give at least one of {', '.join(known)}")
+    return chosen
 
 
 def read_label_map(value: Condition, modality: Modality, bundle: Bundle) -> np.ndarray:

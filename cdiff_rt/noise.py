@@ -5,7 +5,7 @@ import numpy as np
 from cdiff_rt.errors import BadRequest
 
 LARGEST_SEED = 2**63 - 1
-SAMPLING, INPAINTING = 0, 1  # streams: what one draws does not move the other
+SAMPLING, INPAINTING, EDITING, TUNING = 0, 1, 2, 3  # streams: what one draws does not move the other
 
 
 def check_seed(seed: int) -> int:

@@ -1,28 +1,28 @@
 """The whole way from conditions to images: `Pipeline.from_pretrained().generate(mask=..., text=...)`."""
 
-import math
 import os
-from collections.abc import Collection
-from dataclasses import asdict
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Literal, get_args, get_type_hints
+from typing import Literal
 
 import numpy as np
 
-from cdiff_rt import __version__, fusion, images, noise, solvers
+from cdiff_rt import __version__, editing, fusion, images, noise, regions, solvers
+from cdiff_rt.checks import check_choice, check_influence, check_numbers, check_start
 from cdiff_rt.engines import Precision
-from cdiff_rt.errors import BadArtefact, BadRequest
+from cdiff_rt.errors import BadArtefact, BadInput, BadRequest
 from cdiff_rt.inpainting import Inpainting
 from cdiff_rt.manifest import NAME, Bundle, Influence, Modality, sha256
-from cdiff_rt.modalities import KINDS, Condition
+from cdiff_rt.modalities import KINDS, Condition, chosen_of
 from cdiff_rt.outputs import Generated
 from cdiff_rt.runs import OnDevice, Run, load_runner
 from cdiff_rt.sampler import Callback, Known
+from cdiff_rt.tiers import sampling
 
 MODELS = Path(__file__).parent / "models"
 DEFAULT_MODEL = "faces-128"
 DEFAULT_BACKEND = "onnxruntime"
-LARGEST_BATCH = 256
 
 
 def find_model(model: str | Path) -> Path:
@@ -62,15 +62,18 @@ class Pipeline:
     def generate(
         self,
         *,
-        steps: int = 50,
+        tier: str | None = None,
+        solver: str | None = None,
+        steps: int | None = None,
         seed: int = 0,
         batch: int = 1,
         first: int = 0,
-        eta: float = 1.0,
+        eta: float | None = None,
         temperature: float = 1.0,
         influence: Influence | None = None,
         without: Collection[str] = (),
         x_T: np.ndarray | None = None,
+        contexts: Mapping[str, np.ndarray] | None = None,
         inpaint: Inpainting | None = None,
         rounding: Literal["truncate", "nearest"] = "truncate",
         callback_on_step_end: Callback | None = None,
@@ -79,18 +82,18 @@ class Pipeline:
         """Images that follow every condition given, by the names of the model's modalities, e.g. `mask=`, `text=`.
 
         Only the experts of those modalities run, less those of `without` and those that `influence` gives no weight.
-        The images are numbers `first` to `first + batch - 1` of the seed: image i is the same in any batch. `steps`,
-        `eta` and `temperature` are DDIM's, `influence` stands in for the manifest's, `x_T` [batch, C, *latent] for the
-        seed's first noise. Raises BadRequest or BadInput.
+        The images are numbers `first` to `first + batch - 1` of the seed: image i is the same in any batch. `tier`
+        names a set of `solver`, `steps` and `eta`, see tiers.py, and is given instead of them; `temperature` is of the
+        noise that steps add. `influence` stands in for the manifest's, `x_T` [batch, C, *latent] for the seed's first
+        noise. Raises BadRequest or BadInput.
         """
         numbers = check_numbers(seed, first, batch)
-        _check_range("eta", eta, 0.0, 1.0)
-        _check_range("temperature", temperature, 0.0, 100.0)
-        _check_choice("rounding", rounding, ("truncate", "nearest"))
-        table = solvers.ddim(self.manifest.schedule, steps, eta=eta, temperature=temperature)
+        check_choice("rounding", rounding, ("truncate", "nearest"))
+        how = sampling(tier, solver=solver, steps=steps, eta=eta)
+        table = how.table(self.manifest.schedule, temperature)
         adjust = check_influence(influence or self.manifest.influence)
         shape = self.manifest.latent_shape
-        start = noise.normal(seed, numbers, 0, shape) if x_T is None else _check_start(x_T, (batch, *shape))
+        start = noise.normal(seed, numbers, 0, shape) if x_T is None else check_start(x_T, (batch, *shape))
         modalities, inputs = self._read(conditions, without, adjust)
         run = Run(
             modalities,
@@ -100,21 +103,82 @@ class Pipeline:
             table,
             self._adjustment(modalities, table, adjust),
             self._known(inpaint, seed, numbers) if inpaint else None,
+            [contexts[modality.name] for modality in modalities] if contexts else None,
         )
         latents = self._runner.sample(run, callback_on_step_end)
         self._check_finite(latents, "sampling", "the latents are")
-        settings = {"steps": steps, "eta": eta, "seed": seed, "first": first, "batch": batch}
+        settings = asdict(how) | {"seed": seed, "first": first, "batch": batch}
         unusual = {
+            "tier": how.tier,
             "temperature": temperature if temperature != 1.0 else None,
             "rounding": rounding if rounding != "truncate" else None,
             "influence": influence and asdict(influence),
             "inpaint": inpaint and inpaint.shown(),
             "x_T": None if x_T is None else "given",
+            "contexts": "given" if contexts else None,
         }
         record = settings | {name: value for name, value in unusual.items() if value is not None}
         decoded = self.decode(latents, rounding) if self.manifest.image_size else np.zeros((batch, 0, 0, 3), np.uint8)
         record |= self._told(modalities, conditions) | self._identity()
         return Generated(decoded, latents, record, self._drawing(modalities, conditions))
+
+    def edit(
+        self,
+        image: str | Path | np.ndarray,
+        *,
+        source: Mapping[str, Condition | None] | None = None,
+        read: editing.Reading | None = None,
+        steps: int = 50,
+        seed: int = 0,
+        strength: float = 1.0,
+        alphas: Sequence[float] = (1.0,),
+        keep: regions.Keep = (),
+        method: Literal["inversion", "sdedit"] = "inversion",
+        influence: Influence | None = None,
+        rounding: Literal["truncate", "nearest"] = "truncate",
+        progress: Callable[[], object] | None = None,
+        callback_on_step_end: Callback | None = None,
+        **conditions: Condition | None,
+    ) -> Generated:
+        """A photo, a file or [S, S, 3] uint8, changed no more than the conditions given ask for; see editing.py.
+
+        `source` says by modality what it shows now; what it leaves open is asked of `read`, or the inversion does
+        without. There is an image for each of `alphas`, from the source's conditions, 0, to those given, 1, and beyond.
+        `strength` is the share of the steps that are walked. The labels that `keep` names, or "all", stay pixel by
+        pixel where the mask does. `progress` is called after every step of the inversion and of the edit, the callback
+        after those of the edit. Raises BadRequest or BadInput.
+        """
+        editing.check(seed, strength, alphas, rounding, method)
+        adjust, shape = check_influence(influence or self.manifest.influence), self.manifest.latent_shape
+        table = editing.last_steps(solvers.ddim(self.manifest.schedule, steps), strength)
+        photo = self.read_photo(image)
+        seen = read(photo) if read else {}
+        before, after = editing.fill_in(conditions, source or {}, seen)
+        editing.note_gaps(before, after, source or {})
+        region = regions.region_of({**seen, **before}, after, keep, self.manifest)
+        cells = region.cells(shape[-1])
+        known = Known(self.encode(photo), cells, lambda i: noise.normal(seed, range(1), i, shape, noise.EDITING))
+        old, new = (self._run(of, table, adjust) for of in (before, after))
+        new = replace(new, contexts=self._between(old, new, alphas), known=known if cells.any() else None)
+        inversion = editing.METHODS[method](self._runner, old, known, progress)
+        latents = inversion.walk(self._runner, new, len(alphas), editing.both(progress, callback_on_step_end))
+        self._check_finite(latents, "editing", "the latents are")
+        edited = region.paste(photo, self.decode(latents, rounding))
+        edit: dict = {
+            "method": method,
+            "of_steps": steps,
+            "alphas": list(alphas),
+            "source": self._told(old.modalities, before)["conditions"],
+        }
+        edit |= {"keep": region.labels, "change": region.change(photo, edited)}
+        settings = {"steps": len(table.timesteps), "eta": 1.0, "seed": seed, "first": 0, "batch": len(alphas)}
+        unusual = {
+            "rounding": rounding if rounding != "truncate" else None,
+            "influence": influence and asdict(influence),
+        }
+        record = settings | {name: value for name, value in unusual.items() if value is not None} | {"edit": edit}
+        record |= self._told(new.modalities, after) | self._identity()
+        return Generated(edited, latents, record, self._drawing(new.modalities, after))
 
     def decode(self, latents: np.ndarray, rounding: str = "truncate") -> np.ndarray:
         """[B, C, *latent] of the loop -> [B, H, W, 3] uint8."""
@@ -134,34 +198,59 @@ class Pipeline:
             remedy = "take precision bf16 or fp32" if half else "this bundle's weights are broken, export them again"
             raise BadArtefact(what, f"{subject} not finite in {self._runner.precision}", remedy)
 
+    def read_photo(self, image: str | Path | np.ndarray) -> np.ndarray:
+        """A file, or [S, S, 3] uint8 -> that, for `encode`. Raises BadInput; BadRequest if the model encodes no images."""
+        size = self.manifest.image_size
+        if not size or "vae.encode" not in self.manifest.networks:
+            raise BadRequest("image", f"{self.manifest.name} has no encoder of images", "take another model")
+        pixels = image if isinstance(image, np.ndarray) else images.read_photo(Path(image), size)
+        if pixels.shape != (size, size, 3) or pixels.dtype != np.uint8:
+            raise BadInput("image array", f"{pixels.dtype} of shape {pixels.shape}", f"give uint8 {(size, size, 3)}")
+        return pixels
+
     def _read(
-        self, conditions: dict[str, Condition | None], without: Collection[str], adjust: Influence
+        self, conditions: Mapping[str, Condition | None], without: Collection[str], adjust: Influence
     ) -> tuple[list[Modality], list[np.ndarray]]:
         """The modalities that run, and what their encoders take."""
-        known = {modality.name: modality for modality in self.manifest.modalities}
         given = {name: value for name, value in conditions.items() if value is not None}
-        strange = sorted({*given, *without} - set(known))
-        if strange:
-            raise BadRequest("condition", f"{strange[0]!r}", f"{self.manifest.name} knows {', '.join(known)}")
-        chosen = [modality for name, modality in known.items() if name in given and name not in without]
-        if not chosen:
-            raise BadRequest("conditions", "none given", f"give at least one of {', '.join(known)}")
+        chosen = chosen_of(self.manifest, given, without)
         if adjust.factor == 0 and any(modality.anchor for modality in chosen):
             chosen = [modality for modality in chosen if not modality.decays]  # no weight, so no work
         return chosen, [KINDS[modality.kind].read(given[modality.name], modality, self.bundle) for modality in chosen]
 
-    def _told(self, modalities: list[Modality], conditions: dict[str, Condition | None]) -> dict:
+    def _told(self, modalities: list[Modality], conditions: Mapping[str, Condition | None]) -> dict:
         """What was asked for, in words."""
         given = {m.name: KINDS[m.kind].show(value) for m in modalities if (value := conditions[m.name]) is not None}
         return {"conditions": given, "prompt": " ".join(given[m.name] for m in modalities if m.kind == "words")}
 
-    def _drawing(self, modalities: list[Modality], conditions: dict[str, Condition | None]) -> np.ndarray | None:
+    def _drawing(self, modalities: list[Modality], conditions: Mapping[str, Condition | None]) -> np.ndarray | None:
         """The first condition that can be drawn."""
         for modality in modalities:
             draw, value = KINDS[modality.kind].draw, conditions[modality.name]
             if draw and value is not None:
                 return draw(value, modality)
         return None
+
+    def _run(self, conditions: editing.Conditions, table: solvers.SolverTable, adjust: Influence) -> Run:
+        """One without a beginning: an inversion's."""
+        modalities, inputs = self._read(conditions, (), adjust)
+        nothing = np.zeros((1, *self.manifest.latent_shape), np.float32)
+        return Run(modalities, inputs, nothing, lambda i: nothing, table, self._adjustment(modalities, table, adjust))
+
+    def _between(self, old: Run, new: Run, alphas: Sequence[float]) -> list[np.ndarray] | None:
+        """Contexts [A, T, K] per modality; None where there are no others than the new ones."""
+        if set(alphas) == {1.0}:
+            return None
+        known = {modality.name: value for modality, value in zip(old.modalities, old.inputs, strict=True)}
+        contexts = []
+        for modality, value in zip(new.modalities, new.inputs, strict=True):
+            name = modality.name
+            if name not in known:
+                remedy = f"give the source's {name}, or leave alphas out"
+                raise BadRequest("alphas", f"nothing says what {name} the image has now", remedy)
+            now, then = (self._runner.call(f"condition.{name}", inputs=x)["context"] for x in (known[name], value))
+            contexts.append(editing.between(now, then, alphas))
+        return contexts
 
     def _known(self, inpaint: Inpainting, seed: int, numbers: range) -> Known:
         shape = self.manifest.latent_shape
@@ -186,37 +275,3 @@ class Pipeline:
         model = {"model": name, "model_hash": manifest_hash, "size": size}
         place = {"backend": self.backend, "precision": self._runner.precision}
         return place | model | {"version": __version__}
-
-
-def check_numbers(seed: int, first: int, batch: int) -> range:
-    """The numbers of a run's images. Raises BadRequest."""
-    noise.check_seed(seed)
-    _check_range("batch", batch, 1, LARGEST_BATCH)
-    _check_range("first", first, 0, 2**31)
-    return range(first, first + batch)
-
-
-def check_influence(influence: Influence) -> Influence:
-    """Raises BadRequest unless it is one."""
-    _check_choice("decay", influence.decay, get_args(get_type_hints(Influence)["decay"]))
-    for name in ("factor", "sharpness", "boost"):
-        value = getattr(influence, name)
-        if value is not None:
-            _check_range(name, value, 0.0, 1e6)
-    return influence
-
-
-def _check_start(x_T: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    if x_T.shape != shape or not np.isfinite(x_T).all():
-        raise BadRequest("x_T", f"shape {x_T.shape}", f"give finite numbers of shape {shape}")
-    return x_T.astype(np.float32)
-
-
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise BadRequest(name, repr(value), f"choose one of {', '.join(choices)}")
-
-
-def _check_range(name: str, value: float, low: float, high: float) -> None:
-    if not math.isfinite(value) or not low <= value <= high:
-        raise BadRequest(name, f"{value} is outside {low:g}-{high:g}", "choose a number of that range")

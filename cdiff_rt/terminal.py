@@ -2,7 +2,6 @@
 
 import logging
 import sys
-from collections.abc import Iterable
 from typing import Any, NoReturn, Self
 
 import click
@@ -64,10 +63,3 @@ class Progress:
     def __exit__(self, *error: object) -> None:
         if self._begun:
             self._bar.render_finish()
-
-
-def given(names: Iterable[str]) -> str | None:
-    """The first of these parameters that stands on the command line, as it is written there."""
-    source = click.get_current_context().get_parameter_source
-    found = (name for name in names if source(name) is click.core.ParameterSource.COMMANDLINE)
-    return next((f"--{name.replace('_', '-')}" for name in found), None)

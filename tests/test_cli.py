@@ -18,6 +18,7 @@ from cdiff_rt.engines import BACKENDS, Backend
 from cdiff_rt.influence import InfluenceRecorder
 from cdiff_rt.manifest import digest
 from cdiff_rt.pipeline import Pipeline
+from cdiff_rt.tiers import TIERS
 from tests.coded_exam import write_coded_exam
 
 TEXT = "This man has a long beard."
@@ -381,7 +382,7 @@ def test_quality_is_a_table_and_on_request_images_and_json(exam, tmp_path):
     result = run("bench", "--quality", "--pairs", 2, "--steps", 1, "--images", images, "--json", figures)
     assert result.exit_code == 0
     first, _, header, _, *rows = result.stdout.splitlines()
-    assert "steps 1, seed 0, pairs 2;" in first and header.startswith("| images | mIoU |")
+    assert "sampling ddim, 1 steps, eta 1, seed 0, pairs 2;" in first and header.startswith("| images | mIoU |")
     ways = ["mask only", "text only", "plain mean", "collaborative, softmax as trained", "collaborative"]
     assert [row.split("|")[1].strip() for row in rows] == [
         "painted portraits, all", *ways, "collaborative, shuffled pairs"
@@ -423,9 +424,48 @@ def test_images_without_quality_are_exit_code_2(out):
     assert not out.exists()
 
 
+def test_drift_is_a_table_and_on_request_json(exam, tmp_path):
+    figures = tmp_path / "drift.json"
+    result = run("bench", "--drift", "--solver", "dpmpp-2m-sde", "--steps", 2, "--pairs", 2, "--json", figures)
+    assert result.exit_code == 0
+    first, _, header, _, ours, scale = result.stdout.splitlines()
+    assert "seed 0, pairs 2;" in first and header.startswith("| sampling | against |")
+    assert ours.startswith("| dpmpp-2m-sde, 2 steps, eta 1 | exact: ddim, 50 steps, eta 1 |")
+    assert "with other noise, for scale" in scale
+    assert [len(row["error"]) for row in json.loads(figures.read_text())["rows"]] == [2, 2]
+
+
+@pytest.mark.parametrize("tier", TIERS)
+def test_a_tier_reaches_the_loop_and_the_record(tier, mask_file, out):
+    assert run("generate", "--mask", mask_file, "--tier", tier, "--out", out).exit_code == 0
+    record = json.loads(texts_of(out / "seed0-000.png")["cdiff_rt"])
+    how = TIERS[tier]
+    assert (record["tier"], record["solver"], record["steps"], record["eta"]) == (tier, how.solver, how.steps, how.eta)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--tier", "slow"], "'slow' is not one of"),
+        (["--tier", "fast", "--steps", 10], "tier: fast and steps of your own"),
+        (["--solver", "dpmpp-2m", "--eta", 1], "eta: 1 with dpmpp-2m"),
+        (["--solver", "dpmpp-2m", "--steps", 1], "steps: 1 is outside 2-999"),
+    ],
+    ids=str,
+)
+def test_bad_samplers_are_exit_code_2(arguments, words, out):
+    check_refused(run("generate", "--text", TEXT, "--out", out, *arguments), 2, words)
+
+
 @pytest.mark.parametrize(
     "options",
-    [["--pairs", 200], ["--quality", "--batch", 2], ["--quality", "--repeats", 10], ["--quality", "--suite", "gpu"]],
+    [
+        ["--pairs", 200],
+        ["--tier", "fast"],
+        ["--quality", "--batch", 2],
+        ["--quality", "--repeats", 10],
+        ["--quality", "--suite", "gpu"],
+    ],
     ids=str,
 )
 def test_options_of_the_other_measurement_are_exit_code_2(options):

@@ -55,7 +55,10 @@ class Expert(nn.Module):
 
     def condition(self, inputs: Tensor) -> Tensor:
         """What `encoder` takes -> packed keys and values [B, T, K]."""
-        tokens = self.encoder(inputs)
+        return self.pack(self.encoder(inputs))
+
+    def pack(self, tokens: Tensor) -> Tensor:
+        """The embedding of a condition [B, T, width] -> packed keys and values [B, T, K]."""
         return torch.cat([net.context_kv(tokens) for net in self._unets], dim=2)
 
     def time(self, t: Tensor) -> Tensor:

@@ -5,10 +5,20 @@ import numpy as np
 import pytest
 
 from cdiff_rt.bench.budget import Budget, Row
+from cdiff_rt.bench.drift import Drift
+from cdiff_rt.bench.drift import Row as DriftRow
 from cdiff_rt.bench.exam import Exam
 from cdiff_rt.bench.latency import Comparison, Timing
 from cdiff_rt.bench.quality import COLUMNS, Examination, Scores
-from cdiff_rt.bench.report import budget_table, quality_table, table, write_json, write_quality
+from cdiff_rt.bench.report import (
+    budget_table,
+    drift_table,
+    quality_table,
+    table,
+    write_drift,
+    write_json,
+    write_quality,
+)
 from tests.coded_exam import TRUTH, write_coded_exam
 
 MACHINE = {
@@ -140,3 +150,23 @@ def test_quality_as_json_holds_every_image(exam, tmp_path):
             "right": [[1.0, 1.0], [1.0, None], [1.0, 1.0]],
         },
     }
+
+
+DRIFT = Drift(
+    MACHINE,
+    {"model": "tiny", "seed": 0, "pairs": 3},
+    [DriftRow("fast", "exact", np.array([0.5, 0.1, 0.2]), np.array([10.0, np.inf, 30.0]))],
+)
+
+
+def test_drift_is_a_median_between_the_extremes():
+    first, _, header, _, row = drift_table(DRIFT).splitlines()
+    assert "A Processor" in first and "pairs 3" in first and header.count("|") == row.count("|")
+    assert row == "| fast | exact | 0.200 (0.100 to 0.500) | 30.0 (10.0 to inf) |"
+
+
+def test_drift_as_json_holds_every_pair(tmp_path):
+    write_drift(DRIFT, tmp_path / "drift.json")
+    data = json.loads((tmp_path / "drift.json").read_text())
+    assert data["machine"] == MACHINE and data["settings"]["pairs"] == 3
+    assert data["rows"] == [{"name": "fast", "against": "exact", "error": [0.5, 0.1, 0.2], "psnr": [10.0, None, 30.0]}]

@@ -257,6 +257,7 @@ def test_the_backends_agree_over_50_steps(bundle, pipeline, mask):
 def test_the_record_tells_the_whole_run(pipeline, bundle, mask):
     result = pipeline.generate(mask=mask, text=TEXT, steps=4, seed=9, first=2, batch=2, eta=0.5)
     assert result.record == {
+        "solver": "ddim",
         "steps": 4,
         "eta": 0.5,
         "seed": 9,
@@ -300,7 +301,7 @@ def test_the_message_about_an_unknown_model_names_those_there_are():
 
 
 def test_an_unknown_backend_is_refused(bundle):
-    with pytest.raises(BadRequest, match="'cuda'; choose one of onnxruntime, torch"):
+    with pytest.raises(BadRequest, match="'cuda'; choose one of onnxruntime, openvino, torch"):
         Pipeline(bundle, "cuda").generate(text=TEXT, steps=1)
 
 

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-from cdiff_rt import solvers
 from cdiff_rt.errors import BadRequest, OutOfResource
 from cdiff_rt.gpu import runner
 from cdiff_rt.gpu.loop import Plan
@@ -13,7 +12,7 @@ from cdiff_rt.inpainting import Inpainting
 from cdiff_rt.manifest import Influence
 from cdiff_rt.pipeline import Pipeline
 from cdiff_rt.runs import OnDevice
-from cdiff_rt.solvers import C_HIST, C_OUT, D_OUT, D_X
+from cdiff_rt.tiers import SECOND_ORDER
 from tests.gpu.whole_step import WholeStep
 
 TEXT = "This man has a long beard. He is in his fifties."
@@ -63,19 +62,11 @@ def test_a_known_region_is_the_same_too(device, pipeline, mask):
     assert difference(ours, reference) < CLOSE
 
 
-def test_a_solver_that_looks_back_is_the_same_too(device, pipeline, monkeypatch):
-    real = solvers.ddim
-
-    def looking_back(*args, **settings):
-        table = real(*args, **settings)
-        table.rows[1:, C_HIST], table.rows[:, D_X], table.rows[:, D_OUT] = 0.25, 0.5, -0.5
-        table.rows[1:, C_OUT] *= 0.9
-        return table
-
-    plain = pipeline.generate(text=TEXT, steps=4)
-    monkeypatch.setattr(solvers, "ddim", looking_back)
-    ours, reference = (p.generate(text=TEXT, steps=4) for p in (device, pipeline))
-    assert difference(ours, reference) < CLOSE < difference(ours, plain)
+@pytest.mark.parametrize("solver", SECOND_ORDER)
+def test_a_solver_that_looks_back_is_the_same_too(solver, device, pipeline):
+    ours, reference = (p.generate(text=TEXT, solver=solver, steps=5) for p in (device, pipeline))
+    assert difference(ours, reference) < CLOSE
+    assert difference(ours, pipeline.generate(text=TEXT, steps=5)) > CLOSE
 
 
 def test_a_callback_sees_what_it_sees_on_the_cpu_and_changes_nothing(device, pipeline, mask):

@@ -1,0 +1,55 @@
+"""What stands on the command line: conditions by name, and options that contradict each other."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+def given(names: Iterable[str]) -> str | None:
+    """The first of these parameters that stands on the command line, as it is written there."""
+    source = click.get_current_context().get_parameter_source
+    found = (name for name in names if source(name) is click.core.ParameterSource.COMMANDLINE)
+    return next((f"--{name.replace('_', '-')}" for name in found), None)
+
+
+def all_conditions(named: dict[str, Any], others: tuple[str, ...]) -> dict[str, Any]:
+    """The conditions by name; `others` are written NAME=VALUE."""
+    conditions = {name: value for name, value in named.items() if value is not None}
+    for other in others:
+        name, equals, value = other.partition("=")
+        if not equals or not name.isidentifier():
+            raise click.UsageError(f"--condition {other!r}: write NAME=VALUE")
+        if name in conditions:
+            raise click.UsageError(f"--condition {name}: it is given twice")
+        conditions[name] = value
+    return conditions
+
+
+def check_export(checkpoints: bool, out: Path | None, model: str | None, target: str | None) -> None:
+    """Options that contradict each other, or would be ignored in silence."""
+    if not (checkpoints and out and not model or model and target and not checkpoints and not out):
+        raise click.UsageError("give --checkpoint and --out, or --model and --target")
+    if out and out.suffix == ".safetensors" and target:
+        raise click.UsageError("--target needs a bundle: name a folder as --out")
+    stray = None if target else given(("compute_capability", "engine_precision", "engine_batch", "fused_step"))
+    if stray:
+        raise click.UsageError(f"{stray} goes with --target")
+    stray = given(("precision", "diffuser_input", "freeu", "head_multiple")) if model else None
+    if stray:
+        raise click.UsageError(f"{stray} goes with --checkpoint")
+
+
+def check_method(method: str, strip: bool, count: int) -> None:
+    """Options that would be ignored in silence, or that contradict each other."""
+    saving = given(("save_influence", "save_latent"))
+    if strip and saving:
+        raise click.UsageError("a strip of images is one file: name a folder as --out to save more")
+    if method == "imagic" and count > 1 and saving == "--save-influence":
+        raise click.UsageError("--save-influence goes with one of --alphas for imagic, which is a run for each")
+    wrong = (
+        ("work", "iterations") if method != "imagic" else ("source_mask", "source_text", "sources", "strength", "keep")
+    )
+    if stray := given(wrong):
+        raise click.UsageError(f"{stray} does not go with --method {method}")

@@ -1,0 +1,63 @@
+"""A tier is a named set of settings of the sampler: how exact, how fast. What a run isn't told, it takes from there."""
+
+from dataclasses import dataclass
+
+from cdiff_rt.checks import check_choice, check_range
+from cdiff_rt.errors import BadRequest
+from cdiff_rt.schedule import Schedule
+from cdiff_rt.solvers import SolverTable, ddim, dpmpp_2m, dpmpp_2m_sde
+
+SECOND_ORDER = {"dpmpp-2m": dpmpp_2m, "dpmpp-2m-sde": dpmpp_2m_sde}
+ETAS = {"dpmpp-2m": 0.0, "dpmpp-2m-sde": 1.0}  # each is for one alone
+SOLVERS = ("ddim", *SECOND_ORDER)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How x_T becomes x_0. A call of every expert per step, so `steps` is what it costs."""
+
+    solver: str = "ddim"
+    steps: int = 50
+    eta: float = 1.0
+
+    def table(self, schedule: Schedule, temperature: float = 1.0) -> SolverTable:
+        """Raises BadRequest for settings that are out of range."""
+        check_choice("solver", self.solver, SOLVERS)
+        check_range("eta", self.eta, 0.0, 1.0)
+        check_range("temperature", temperature, 0.0, 100.0)
+        if self.solver == "ddim":
+            return ddim(schedule, self.steps, eta=self.eta, temperature=temperature)
+        if self.eta != ETAS[self.solver]:
+            remedy = "leave eta out, or take ddim, which has any"
+            raise BadRequest("eta", f"{self.eta:g} with {self.solver}, which is for {ETAS[self.solver]:g}", remedy)
+        return SECOND_ORDER[self.solver](schedule, self.steps, temperature=temperature)
+
+    def __str__(self) -> str:
+        named = f"{self.tier}: " if self.tier else ""
+        return f"{named}{self.solver}, {self.steps} steps, eta {self.eta:g}"
+
+    @property
+    def tier(self) -> str | None:
+        """The name of the tier that has these settings."""
+        return next((name for name, tier in TIERS.items() if tier == self), None)
+
+
+TIERS = {"exact": Sampling(), "fast": Sampling("dpmpp-2m-sde", 20, 1.0)}
+
+
+def sampling(
+    tier: str | None = None, solver: str | None = None, steps: int | None = None, eta: float | None = None
+) -> Sampling:
+    """A tier's settings, or one's own; what is left out of these is as in `exact`, and eta as the solver has it.
+
+    Raises BadRequest for both at a time: a tier whose settings are changed is that tier no more.
+    """
+    own = {name: value for name, value in (("solver", solver), ("steps", steps), ("eta", eta)) if value is not None}
+    if tier is None:
+        usual = {"eta": ETAS[solver]} if solver in ETAS else {}
+        return Sampling(**usual | own)  # type: ignore[arg-type]
+    check_choice("tier", tier, tuple(TIERS))
+    if own:
+        remedy = f"leave either out; it is --solver {TIERS[tier].solver} --steps {TIERS[tier].steps}"
+        raise BadRequest("tier", f"{tier} and {', '.join(own)} of your own", remedy)
+    return TIERS[tier]

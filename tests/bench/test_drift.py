@@ -1,0 +1,75 @@
+import numpy as np
+import pytest
+
+from cdiff_rt.bench import drift as module
+from cdiff_rt.bench import exam as exam_module
+from cdiff_rt.bench.drift import measure, psnr_of, relative_error
+from cdiff_rt.errors import BadRequest
+from cdiff_rt.pipeline import Pipeline
+from cdiff_rt.tiers import TIERS, Sampling
+from tests.coded_exam import write_coded_exam
+
+
+@pytest.fixture(autouse=True)
+def exam(tmp_path, monkeypatch):
+    """The coded exam in place of the one that comes with faces-128."""
+    monkeypatch.setattr(exam_module, "EXAMS", tmp_path / "exams")
+    return write_coded_exam(tmp_path / "exams" / "faces-128")
+
+
+@pytest.fixture
+def short(monkeypatch):
+    """The exact tier in 5 steps, so that tests take seconds."""
+    monkeypatch.setitem(TIERS, "exact", Sampling(steps=5))
+
+
+def test_errors_by_hand():
+    assert relative_error(np.array([3.0, 5.0]), np.array([3.0, 4.0])) == pytest.approx(0.2)
+    black = np.zeros((2, 2, 3), np.uint8)
+    assert psnr_of(black, black) == np.inf
+    assert psnr_of(black + np.uint8(255), black) == pytest.approx(0)
+    assert psnr_of(black + np.uint8(16), black) == pytest.approx(20 * np.log10(255 / 16))
+
+
+def test_the_exact_way_drifts_from_itself_by_its_noise_alone(short):
+    """Both rows are the exact way with other noise in its steps."""
+    drift = measure("faces-128", (), TIERS["exact"], pairs=2)
+    ours, scale = drift.rows
+    assert ours.against == scale.against == "exact: ddim, 5 steps, eta 1"
+    np.testing.assert_array_equal(ours.error, scale.error)
+    assert len(ours.error) == 2 and (ours.error > 0.05).all() and (ours.psnr < 40).all()
+
+
+def test_x_T_is_the_same_and_the_noise_of_the_steps_another(short, monkeypatch):
+    calls, real = [], Pipeline.generate
+    monkeypatch.setattr(Pipeline, "generate", lambda self, **given: calls.append(given) or real(self, **given))
+    measure("faces-128", (), Sampling("dpmpp-2m-sde", 4), pairs=2)
+    assert [call["seed"] for call in calls] == [module.SEED] * 4 + [module.OTHER_SEED] * 2
+    for number in (0, 1):
+        first, *others = (call["x_T"] for call in calls[number::2])
+        assert all(np.array_equal(first, other) for other in others)
+
+
+def test_a_solver_of_the_ode_is_measured_by_its_answer(monkeypatch, short):
+    """Against as many steps as it takes, here 8; the nearer, the more steps it takes itself."""
+    real = Pipeline.from_pretrained
+
+    def with_a_short_schedule(*args, **settings):
+        pipeline = real(*args, **settings)
+        reference = Sampling("dpmpp-2m", pipeline.manifest.schedule.train_steps - 1, 0.0)
+        generate = pipeline.generate
+        monkeypatch.setattr(
+            pipeline,
+            "generate",
+            lambda **given: generate(**given | ({"steps": 40} if given["steps"] == reference.steps else {})),
+        )
+        return pipeline
+
+    monkeypatch.setattr(Pipeline, "from_pretrained", with_a_short_schedule)
+    errors = [measure("faces-128", (), Sampling("dpmpp-2m", n, 0.0), pairs=2).rows[0].error for n in (6, 12, 40)]
+    assert (errors[0] > 1.5 * errors[1]).all() and (errors[1] > 0).all() and not errors[2].any()
+
+
+def test_one_backend_at_a_time():
+    with pytest.raises(BadRequest, match="2 of them"):
+        measure("faces-128", ("onnxruntime", "torch"), TIERS["fast"], pairs=2)
