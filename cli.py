@@ -19,7 +19,7 @@ PATH = click.Path(path_type=Path)
 DECAYS, ROUNDINGS, PRECISIONS = ("none", "linear", "cosine"), ("truncate", "nearest"), ("fp16", "fp32")
 BACKEND_HELP = "`cdiff-rt doctor` lists them and says which work here."
 ENGINE_PRECISIONS = ("fp16", "bf16", "fp32")
-TIERS, SOLVERS = ("exact", "fast"), ("ddim", "dpmpp-2m", "dpmpp-2m-sde")
+TIERS, SOLVERS = ("exact", "fast", "turbo"), ("ddim", "dpmpp-2m", "dpmpp-2m-sde")
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -54,7 +54,7 @@ Examples:
 @click.option("--solver", type=click.Choice(SOLVERS), help="Instead of a tier. Default: ddim.")
 @click.option("--steps", type=int, help="Denoising steps, instead of a tier. Default: 50.")
 @click.option("--eta", type=float, help="DDIM's: 1 adds noise at each step, 0 none. Default: 1.")
-@click.option("--temperature", type=float, default=1.0, show_default=True, help="Of the noise that steps add.")
+@click.option("--temperature", type=float, help="Of the noise that steps add. Default: 1.")
 @click.option("--decay", type=click.Choice(DECAYS), help="How the mask's influence fades. Default: the model's.")
 @click.option("--factor", type=float, help="Then multiplies the mask's influence. Default: the model's.")
 @click.option("--sharpness", type=float, help="Of the softmax over modalities. Default: the model's.")
@@ -95,7 +95,7 @@ def generate(
     from cdiff_rt.steps import StepsRecorder
     from cdiff_rt.tiers import sampling
 
-    how = sampling(*(options[name] for name in ("tier", "solver", "steps", "eta")))
+    how = sampling(*(options[name] for name in ("tier", "solver", "steps", "eta", "temperature")))
     saving = {name: options.pop(f"save_{name}") for name in ("influence", "steps", "latent", "overlay")}
     changed = {name: options.pop(name) for name in ("decay", "factor", "sharpness", "boost")}
     conditions = all_conditions({"mask": mask, "text": text}, others)

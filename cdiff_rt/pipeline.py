@@ -69,7 +69,7 @@ class Pipeline:
         batch: int = 1,
         first: int = 0,
         eta: float | None = None,
-        temperature: float = 1.0,
+        temperature: float | None = None,
         influence: Influence | None = None,
         without: Collection[str] = (),
         x_T: np.ndarray | None = None,
@@ -83,14 +83,13 @@ class Pipeline:
 
         Only the experts of those modalities run, less those of `without` and those that `influence` gives no weight.
         The images are numbers `first` to `first + batch - 1` of the seed: image i is the same in any batch. `tier`
-        names a set of `solver`, `steps` and `eta`, see tiers.py, and is given instead of them; `temperature` is of the
-        noise that steps add. `influence` stands in for the manifest's, `x_T` [batch, C, *latent] for the seed's first
+        names a set of `solver`, `steps`, `eta` and `temperature`, see tiers.py, and is given instead of them. `influence` stands in for the manifest's, `x_T` [batch, C, *latent] for the seed's first
         noise. Raises BadRequest or BadInput.
         """
         numbers = check_numbers(seed, first, batch)
         check_choice("rounding", rounding, ("truncate", "nearest"))
-        how = sampling(tier, solver=solver, steps=steps, eta=eta)
-        table = how.table(self.manifest.schedule, temperature)
+        how = sampling(tier, solver, steps, eta, temperature)
+        table = how.table(self.manifest.schedule)
         adjust = check_influence(influence or self.manifest.influence)
         shape = self.manifest.latent_shape
         start = noise.normal(seed, numbers, 0, shape) if x_T is None else check_start(x_T, (batch, *shape))
@@ -110,7 +109,6 @@ class Pipeline:
         settings = asdict(how) | {"seed": seed, "first": first, "batch": batch}
         unusual = {
             "tier": how.tier,
-            "temperature": temperature if temperature != 1.0 else None,
             "rounding": rounding if rounding != "truncate" else None,
             "influence": influence and asdict(influence),
             "inpaint": inpaint and inpaint.shown(),

@@ -11,14 +11,14 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from cdiff_rt import __version__, influence
+from cdiff_rt import __version__, cli, influence
 from cdiff_rt.bench import exam as exam_module
 from cdiff_rt.cli import OneLine, main
 from cdiff_rt.engines import BACKENDS, Backend
 from cdiff_rt.influence import InfluenceRecorder
 from cdiff_rt.manifest import digest
 from cdiff_rt.pipeline import Pipeline
-from cdiff_rt.tiers import TIERS
+from cdiff_rt.tiers import SOLVERS, TIERS
 from tests.coded_exam import write_coded_exam
 
 TEXT = "This man has a long beard."
@@ -433,6 +433,10 @@ def test_drift_is_a_table_and_on_request_json(exam, tmp_path):
     assert ours.startswith("| dpmpp-2m-sde, 2 steps, eta 1 | exact: ddim, 50 steps, eta 1 |")
     assert "with other noise, for scale" in scale
     assert [len(row["error"]) for row in json.loads(figures.read_text())["rows"]] == [2, 2]
+
+
+def test_the_command_knows_the_librarys_tiers_and_solvers():
+    assert (tuple(TIERS), SOLVERS) == (cli.TIERS, cli.SOLVERS)
 
 
 @pytest.mark.parametrize("tier", TIERS)

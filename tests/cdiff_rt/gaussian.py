@@ -45,11 +45,21 @@ def ode_error(table, schedule):
 
 def sde_errors(table, schedule):
     """Of the last x's mean, and of its variance relatively, when x_T is drawn of the marginal: in closed form."""
-    (mean, variance), (end_mean, end_variance) = marginal(table.alpha_bars[0]), marginal(schedule.alpha_bars()[0])
-    means, covariance = np.array([mean, 0.0]), np.diag([variance, 0.0])  # of x and hist
+    mean, _ = _end(table, schedule)
+    return abs(mean - marginal(schedule.alpha_bars()[0])[0]), abs(variance(table, schedule) - 1)
+
+
+def variance(table, schedule):
+    """Of the last x, as a share of what it should be."""
+    return _end(table, schedule)[1] / marginal(schedule.alpha_bars()[0])[1]
+
+
+def _end(table, schedule):
+    mean, spread = marginal(table.alpha_bars[0])
+    means, covariance = np.array([mean, 0.0]), np.diag([spread, 0.0])  # of x and hist
     for alpha_bar, row in zip(table.alpha_bars, table.rows, strict=True):
         on_x, constant = prediction(alpha_bar, schedule.prediction)
         step = np.array([[row[C_X] + row[C_OUT] * on_x, row[C_HIST]], [row[D_X] + row[D_OUT] * on_x, 0.0]])
         means = step @ means + constant * np.array([row[C_OUT], row[D_OUT]])
         covariance = step @ covariance @ step.T + np.diag([row[C_NOISE] ** 2, 0.0])
-    return abs(means[0] - end_mean), abs(covariance[0, 0] / end_variance - 1)
+    return means[0], covariance[0, 0]

@@ -260,6 +260,7 @@ def test_the_record_tells_the_whole_run(pipeline, bundle, mask):
         "solver": "ddim",
         "steps": 4,
         "eta": 0.5,
+        "temperature": 1.0,
         "seed": 9,
         "first": 2,
         "batch": 2,

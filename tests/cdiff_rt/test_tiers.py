@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -5,6 +7,7 @@ from cdiff_rt.errors import BadRequest
 from cdiff_rt.schedule import Schedule
 from cdiff_rt.solvers import C_HIST, C_NOISE, ddim
 from cdiff_rt.tiers import ETAS, SOLVERS, TIERS, Sampling, sampling
+from tests.cdiff_rt.gaussian import variance
 
 
 def test_without_any_wish_sampling_is_the_references():
@@ -23,6 +26,7 @@ def test_own_settings_stand_beside_the_exact_ones():
     assert sampling(eta=0.0) == Sampling("ddim", 50, 0.0)
     assert sampling(steps=25).tier is None
     assert str(sampling(steps=25)) == "ddim, 25 steps, eta 1"
+    assert str(sampling(temperature=0.5)) == "ddim, 50 steps, eta 1, temperature 0.5"
 
 
 @pytest.mark.parametrize(("solver", "eta"), ETAS.items())
@@ -36,14 +40,14 @@ def test_another_eta_than_the_solvers_is_refused(solver, eta):
         sampling(solver=solver, eta=0.5).table(Schedule())
 
 
-@pytest.mark.parametrize("own", [{"solver": "ddim"}, {"steps": 50}, {"eta": 1.0}])
+@pytest.mark.parametrize("own", [{"solver": "ddim"}, {"steps": 50}, {"eta": 1.0}, {"temperature": 1.0}])
 def test_a_tier_with_settings_of_ones_own_is_refused(own):
     with pytest.raises(BadRequest, match=f"^tier: fast and {next(iter(own))} of your own"):
         sampling("fast", **own)
 
 
 def test_what_is_not_known_is_refused_with_what_is():
-    with pytest.raises(BadRequest, match="^tier: 'slow'; choose one of exact, fast"):
+    with pytest.raises(BadRequest, match="^tier: 'slow'; choose one of exact, fast, turbo"):
         sampling("slow")
     with pytest.raises(BadRequest, match=f"^solver: 'euler'; choose one of {', '.join(SOLVERS)}"):
         sampling(solver="euler").table(Schedule())
@@ -60,6 +64,19 @@ def test_settings_out_of_range_are_refused(settings, words):
 
 def test_a_table_is_the_solvers():
     np.testing.assert_array_equal(sampling(steps=10).table(Schedule()).rows, ddim(Schedule(), 10).rows)
-    fast = TIERS["fast"].table(Schedule(), temperature=0.5)
+    fast = TIERS["fast"].table(Schedule())
     assert len(fast.rows) == TIERS["fast"].steps and fast.rows[2, C_HIST]
-    np.testing.assert_allclose(2 * fast.rows[:, C_NOISE], TIERS["fast"].table(Schedule()).rows[:, C_NOISE])
+    warm = replace(TIERS["fast"], temperature=1.0).table(Schedule())
+    np.testing.assert_allclose(fast.rows[:, C_NOISE], TIERS["fast"].temperature * warm.rows[:, C_NOISE])
+
+
+def test_fast_tiers_leave_about_the_variance_that_the_exact_one_leaves():
+    """Of Gaussian data; at temperature 1 they leave more than the data's own."""
+
+    def left(how: Sampling) -> float:
+        schedule = Schedule(prediction="v")
+        return variance(how.table(schedule), schedule)
+
+    assert left(TIERS["exact"]) < 0.8
+    for tier in (tier for tier in TIERS.values() if tier.temperature != 1):
+        assert left(TIERS["exact"]) < left(tier) < 0.95 < left(replace(tier, temperature=1.0))
