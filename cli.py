@@ -17,7 +17,7 @@ from cdiff_rt.terminal import Commands, OneLine, Progress
 
 PATH = click.Path(path_type=Path)
 DECAYS, ROUNDINGS, PRECISIONS = ("none", "linear", "cosine"), ("truncate", "nearest"), ("fp16", "fp32")
-BACKEND_HELP = "`cdiff-rt doctor` lists them and says which work here."
+BACKEND_HELP = "`cdiff-rt doctor` lists them and says which work here; auto takes the fastest."
 ENGINE_PRECISIONS = ("fp16", "bf16", "fp32")
 TIERS, SOLVERS = ("exact", "fast", "turbo"), ("ddim", "dpmpp-2m", "dpmpp-2m-sde")
 

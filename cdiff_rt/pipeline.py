@@ -10,7 +10,7 @@ import numpy as np
 
 from cdiff_rt import __version__, editing, fusion, images, noise, regions, solvers
 from cdiff_rt.checks import check_choice, check_influence, check_numbers, check_start
-from cdiff_rt.engines import Precision
+from cdiff_rt.engines import Precision, resolve
 from cdiff_rt.errors import BadArtefact, BadInput, BadRequest
 from cdiff_rt.inpainting import Inpainting
 from cdiff_rt.manifest import NAME, Bundle, Influence, Modality, sha256
@@ -40,8 +40,8 @@ class Pipeline:
     """A bundle and a backend. Engines load at first use and stay loaded."""
 
     def __init__(self, bundle: Bundle, backend: str = DEFAULT_BACKEND, on_device: OnDevice | None = None) -> None:
-        self.bundle, self.manifest, self.backend = bundle, bundle.manifest, backend
-        self._runner = load_runner(bundle, backend, on_device)
+        self.bundle, self.manifest, self.backend = bundle, bundle.manifest, resolve(backend)
+        self._runner = load_runner(bundle, self.backend, on_device)
 
     @classmethod
     def from_pretrained(
@@ -52,7 +52,7 @@ class Pipeline:
         precision: Precision | None = None,
         fused_step: bool = False,
     ) -> "Pipeline":
-        """`model` is the name of an embedded model or a bundle's folder.
+        """`model` is the name of an embedded model or a bundle's folder; `backend` "auto" is the fastest here.
 
         On a GPU, `precision` is that of the engines and `fused_step` takes one for the whole step (docs/gpu.md).
         Raises BadArtefact if the bundle isn't intact, BadEnvironment if the backend doesn't work here.

@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -55,6 +56,7 @@ class DeviceEngine(Protocol):
     def close(self) -> None: ...
 
 
+log = logging.getLogger("cdiff_rt")
 ANY: tuple[Precision, ...] = ("fp16", "bf16", "fp32")
 
 
@@ -85,6 +87,26 @@ BACKENDS: dict[str, Backend] = {
     "torch-cuda": _cuda("cdiff_rt.engines.eager:load_device", "safetensors", "torch"),
     "torch-cuda-compiled": _cuda("cdiff_rt.engines.eager:load_compiled", "safetensors", "torch"),
 }
+
+
+AUTO = "auto"
+FASTEST = ("torch-cuda", "openvino", "onnxruntime", "torch")  # what `auto` tries; engines built for a GPU go by name
+
+
+def resolve(backend: str) -> str:
+    """A backend's name; of "auto" that of the first of `FASTEST` that works here, which a note tells.
+
+    Raises BadEnvironment if none does.
+    """
+    if backend != AUTO:
+        return backend
+    reasons = {name: why_not(name) for name in FASTEST}
+    found = next((name for name, reason in reasons.items() if reason is None), None)
+    told = "; ".join(f"{name}: {reason}" for name, reason in reasons.items() if reason)
+    if found is None:
+        raise BadEnvironment("backend auto", f"none works here ({told})", "see `cdiff-rt doctor`")
+    log.info("backend auto: %s%s", found, f" ({told})" if told else "")
+    return found
 
 
 def why_not(backend: str) -> str | None:

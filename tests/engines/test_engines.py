@@ -1,4 +1,5 @@
 import dataclasses
+import logging
 import sys
 
 import numpy as np
@@ -8,6 +9,7 @@ from cdiff_rt import engines
 from cdiff_rt.engines import BACKENDS, Backend, check_inputs, load_engine, why_not
 from cdiff_rt.errors import BadArtefact, BadEnvironment, BadRequest
 from cdiff_rt.manifest import Bundle
+from cdiff_rt.pipeline import Pipeline
 
 ON_THE_CPU = [name for name, backend in BACKENDS.items() if backend.device == "cpu"]
 RNG = np.random.default_rng(0)
@@ -154,3 +156,24 @@ def test_engines_get_all_cores_unless_told_otherwise(bundle, monkeypatch):
     load_engine("torch", bundle, "vae.decode")
     load_engine("torch", bundle, "vae.decode", threads=1)
     assert seen == [engines.cores(), 1]
+
+
+def test_auto_is_the_first_that_works_and_says_why_others_do_not(monkeypatch, caplog):
+    reasons = dict.fromkeys(engines.FASTEST) | {engines.FASTEST[0]: "no GPU", engines.FASTEST[1]: "x not installed"}
+    monkeypatch.setattr(engines, "why_not", reasons.get)
+    with caplog.at_level(logging.INFO, "cdiff_rt"):
+        assert engines.resolve("auto") == engines.FASTEST[2]
+    (message,) = caplog.messages
+    assert engines.FASTEST[2] in message and "no GPU" in message and "x not installed" in message
+
+
+def test_auto_needs_one_that_works(monkeypatch):
+    monkeypatch.setattr(engines, "why_not", lambda name: "x not installed")
+    with pytest.raises(BadEnvironment, match="^backend auto: none works here"):
+        engines.resolve("auto")
+
+
+def test_auto_makes_images_and_the_record_has_the_backends_name(bundle):
+    pipeline = Pipeline(bundle, "auto")
+    assert pipeline.backend in engines.FASTEST
+    assert pipeline.generate(text="This man has a long beard.", steps=2).record["backend"] == pipeline.backend
