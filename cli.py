@@ -2,9 +2,9 @@
 
 import logging
 import sys
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,8 +12,8 @@ import click
 
 from cdiff_rt import __version__
 from cdiff_rt.errors import BadEnvironment
-from cdiff_rt.options import all_conditions, check_export, check_method, given
-from cdiff_rt.terminal import Commands, OneLine, Progress
+from cdiff_rt.options import all_conditions, check_export, check_fits, check_jobs, check_method, jobs_options
+from cdiff_rt.terminal import Commands, OneLine, Progress, conclude, follow
 
 PATH = click.Path(path_type=Path)
 DECAYS, ROUNDINGS, PRECISIONS = ("none", "linear", "cosine"), ("truncate", "nearest"), ("fp16", "fp32")
@@ -40,7 +40,8 @@ def main(debug: bool, quiet: bool) -> None:
 Examples:
   cdiff-rt generate --mask examples/1.png --text "This man has a long beard." --out man.png
   cdiff-rt generate --mask examples/1.png --batch 4 --seed 7 --out faces/
-  cdiff-rt generate --text "The woman is in her seventies." --out woman.png --save-influence"""
+  cdiff-rt generate --text "The woman is in her seventies." --out woman.png --save-influence
+  cdiff-rt generate --jobs jobs.jsonl --out faces/ --resume"""
 )
 @click.option("--mask", type=PATH, help="Where what is: a PNG of labels 0-18 or of the CelebAMask-HQ colours.")
 @click.option("--text", help="What it looks like: age, beard, hair, glasses, smile.")
@@ -71,6 +72,7 @@ Examples:
 @click.option("--save-latent", is_flag=True, help="Also write the latent, as .npz.")
 @click.option("--save-overlay", is_flag=True, help="Also write the image with the mask laid over it.")
 @click.option("--force", is_flag=True, help="Overwrite images that exist.")
+@jobs_options
 def generate(
     mask: Path | None,
     text: str | None,
@@ -83,9 +85,11 @@ def generate(
     fused_step: bool,
     model: str,
     force: bool,
+    jobs: Path | None,
     **options: Any,
 ) -> None:
     """Make faces from a mask, a sentence, or both."""
+    from cdiff_rt import jobs as many
     from cdiff_rt.influence import InfluenceRecorder
     from cdiff_rt.inpainting import Inpainting
     from cdiff_rt.outputs import check_free, output_paths
@@ -95,7 +99,13 @@ def generate(
     from cdiff_rt.steps import StepsRecorder
     from cdiff_rt.tiers import sampling
 
+    check_jobs(jobs)
     how = sampling(*(options[name] for name in ("tier", "solver", "steps", "eta", "temperature")))
+    load = partial(Pipeline.from_pretrained, model, backend=backend, precision=precision, fused_step=fused_step)
+    part = {name: options.pop(name) for name in ("shard", "resume")}
+    if jobs:
+        work = many.prepare(pipeline := load(), jobs, out, force=force, **part)
+        return follow(work, many.run(work, pipeline))
     saving = {name: options.pop(f"save_{name}") for name in ("influence", "steps", "latent", "overlay")}
     changed = {name: options.pop(name) for name in ("decay", "factor", "sharpness", "boost")}
     conditions = all_conditions({"mask": mask, "text": text}, others)
@@ -105,7 +115,7 @@ def generate(
     kinds = [kind for kind in (InfluenceRecorder, StepsRecorder) if saving.pop(kind.suffix[1:])]
     if out.suffix != ".npz":  # before the model loads; what it writes, unless its latents are the data
         check_free(output_paths(out, options["seed"], numbers), recorders=kinds, force=force, **saving)
-    pipeline = Pipeline.from_pretrained(model, backend=backend, precision=precision, fused_step=fused_step)
+    pipeline = load()
     asked = {name: value for name, value in changed.items() if value is not None}
     with ExitStack() as stack:
         recorders: list[Recorder] = [stack.enter_context(kind(out, pipeline.decode)) for kind in kinds]
@@ -360,25 +370,6 @@ def bench(
             timed.append(comparison)
         if json_file:
             report.write_json(timed, json_file)
-
-
-def conclude(
-    found: Any, table: Callable[[Any], str], write: Callable[[Any, Path], None], json_file: Path | None
-) -> None:
-    click.echo(table(found))
-    if json_file:
-        write(found, json_file)
-
-
-def check_fits(measurement: str) -> None:
-    """Options of another measurement would be ignored in silence."""
-    stray = None if measurement == "time" else given(("suite", "batch", "repeats"))
-    if stray:
-        raise click.UsageError(f"{stray} does not go with --{measurement}")
-    for options, of in ((("images",), ["quality"]), (("pairs", "tier", "solver"), ["quality", "drift"])):
-        stray = None if measurement in of else given(options)
-        if stray:
-            raise click.UsageError(f"{stray} goes with --{' or --'.join(of)}")
 
 
 @main.command()

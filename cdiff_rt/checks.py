@@ -42,5 +42,5 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
 
 
 def check_range(name: str, value: float, low: float, high: float) -> None:
-    if not math.isfinite(value) or not low <= value <= high:
+    if not low <= value <= high or not math.isfinite(value):  # the second fails for very large whole numbers
         raise BadRequest(name, f"{value} is outside {low:g}-{high:g}", "choose a number of that range")

@@ -97,7 +97,7 @@ def read_region(path: Path) -> np.ndarray:
 
 def read_array(path: Path, what: str) -> np.ndarray:
     """The array of a .npy file, numbers only. Raises BadInput."""
-    _check_plain_file(path, what)
+    check_plain_file(path, what)
     try:
         return np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
@@ -109,7 +109,7 @@ def read_array(path: Path, what: str) -> np.ndarray:
 @contextmanager
 def _opened(path: Path, what: str, help_: str) -> Iterator[ImageFile.ImageFile]:
     """An image file of ours to read; whatever Pillow has against it is BadInput."""
-    _check_plain_file(path, what)
+    check_plain_file(path, what)
     try:
         with (
             warnings.catch_warnings(action="ignore"),  # Pillow's, about what is refused in our own words
@@ -132,15 +132,16 @@ def check_labels(labels: np.ndarray, classes: int, name: str = "array") -> np.nd
     return labels.astype(np.uint8)
 
 
-def _check_plain_file(path: Path, what: str) -> None:
+def check_plain_file(path: Path, what: str, largest: int = LARGEST_FILE) -> None:
+    """Raises BadInput unless it is one and has 1 to `largest` bytes."""
     try:
         status = path.stat()
     except (OSError, ValueError):
         raise BadInput(f"{what} {path}", "there is no such file", "check the path") from None
     if not stat.S_ISREG(status.st_mode):
         raise BadInput(f"{what} {path}", "this is not a file", "give the path of a file")
-    if not 0 < status.st_size <= LARGEST_FILE:
-        raise BadInput(f"{what} {path.name}", f"{status.st_size} bytes", f"a {what} has 1 to {LARGEST_FILE} bytes")
+    if not 0 < status.st_size <= largest:
+        raise BadInput(f"{what} {path.name}", f"{status.st_size} bytes", f"a {what} has 1 to {largest} bytes")
 
 
 def _check_size(path: Path, what: str, image: ImageFile.ImageFile) -> None:

@@ -98,7 +98,7 @@ class Manifest:
     def from_json(cls, text: str) -> "Manifest":
         """Raises BadArtefact for anything but a manifest of this format."""
         try:
-            data = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse)
+            data = json.loads(text, object_pairs_hook=unique, parse_constant=_refuse)
         except (ValueError, RecursionError) as error:
             raise BadArtefact(NAME, f"not valid JSON ({error})", REBUILD) from None
         found = data.get("format") if isinstance(data, dict) else None
@@ -125,7 +125,8 @@ def digest(data: dict) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _unique(pairs: list[tuple[str, object]]) -> dict:
+def unique(pairs: list[tuple[str, object]]) -> dict:
+    """The `object_pairs_hook` of json that takes no key twice. Raises ValueError."""
     name, count = Counter(name for name, _ in pairs).most_common(1)[0] if pairs else ("", 0)
     if count > 1:
         raise ValueError(f"{name!r} stands twice")

@@ -71,7 +71,7 @@ def read_words(value: Condition, modality: Modality, bundle: Bundle) -> np.ndarr
     """A sentence -> word-piece ids [1, tokens] int64."""
     if not isinstance(value, str):
         raise BadInput(modality.name, f"a {type(value).__name__}", "give a sentence")
-    _check_text(value, modality.name)
+    check_text(value, modality.name)
     tokens = WordPiece.from_file(bundle.path(modality.vocabulary)).encode(value, modality.tokens)
     unknown = [repr(word) for word in tokens.unknown if any(map(str.isalnum, word))]
     if unknown:
@@ -105,7 +105,8 @@ def read_numbers(value: Condition, modality: Modality, bundle: Bundle) -> np.nda
     return numbers.astype(np.float32).reshape(1, *shape)
 
 
-def _check_text(text: str, name: str) -> None:
+def check_text(text: str, name: str) -> str:
+    """Raises BadInput for one that no model can read."""
     if not text.strip():
         raise BadInput(name, "it is empty", "describe the face, or leave the option out")
     if len(text) > LONGEST_TEXT:
@@ -113,6 +114,16 @@ def _check_text(text: str, name: str) -> None:
     for place, c in enumerate(text):
         if unicodedata.category(c) in ("Cc", "Cs") and c not in "\t\n\r":
             raise BadInput(name, f"control character U+{ord(c):04X} at position {place}", "remove it")
+    return text
+
+
+def find_file(value: str, name: str, folder: Path) -> Path:
+    images.check_plain_file(folder / value, name)
+    return folder / value
+
+
+def find_numbers(value: str, name: str, folder: Path) -> Condition:
+    return find_file(value, name, folder) if value.endswith(".npy") else value
 
 
 def file_name(value: Condition) -> str:
@@ -128,11 +139,14 @@ def file_name_or_text(value: Condition) -> str:
 class Kind:
     read: Reader
     show: Callable[[Condition], str]  # as it stands in a picture's parameters
+    find: Callable[
+        [str, str, Path], Condition
+    ]  # of a text, by its name: a Path if it names a file, from this folder on
     draw: Callable[[Condition, Modality], np.ndarray] | None = None  # [S, S, 3] uint8, to lay over an image
 
 
 KINDS = {
-    "labels": Kind(read_label_map, file_name, draw_labels),
-    "words": Kind(read_words, str),
-    "numbers": Kind(read_numbers, file_name_or_text),
+    "labels": Kind(read_label_map, file_name, find_file, draw_labels),
+    "words": Kind(read_words, str, lambda value, name, folder: check_text(value, name)),
+    "numbers": Kind(read_numbers, file_name_or_text, find_numbers),
 }

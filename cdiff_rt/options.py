@@ -1,6 +1,6 @@
 """What stands on the command line: conditions by name, and options that contradict each other."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +9,10 @@ import click
 
 def given(names: Iterable[str]) -> str | None:
     """The first of these parameters that stands on the command line, as it is written there."""
-    source = click.get_current_context().get_parameter_source
-    found = (name for name in names if source(name) is click.core.ParameterSource.COMMANDLINE)
-    return next((f"--{name.replace('_', '-')}" for name in found), None)
+    context = click.get_current_context()
+    written = {parameter.name: parameter.opts[0] for parameter in context.command.params}
+    found = (n for n in names if context.get_parameter_source(n) is click.core.ParameterSource.COMMANDLINE)
+    return next((written[name] for name in found), None)
 
 
 def all_conditions(named: dict[str, Any], others: tuple[str, ...]) -> dict[str, Any]:
@@ -53,3 +54,37 @@ def check_method(method: str, strip: bool, count: int) -> None:
     )
     if stray := given(wrong):
         raise click.UsageError(f"{stray} does not go with --method {method}")
+
+
+def check_fits(measurement: str) -> None:
+    """Options of another measurement would be ignored in silence."""
+    stray = None if measurement == "time" else given(("suite", "batch", "repeats"))
+    if stray:
+        raise click.UsageError(f"{stray} does not go with --{measurement}")
+    for options, of in ((("images",), ["quality"]), (("pairs", "tier", "solver"), ["quality", "drift"])):
+        stray = None if measurement in of else given(options)
+        if stray:
+            raise click.UsageError(f"{stray} goes with --{' or --'.join(of)}")
+
+
+WITH_JOBS = ("resume", "shard")
+ALSO_WITH_JOBS = ("jobs", "out", "backend", "precision", "fused_step", "model", "force")
+
+
+def jobs_options(command: Callable) -> Callable:
+    for option in (
+        click.option("--shard", metavar="I/N", default="1/1", help="Of --jobs: every N-th row, from row I on."),
+        click.option("--resume", is_flag=True, help="Go on with --jobs: what is there and holds is not made again."),
+        click.option("--jobs", type=click.Path(path_type=Path), help="Many images: a JSON Lines file, a row for each."),
+    ):
+        command = option(command)
+    return command
+
+
+def check_jobs(jobs: Path | None) -> None:
+    """Options that are a row's affair, or that only a file of rows gives a meaning to."""
+    ours = [str(parameter.name) for parameter in click.get_current_context().command.params]
+    if jobs and (stray := given(name for name in ours if name not in (*WITH_JOBS, *ALSO_WITH_JOBS))):
+        raise click.UsageError(f"{stray} does not go with --jobs; what differs by image stands in its rows")
+    if not jobs and (stray := given(WITH_JOBS)):
+        raise click.UsageError(f"{stray} goes with --jobs")

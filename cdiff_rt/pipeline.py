@@ -117,7 +117,7 @@ class Pipeline:
         }
         record = settings | {name: value for name, value in unusual.items() if value is not None}
         decoded = self.decode(latents, rounding) if self.manifest.image_size else np.zeros((batch, 0, 0, 3), np.uint8)
-        record |= self._told(modalities, conditions) | self._identity()
+        record |= self._told(modalities, conditions) | self.identity()
         return Generated(decoded, latents, record, self._drawing(modalities, conditions))
 
     def edit(
@@ -175,7 +175,7 @@ class Pipeline:
             "influence": influence and asdict(influence),
         }
         record = settings | {name: value for name, value in unusual.items() if value is not None} | {"edit": edit}
-        record |= self._told(new.modalities, after) | self._identity()
+        record |= self._told(new.modalities, after) | self.identity()
         return Generated(edited, latents, record, self._drawing(new.modalities, after))
 
     def decode(self, latents: np.ndarray, rounding: str = "truncate") -> np.ndarray:
@@ -266,7 +266,7 @@ class Pipeline:
         anchor = anchors[0] if anchors else None
         return fusion.adjustment(decays, anchor, gain, influence.factor, influence.sharpness, influence.boost)
 
-    def _identity(self) -> dict:
+    def identity(self) -> dict:
         """What made the images, beside the request."""
         manifest_hash = sha256(self.bundle.path(NAME))
         name, size = self.manifest.name, self.manifest.image_size

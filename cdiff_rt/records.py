@@ -25,7 +25,7 @@ def from_json(kind: Any, value: Any, where: str) -> Any:
     if origin is dict and isinstance(value, dict):
         return {name: from_json(parts[1], item, f"{where}.{name}") for name, item in value.items()}
     if _fits(kind, value):
-        return value
+        return float(value) if kind is float else value
     raise TypeError(f"{where}: {value!r}")
 
 

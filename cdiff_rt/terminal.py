@@ -2,11 +2,16 @@
 
 import logging
 import sys
-from typing import Any, NoReturn, Self
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 import click
 
-from cdiff_rt.errors import CdiffError
+from cdiff_rt.errors import BadInput, CdiffError
+
+if TYPE_CHECKING:
+    from cdiff_rt.jobs import Outcome, Work
 
 
 class Commands(click.Group):
@@ -63,3 +68,29 @@ class Progress:
     def __exit__(self, *error: object) -> None:
         if self._begun:
             self._bar.render_finish()
+
+
+def conclude(
+    found: Any, table: Callable[[Any], str], write: Callable[[Any, Path], None], json_file: Path | None
+) -> None:
+    click.echo(table(found))
+    if json_file:
+        write(found, json_file)
+
+
+def follow(work: "Work", outcomes: Iterable["Outcome"]) -> None:
+    """A bar while jobs run, then how many came to what. Raises BadInput if any failed.
+
+    What the library says of a row stands in its outcome, and would stand between the bar's lines here.
+    """
+    logging.getLogger("cdiff_rt").handlers.clear()
+    failed: list[str] = []
+    with Progress(len(work.jobs), "images") as progress:
+        for outcome in outcomes:
+            progress()
+            failed += [outcome.error] if outcome.error else []
+    made, results = len(work.jobs) - len(failed), click.format_filename(work.results)
+    click.echo(f"{results}: {made} made, {len(work.kept)} there already, {len(failed)} failed")
+    if failed:
+        remedy = f"mend these rows, whose errors are in {results}, and go on with --resume"
+        raise BadInput("jobs", f"{len(failed)} of {len(work.jobs)} failed, the first by: {failed[0]}", remedy)

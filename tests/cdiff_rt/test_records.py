@@ -45,7 +45,8 @@ def test_one_of_a_few_or_nothing_is_either():
 
 
 def test_whole_numbers_may_stand_for_fractions():
-    assert from_json(Round, {"radius": 2}, "round") == Round(2)
+    found = from_json(Round, {"radius": 2}, "round")
+    assert found == Round(2.0) and type(found.radius) is float
 
 
 @pytest.mark.parametrize(
