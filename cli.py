@@ -90,6 +90,7 @@ def generate(
 ) -> None:
     """Make faces from a mask, a sentence, or both."""
     from cdiff_rt import jobs as many
+    from cdiff_rt import on_ray
     from cdiff_rt.influence import InfluenceRecorder
     from cdiff_rt.inpainting import Inpainting
     from cdiff_rt.outputs import check_free, output_paths
@@ -103,9 +104,11 @@ def generate(
     how = sampling(*(options[name] for name in ("tier", "solver", "steps", "eta", "temperature")))
     load = partial(Pipeline.from_pretrained, model, backend=backend, precision=precision, fused_step=fused_step)
     part = {name: options.pop(name) for name in ("shard", "resume")}
+    workers, address = options.pop("workers"), options.pop("ray_address")
     if jobs:
         work = many.prepare(pipeline := load(), jobs, out, force=force, **part)
-        return follow(work, many.run(work, pipeline))
+        ran = on_ray.run(work, pipeline, workers, address) if workers else many.run(work, pipeline)
+        return follow(work, ran)
     saving = {name: options.pop(f"save_{name}") for name in ("influence", "steps", "latent", "overlay")}
     changed = {name: options.pop(name) for name in ("decay", "factor", "sharpness", "boost")}
     conditions = all_conditions({"mask": mask, "text": text}, others)

@@ -10,6 +10,9 @@ class CdiffError(Exception):
         super().__init__(f"{what}: {seen}; {remedy}")
         self.what, self.seen, self.remedy = what, seen, remedy
 
+    def __reduce__(self) -> tuple[type, tuple[str, str, str]]:
+        return type(self), (self.what, self.seen, self.remedy)  # of one message pickle could not make three
+
 
 class BadRequest(CdiffError):
     """A parameter of the call is out of range or contradicts another."""

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from cdiff_rt import images, records
@@ -187,9 +188,9 @@ def make(pipeline: Pipeline, job: Job, work: Work) -> Outcome:
         request = job.request(pipeline.identity())
         with _warnings() as warnings:
             result = pipeline.generate(**job.arguments(pipeline.manifest))
-        (made,) = result.save(work.staging / path.name, force=True)
-        told = {"file": path.name, "sha256": sha256(made), "request": request, "warnings": tuple(warnings)}
-        with disk_errors(f"writing {path}"):
+        with disk_errors(f"writing {path}"), TemporaryDirectory(dir=work.staging) as folder:
+            (made,) = result.save(Path(folder, path.name))
+            told = {"file": path.name, "sha256": sha256(made), "request": request, "warnings": tuple(warnings)}
             os.replace(made, path)
     except OF_A_ROW as error:
         told = {"error": str(error)}

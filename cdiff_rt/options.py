@@ -67,12 +67,14 @@ def check_fits(measurement: str) -> None:
             raise click.UsageError(f"{stray} goes with --{' or --'.join(of)}")
 
 
-WITH_JOBS = ("resume", "shard")
+WITH_JOBS = ("resume", "shard", "workers", "ray_address")
 ALSO_WITH_JOBS = ("jobs", "out", "backend", "precision", "fused_step", "model", "force")
 
 
 def jobs_options(command: Callable) -> Callable:
     for option in (
+        click.option("--ray-address", metavar="ADDRESS", help="For --ray: of a cluster that runs, or auto."),
+        click.option("--ray", "workers", type=click.IntRange(1), help="Run --jobs on so many processes of Ray Data."),
         click.option("--shard", metavar="I/N", default="1/1", help="Of --jobs: every N-th row, from row I on."),
         click.option("--resume", is_flag=True, help="Go on with --jobs: what is there and holds is not made again."),
         click.option("--jobs", type=click.Path(path_type=Path), help="Many images: a JSON Lines file, a row for each."),
@@ -88,3 +90,5 @@ def check_jobs(jobs: Path | None) -> None:
         raise click.UsageError(f"{stray} does not go with --jobs; what differs by image stands in its rows")
     if not jobs and (stray := given(WITH_JOBS)):
         raise click.UsageError(f"{stray} goes with --jobs")
+    if given(("ray_address",)) and not given(("workers",)):
+        raise click.UsageError("--ray-address goes with --ray")

@@ -36,12 +36,21 @@ def find_model(model: str | Path) -> Path:
     return Path(model)
 
 
+def _reopened(folder: Path, backend: str, on_device: OnDevice | None) -> "Pipeline":
+    return Pipeline(Bundle.open(folder), backend, on_device)
+
+
 class Pipeline:
     """A bundle and a backend. Engines load at first use and stay loaded."""
 
     def __init__(self, bundle: Bundle, backend: str = DEFAULT_BACKEND, on_device: OnDevice | None = None) -> None:
         self.bundle, self.manifest, self.backend = bundle, bundle.manifest, resolve(backend)
+        self._on_device = on_device
         self._runner = load_runner(bundle, self.backend, on_device)
+
+    def __reduce__(self) -> tuple:
+        """Another process opens the bundle anew, and loads its own engines."""
+        return _reopened, (self.bundle.folder.absolute(), self.backend, self._on_device)
 
     @classmethod
     def from_pretrained(

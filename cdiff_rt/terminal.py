@@ -3,6 +3,7 @@
 import logging
 import sys
 from collections.abc import Callable, Iterable
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
@@ -85,7 +86,7 @@ def follow(work: "Work", outcomes: Iterable["Outcome"]) -> None:
     """
     logging.getLogger("cdiff_rt").handlers.clear()
     failed: list[str] = []
-    with Progress(len(work.jobs), "images") as progress:
+    with Progress(len(work.jobs), "images") as progress, redirect_stdout(sys.stderr):  # where Ray tells of its workers
         for outcome in outcomes:
             progress()
             failed += [outcome.error] if outcome.error else []
