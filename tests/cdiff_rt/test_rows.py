@@ -113,7 +113,7 @@ BAD_ROWS = {
     "id is hidden": ({"text": TEXT, "id": ".a"}, "id: '.a'"),
     "id has a line end": ({"text": TEXT, "id": "a\n"}, r"id: 'a\\n'"),
     "id is long": ({"text": TEXT, "id": "a" * 201}, "id: 'aaa"),
-    "id is taken": ({"text": TEXT, "id": "good"}, "id: 'good' is that of line 1 too"),
+    "id is taken": ({"text": TEXT, "id": "Good"}, "id: 'Good' is that of line 1 too"),
     "id is taken on some disks": ({"text": TEXT, "id": "GOOD"}, "id: 'GOOD' is that of line 1 too"),
 }
 
@@ -121,7 +121,7 @@ BAD_ROWS = {
 @pytest.mark.parametrize("name", BAD_ROWS)
 def test_a_bad_row_is_refused_with_its_line(name, write, bundle):
     line, words = BAD_ROWS[name]
-    path = write({"id": "good", "text": TEXT}, line, {"text": TEXT})
+    path = write({"id": "Good", "text": TEXT}, line, {"text": TEXT})
     with pytest.raises(BadInput) as caught:
         read_jobs(path, bundle.manifest)
     assert str(caught.value).startswith(f"{path}, line 2: ") and words.replace(r"\\", "\\") in str(caught.value)
