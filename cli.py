@@ -12,14 +12,24 @@ import click
 
 from cdiff_rt import __version__
 from cdiff_rt.errors import BadEnvironment
-from cdiff_rt.options import all_conditions, check_export, check_fits, check_jobs, check_method, jobs_options
+from cdiff_rt.options import (
+    SOLVERS,
+    TIERS,
+    all_conditions,
+    check_bench,
+    check_export,
+    check_jobs,
+    check_method,
+    jobs_options,
+    sampling_options,
+    timing_options,
+)
 from cdiff_rt.terminal import Commands, OneLine, Progress, conclude, follow
 
 PATH = click.Path(path_type=Path)
-DECAYS, ROUNDINGS, PRECISIONS = ("none", "linear", "cosine"), ("truncate", "nearest"), ("fp16", "fp32")
+ROUNDINGS, PRECISIONS = ("truncate", "nearest"), ("fp16", "fp32")
 BACKEND_HELP = "`cdiff-rt doctor` lists them and says which work here; auto takes the fastest."
 ENGINE_PRECISIONS = ("fp16", "bf16", "fp32")
-TIERS, SOLVERS = ("exact", "fast", "turbo"), ("ddim", "dpmpp-2m", "dpmpp-2m-sde")
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -51,15 +61,7 @@ Examples:
 @click.option("--seed", type=int, default=0, show_default=True, help="Equal seeds give equal images.")
 @click.option("--batch", type=int, default=1, show_default=True, help="How many images of the seed.")
 @click.option("--first", type=int, default=0, show_default=True, help="Number of the first of them.")
-@click.option("--tier", type=click.Choice(TIERS), help="Solver and steps at once. Default: exact.")
-@click.option("--solver", type=click.Choice(SOLVERS), help="Instead of a tier. Default: ddim.")
-@click.option("--steps", type=int, help="Denoising steps, instead of a tier. Default: 50.")
-@click.option("--eta", type=float, help="DDIM's: 1 adds noise at each step, 0 none. Default: 1.")
-@click.option("--temperature", type=float, help="Of the noise that steps add. Default: 1.")
-@click.option("--decay", type=click.Choice(DECAYS), help="How the mask's influence fades. Default: the model's.")
-@click.option("--factor", type=float, help="Then multiplies the mask's influence. Default: the model's.")
-@click.option("--sharpness", type=float, help="Of the softmax over modalities. Default: the model's.")
-@click.option("--boost", type=float, help="Of a second softmax over the influence. Default: the model's.")
+@sampling_options
 @click.option("--inpaint", type=PATH, help="A photo of which --keep is kept.")
 @click.option("--keep", type=PATH, help="A black and white PNG: white is kept.")
 @click.option("--rounding", type=click.Choice(ROUNDINGS), default="truncate", show_default=True, help="Of pixels.")
@@ -318,61 +320,70 @@ def export(
 @main.command(
     epilog="""\b
 Examples:
-  cdiff-rt bench --repeats 20 --json bench.json
-  cdiff-rt bench --suite gpu
+  cdiff-rt bench --repeats 20 --json bench.json --plot bench.svg
+  cdiff-rt bench --backend onnxruntime --backend openvino --tier exact --tier fast --batch 1 --batch 4
+  cdiff-rt bench --what step --model synthetic-512/ --after 10 --compare before.json
   cdiff-rt bench --quality --pairs 20 --images judged/
   cdiff-rt bench --budget"""
 )
 @click.option("--model", default="faces-128", show_default=True, help="An embedded model's name or a bundle's folder.")
 @click.option("--backend", "backends", multiple=True, help="Default: all on the CPU; for quality onnxruntime.")
-@click.option("--steps", type=int, help="Denoising steps of an image. Default: 50.")
-@click.option("--tier", type=click.Choice(TIERS), help="For quality and drift: solver and steps at once.")
-@click.option("--solver", type=click.Choice(SOLVERS), help="For quality and drift: instead of a tier.")
-@click.option("--suite", type=click.Choice(("cpu", "gpu")), default="cpu", show_default=True, help="What is timed.")
-@click.option("--batch", type=int, help="Images at a time. Default: 1; on a GPU 1, 2, 4 and 8 in turn.")
-@click.option(
-    "--repeats", type=click.IntRange(min=3), default=10, show_default=True, help="Counted runs of each backend."
-)
+@click.option("--tier", "tiers", type=click.Choice(TIERS), multiple=True, help="Solver and steps. Default: exact.")
+@click.option("--solver", type=click.Choice(SOLVERS), help="Instead of a tier.")
+@click.option("--steps", type=int, help="Denoising steps of an image, instead of a tier. Default: 50.")
+@timing_options
 @click.option("--quality", is_flag=True, help="Measure how well images follow their conditions, not the time.")
 @click.option("--drift", is_flag=True, help="Measure how far latents drift from the exact ones, not the time.")
 @click.option("--pairs", type=click.IntRange(min=2), help="For quality and drift: how many. Default: 200, for drift 5.")
 @click.option("--images", type=PATH, help="For quality: also write all images into this folder.")
 @click.option("--budget", is_flag=True, help="Count a step's launches, bytes and operations on a GPU; needs none.")
 @click.option("--json", "json_file", type=PATH, help="Also write all figures to this file.")
-def bench(
-    model: str, backends: tuple[str, ...], quality: bool, drift: bool, budget: bool, json_file: Path | None, **more: Any
-) -> None:
+def bench(model: str, backends: tuple[str, ...], tiers: tuple[str, ...], json_file: Path | None, **more: Any) -> None:
     """Time ways of running a model, judge its images, measure their drift, or count a step's work."""
-    from cdiff_rt.bench import budget as budgets
-    from cdiff_rt.bench import drift as drifts
-    from cdiff_rt.bench import report
-    from cdiff_rt.bench.latency import compare_suite
-    from cdiff_rt.bench.quality import examine
+    from cdiff_rt.bench import budget, drift, quality, report
     from cdiff_rt.images import check_folder
     from cdiff_rt.tiers import sampling
 
-    asked = [name for name, wanted in (("budget", budget), ("quality", quality), ("drift", drift)) if wanted]
-    if len(asked) > 1:
-        raise click.UsageError(f"--{asked[0]} and --{asked[1]} are two measurements")
-    check_fits(asked[0] if asked else "time")
-    how = sampling(more["tier"], more["solver"], more["steps"])
-    if json_file:
-        check_folder(json_file.parent)
-    if budget:
-        conclude(budgets.count(model), report.budget_table, report.write_budget, json_file)
-    elif quality:
-        found = examine(model, backends, how=how, pairs=more["pairs"] or 200, images=more["images"])
+    measurement = check_bench(tiers)
+    samplings = tuple(sampling(tier, more["solver"], more["steps"]) for tier in tiers or (None,))
+    for file in filter(None, (json_file, more["csv_file"], more["plot"])):
+        check_folder(file.parent)
+    if measurement == "budget":
+        conclude(budget.count(model), report.budget_table, report.write_budget, json_file)
+    elif measurement == "quality":
+        found = quality.examine(model, backends, how=samplings[0], pairs=more["pairs"] or 200, images=more["images"])
         conclude(found, report.quality_table, report.write_quality, json_file)
-    elif drift:
-        drifted = drifts.measure(model, backends, how, more["pairs"] or 5)
+    elif measurement == "drift":
+        drifted = drift.measure(model, backends, samplings[0], more["pairs"] or 5)
         conclude(drifted, report.drift_table, report.write_drift, json_file)
     else:
-        timed = []
-        for comparison in compare_suite(model, more["suite"], backends, how.steps, more["batch"], more["repeats"]):
-            click.echo(report.table(comparison) + "\n")
-            timed.append(comparison)
-        if json_file:
-            report.write_json(timed, json_file)
+        time_cases(model, backends, samplings, json_file=json_file, **more)
+
+
+def time_cases(
+    model: str, backends: tuple[str, ...], samplings: tuple, *, json_file: Path | None, plot: Path | None, **more: Any
+) -> None:
+    from cdiff_rt.bench import startup, timings
+    from cdiff_rt.bench.latency import compare_suite
+    from cdiff_rt.bench.plot import check_suffix, write_plot
+
+    if plot:
+        check_suffix(plot)
+    old = timings.read_old(more["compare"]) if more["compare"] else None
+    settings = {name: more[name] for name in ("precisions", "batches", "repeats", "after", "pairwise")}
+    if more["what"] == "start":
+        found: Any = [startup.measure(model, more["repeats"])]
+    else:
+        found = compare_suite(model, more["suite"], more["what"], backends=backends, samplings=samplings, **settings)
+    timed = []
+    for comparison in found:
+        click.echo(timings.table(comparison) + "\n")
+        if old:
+            click.echo(timings.against(comparison, old) + "\n")
+        timed.append(comparison)
+    for file, write in ((json_file, timings.write_json), (more["csv_file"], timings.write_csv), (plot, write_plot)):
+        if file:
+            write(timed, file)
 
 
 @main.command()

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from cdiff_rt import noise
-from cdiff_rt.bench.latency import machine
+from cdiff_rt.bench.machine import machine
 from cdiff_rt.bench.quality import SEED, exam_for, one_backend
 from cdiff_rt.pipeline import Generated, Pipeline
 from cdiff_rt.tiers import TIERS, Sampling

@@ -11,7 +11,7 @@ import numpy as np
 
 from cdiff_rt.bench.exam import Exam
 from cdiff_rt.bench.faces import face_finder
-from cdiff_rt.bench.latency import machine
+from cdiff_rt.bench.machine import machine
 from cdiff_rt.errors import BadRequest
 from cdiff_rt.images import check_folder
 from cdiff_rt.manifest import Influence, Manifest

@@ -1,4 +1,4 @@
-"""What was measured, as a table for people and as JSON for programs."""
+"""What was measured otherwise than by the clock, as a table for people and as JSON for programs."""
 
 import json
 from dataclasses import asdict
@@ -8,12 +8,9 @@ import numpy as np
 
 from cdiff_rt.bench.budget import Budget
 from cdiff_rt.bench.drift import Drift
-from cdiff_rt.bench.latency import Comparison
 from cdiff_rt.bench.quality import COLUMNS, CONFIDENCE, LABELS_KEPT, Examination, interval
 
-HEADER = "| backend | median ms | p90 | p99 | min-max | against torch | first image s | peak MiB |"
-
-VERSIONS = ("onnxruntime", "onnxruntime-gpu", "tensorrt-cu13", "tensorrt-rtx-cu13", "torch", "numpy")
+VERSIONS = ("onnxruntime", "openvino", "onnxruntime-gpu", "tensorrt-cu13", "tensorrt-rtx-cu13", "torch", "numpy")
 
 
 def heading(machine: dict[str, str], settings: dict[str, int | str]) -> str:
@@ -22,41 +19,6 @@ def heading(machine: dict[str, str], settings: dict[str, int | str]) -> str:
     versions = ", ".join(f"{name} {machine[name]}" for name in VERSIONS if name in machine)
     gpu = f"{machine['gpu']} ({machine['compute capability']}); " if "gpu" in machine else ""
     return f"{gpu}{machine['cpu']}, {machine['cores']} cores; Python {machine['python']}, {versions}; {listed}"
-
-
-def table(comparison: Comparison) -> str:
-    """A Markdown table under one line that says on what it was measured."""
-    counted = any(timing.launches is not None for timing in comparison.timings)
-    header = HEADER + (" launches |" if counted else "")
-    lines = [heading(comparison.machine, comparison.settings), "", header]
-    lines.append("|---" * (header.count("|") - 1) + "|")
-    for timing in comparison.timings:
-        ratio = comparison.ratio(timing)
-        cells = [
-            timing.case,
-            f"{timing.percentile(50):.0f}",
-            f"{timing.percentile(90):.0f}",
-            f"{timing.percentile(99):.0f}",
-            f"{min(timing.ms):.0f}-{max(timing.ms):.0f}",
-            f"{ratio:.2f}x" if ratio else "-",
-            f"{timing.load_s:.2f}",
-            f"{timing.memory_mib:.0f}",
-            *([] if timing.launches is None else [str(timing.launches)]),
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def write_json(comparisons: list[Comparison], path: Path) -> None:
-    data = [
-        {
-            "machine": comparison.machine,
-            "settings": comparison.settings,
-            "timings": [asdict(t) | {f"p{q}": t.percentile(q) for q in (50, 90, 99)} for t in comparison.timings],
-        }
-        for comparison in comparisons
-    ]
-    path.write_text(json.dumps(data, indent=1) + "\n")
 
 
 def quality_table(examination: Examination) -> str:

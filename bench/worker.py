@@ -1,56 +1,80 @@
-"""One case in a process of its own: loads a pipeline, then makes one run for each line it is sent.
+"""One case in a process of its own: does its task once, then again for each line it is sent.
 
-Speaks JSON lines: {"load_s", "sample"} once, or {"error"}, then {"ms"} per run, at the end {"memory_mib", "launches"}.
+Speaks JSON lines: {"latents", "pixels"} once, or {"error"}; {"ms"} for each line "run", {"latents"} for "after N", at
+the end {"memory_mib", "launches"}.
 """
 
 import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
 
+from cdiff_rt.bench.allocators import check_loaded
 from cdiff_rt.bench.cases import Case
+from cdiff_rt.bench.task import WAYS, Result, Task, after, open_bundle
+from cdiff_rt.engines import BACKENDS
 from cdiff_rt.errors import CdiffError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LAUNCHES = ("cudaLaunch", "cuLaunch", "cudaGraphLaunch", "cuGraphLaunch")  # what the calls' names begin with
 
 
-def serve(model: str, case: Case, steps: int, batch: int) -> None:
+def serve(task: Task, case: Case) -> None:
+    check_loaded(case.allocator)
+    bundle = open_bundle(task)
+    with naive_attention() if case.naive else nullcontext(), WAYS[task.what](bundle, case, task) as once:
+        tell(**values(once()))
+        for line in sys.stdin:
+            word, _, steps = line.strip().partition(" ")
+            if word == "after":
+                tell(**values(after(bundle, case, task, int(steps))))
+            else:
+                start = time.perf_counter()
+                once()
+                tell(ms=1000 * (time.perf_counter() - start))
+        on_cuda = BACKENDS[case.backend].device == "cuda"
+        tell(memory_mib=peak_mib(), launches=profiled(once) if on_cuda else None)
+
+
+def tell(**message: Any) -> None:
+    print(json.dumps(message), flush=True)
+
+
+def values(result: Result) -> dict[str, list]:
+    return {"latents": result.latents.ravel().tolist(), "pixels": result.pixels.tolist()}
+
+
+def peak_mib() -> float:
+    """The most memory that the process held at a time."""
     import resource
 
-    start = time.perf_counter()
-    from cdiff_rt.engines import BACKENDS
-    from cdiff_rt.manifest import Bundle
-    from cdiff_rt.pipeline import Pipeline, find_model
-    from cdiff_rt.runs import OnDevice
-
-    how = OnDevice(case.precision, case.fused_step, case.graphs)
-    pipeline = Pipeline(Bundle.open(find_model(model)), case.backend, how)
-    conditions: dict[str, Any] = {m.name: _example(m.kind, m.classes) for m in pipeline.manifest.modalities}
-
-    def run() -> Any:
-        with naive_attention() if case.naive else nullcontext():
-            return pipeline.generate(steps=steps, batch=batch, **conditions)
-
-    first = run()
-    load = time.perf_counter() - start
-    print(json.dumps({"load_s": load, "sample": first.latents.ravel()[:256].tolist()}), flush=True)
-    for _ in sys.stdin:
-        start = time.perf_counter()
-        run()
-        print(json.dumps({"ms": 1000 * (time.perf_counter() - start)}), flush=True)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    launches = profiled(run) if BACKENDS[case.backend].device == "cuda" else None
-    print(json.dumps({"memory_mib": peak / 1024, "launches": launches}), flush=True)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def naive_attention() -> AbstractContextManager[None]:
-    """PyTorch multiplies, takes the softmax and multiplies, as the reference's code does."""
-    from torch.nn.attention import SDPBackend, sdpa_kernel
+@contextmanager
+def naive_attention() -> Iterator[None]:
+    """PyTorch multiplies, scales, takes the softmax and multiplies, line by line as the reference's code does."""
+    import torch.nn.functional as F
 
-    return sdpa_kernel(SDPBackend.MATH)
+    fused = F.scaled_dot_product_attention
+    F.scaled_dot_product_attention = attention  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        F.scaled_dot_product_attention = fused
+
+
+def attention(q: "Tensor", k: "Tensor", v: "Tensor", *, scale: float | None = None) -> "Tensor":
+    """q [B, H, N, D], k and v [B, H, T, D] -> [B, H, N, D], with every score [B, H, N, T] in memory."""
+    import torch
+
+    scores = torch.einsum("bhnd,bhtd->bhnt", q, k) * (scale or q.shape[-1] ** -0.5)
+    return torch.einsum("bhnt,bhtd->bhnd", scores.softmax(-1), v)
 
 
 def profiled(run: Callable[[], Any]) -> int:
@@ -66,17 +90,8 @@ def launches_among(names: Iterable[str]) -> int:
     return sum(count for name, count in Counter(names).items() if name.startswith(LAUNCHES))
 
 
-def _example(kind: str, classes: int) -> Any:
-    """A condition whose content doesn't matter: latency depends on sizes only."""
-    import numpy as np
-
-    if kind == "words":
-        return "This man has a long beard. He is in his fifties."
-    return np.arange(64 * 64).reshape(64, 64) // 216 % classes
-
-
 if __name__ == "__main__":
     try:
-        serve(sys.argv[1], Case.from_json(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))
+        serve(Task.from_json(sys.argv[1]), Case.from_json(sys.argv[2]))
     except CdiffError as failure:
-        print(json.dumps({"error": str(failure)}), flush=True)
+        tell(error=str(failure))

@@ -56,17 +56,6 @@ def check_method(method: str, strip: bool, count: int) -> None:
         raise click.UsageError(f"{stray} does not go with --method {method}")
 
 
-def check_fits(measurement: str) -> None:
-    """Options of another measurement would be ignored in silence."""
-    stray = None if measurement == "time" else given(("suite", "batch", "repeats"))
-    if stray:
-        raise click.UsageError(f"{stray} does not go with --{measurement}")
-    for options, of in ((("images",), ["quality"]), (("pairs", "tier", "solver"), ["quality", "drift"])):
-        stray = None if measurement in of else given(options)
-        if stray:
-            raise click.UsageError(f"{stray} goes with --{' or --'.join(of)}")
-
-
 WITH_JOBS = ("resume", "shard", "workers", "ray_address")
 ALSO_WITH_JOBS = ("jobs", "out", "backend", "precision", "fused_step", "model", "force")
 
@@ -83,6 +72,68 @@ def jobs_options(command: Callable) -> Callable:
     return command
 
 
+PATH = click.Path(path_type=Path)
+# The library's own, which would take a tenth of a second to import; a test compares them.
+TIERS, SOLVERS, DECAYS = ("exact", "fast", "turbo"), ("ddim", "dpmpp-2m", "dpmpp-2m-sde"), ("none", "linear", "cosine")
+SAMPLING = (
+    click.option("--tier", type=click.Choice(TIERS), help="Solver and steps at once. Default: exact."),
+    click.option("--solver", type=click.Choice(SOLVERS), help="Instead of a tier. Default: ddim."),
+    click.option("--steps", type=int, help="Denoising steps, instead of a tier. Default: 50."),
+    click.option("--eta", type=float, help="DDIM's: 1 adds noise at each step, 0 none. Default: 1."),
+    click.option("--temperature", type=float, help="Of the noise that steps add. Default: 1."),
+    click.option("--decay", type=click.Choice(DECAYS), help="How the mask's influence fades. Default: the model's."),
+    click.option("--factor", type=float, help="Then multiplies the mask's influence. Default: the model's."),
+    click.option("--sharpness", type=float, help="Of the softmax over modalities. Default: the model's."),
+    click.option("--boost", type=float, help="Of a second softmax over the influence. Default: the model's."),
+)
+TIMING = (
+    click.option("--suite", type=click.Choice(("cpu", "gpu")), default="cpu", show_default=True, help="What is timed."),
+    click.option(
+        "--what",
+        type=click.Choice(("image", "step", "start")),
+        default="image",
+        show_default=True,
+        help="A whole image, one fused step, or the command's start.",
+    ),
+    click.option(
+        "--precision",
+        "precisions",
+        type=click.Choice(("fp32", "bf16", "fp16")),
+        multiple=True,
+        help="Only those cases. Default: all that work here.",
+    ),
+    click.option(
+        "--batch", "batches", type=int, multiple=True, help="Images at a time. Default: 1; on a GPU 1, 2, 4 and 8."
+    ),
+    click.option(
+        "--repeats",
+        type=click.IntRange(min=3),
+        default=10,
+        show_default=True,
+        help="Counted runs of each case; more until each has taken 3 seconds.",
+    ),
+    click.option("--after", type=click.IntRange(min=2), help="For a step: accuracy also after so many."),
+    click.option("--pairwise", is_flag=True, help="Hold two cases at a time in memory, the first with each other one."),
+    click.option("--csv", "csv_file", type=PATH, help="Also write a row per case to this file."),
+    click.option("--plot", type=PATH, help="Also draw the times, as .svg."),
+    click.option("--compare", type=PATH, help="Also compare with what --json wrote before."),
+)
+
+
+def sampling_options(command: Callable) -> Callable:
+    """Those of `generate` about the sampler and the influence functions."""
+    for option in reversed(SAMPLING):
+        command = option(command)
+    return command
+
+
+def timing_options(command: Callable) -> Callable:
+    """Those of `bench` that are about time alone."""
+    for option in reversed(TIMING):
+        command = option(command)
+    return command
+
+
 def check_jobs(jobs: Path | None) -> None:
     """Options that are a row's affair, or that only a file of rows gives a meaning to."""
     ours = [str(parameter.name) for parameter in click.get_current_context().command.params]
@@ -92,3 +143,22 @@ def check_jobs(jobs: Path | None) -> None:
         raise click.UsageError(f"{stray} goes with --jobs")
     if given(("ray_address",)) and not given(("workers",)):
         raise click.UsageError("--ray-address goes with --ray")
+
+
+def check_bench(tiers: tuple[str, ...]) -> str:
+    """Which measurement is asked for. Options of another one would be ignored in silence."""
+    asked = [name for name in ("budget", "quality", "drift") if given((name,))]
+    if len(asked) > 1:
+        raise click.UsageError(f"--{asked[0]} and --{asked[1]} are two measurements")
+    measurement = asked[0] if asked else "time"
+    timing = ("suite", "batches", "repeats", "what", "precisions", "after", "pairwise", "csv_file", "plot", "compare")
+    if stray := given(timing if asked else ("images", "pairs")):
+        why = f"does not go with --{measurement}" if asked else "goes with --quality"
+        raise click.UsageError(f"{stray} {why}")
+    if measurement != "quality" and (stray := given(("images",))):
+        raise click.UsageError(f"{stray} goes with --quality")
+    if measurement == "budget" and (stray := given(("pairs", "tiers", "solver"))):
+        raise click.UsageError(f"{stray} does not go with --budget")
+    if asked and len(tiers) > 1:
+        raise click.UsageError(f"--tier: --{measurement} takes one at a time")
+    return measurement

@@ -13,7 +13,7 @@ from cdiff_rt.checks import check_choice, check_influence, check_numbers, check_
 from cdiff_rt.engines import Precision, resolve
 from cdiff_rt.errors import BadArtefact, BadInput, BadRequest
 from cdiff_rt.inpainting import Inpainting
-from cdiff_rt.manifest import NAME, Bundle, Influence, Modality, sha256
+from cdiff_rt.manifest import NAME, Bundle, Influence, Manifest, Modality, sha256
 from cdiff_rt.modalities import KINDS, Condition, chosen_of
 from cdiff_rt.outputs import Generated
 from cdiff_rt.runs import OnDevice, Run, load_runner
@@ -38,6 +38,17 @@ def find_model(model: str | Path) -> Path:
 
 def _reopened(folder: Path, backend: str, on_device: OnDevice | None) -> "Pipeline":
     return Pipeline(Bundle.open(folder), backend, on_device)
+
+
+def adjustment_of(
+    manifest: Manifest, modalities: list[Modality], table: solvers.SolverTable, influence: Influence
+) -> fusion.Adjustment:
+    """What `influence` says of these modalities, at each step of the table."""
+    anchors = [i for i, modality in enumerate(modalities) if modality.anchor]
+    gain = fusion.decay(influence.decay, table.timesteps, manifest.schedule.train_steps)
+    decays = [modality.decays for modality in modalities]
+    anchor = anchors[0] if anchors else None
+    return fusion.adjustment(decays, anchor, gain, influence.factor, influence.sharpness, influence.boost)
 
 
 class Pipeline:
@@ -109,7 +120,7 @@ class Pipeline:
             start,
             lambda i: noise.normal(seed, numbers, i + 1, shape),
             table,
-            self._adjustment(modalities, table, adjust),
+            adjustment_of(self.manifest, modalities, table, adjust),
             self._known(inpaint, seed, numbers) if inpaint else None,
             [contexts[modality.name] for modality in modalities] if contexts else None,
         )
@@ -242,7 +253,8 @@ class Pipeline:
         """One without a beginning: an inversion's."""
         modalities, inputs = self._read(conditions, (), adjust)
         nothing = np.zeros((1, *self.manifest.latent_shape), np.float32)
-        return Run(modalities, inputs, nothing, lambda i: nothing, table, self._adjustment(modalities, table, adjust))
+        adjustment = adjustment_of(self.manifest, modalities, table, adjust)
+        return Run(modalities, inputs, nothing, lambda i: nothing, table, adjustment)
 
     def _between(self, old: Run, new: Run, alphas: Sequence[float]) -> list[np.ndarray] | None:
         """Contexts [A, T, K] per modality; None where there are no others than the new ones."""
@@ -265,15 +277,6 @@ class Pipeline:
             raise BadRequest("inpaint", f"{self.manifest.name} has no encoder of images", "take another model")
         photo, keep = inpaint.read(self.manifest.image_size, shape[-1])
         return Known(self.encode(photo), keep, lambda i: noise.normal(seed, numbers, i, shape, noise.INPAINTING))
-
-    def _adjustment(
-        self, modalities: list[Modality], table: solvers.SolverTable, influence: Influence
-    ) -> fusion.Adjustment:
-        anchors = [i for i, modality in enumerate(modalities) if modality.anchor]
-        gain = fusion.decay(influence.decay, table.timesteps, self.manifest.schedule.train_steps)
-        decays = [modality.decays for modality in modalities]
-        anchor = anchors[0] if anchors else None
-        return fusion.adjustment(decays, anchor, gain, influence.factor, influence.sharpness, influence.boost)
 
     def identity(self) -> dict:
         """What made the images, beside the request."""

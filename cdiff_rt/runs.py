@@ -54,7 +54,7 @@ class HostRunner:
         return self._engine(network)(**inputs)
 
     def sample(self, run: Run, callback: Callback | None = None) -> np.ndarray:
-        with self._experts(run) as experts:
+        with self.experts(run) as experts:
             return sample(experts, run.start, run.noise, run.table, run.adjust, callback, run.known)
 
     def _engine(self, network: str, share: int = 1) -> Engine:
@@ -67,7 +67,8 @@ class HostRunner:
         return self._engines[network, threads]
 
     @contextmanager
-    def _experts(self, run: Run) -> Iterator[Experts]:
+    def experts(self, run: Run) -> Iterator[Experts]:
+        """Those of a run, ready for its steps: their engines loaded, all computed that does not depend on x_t."""
         names = tuple(modality.name for modality in run.modalities)
         contexts, rows = [], []
         for m, (name, value) in enumerate(zip(names, run.inputs, strict=True)):

@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 import logging
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -69,10 +70,13 @@ class Backend:
     device: Literal["cpu", "cuda"] = "cpu"
     precisions: tuple[Precision, ...] = ("fp32",)  # the first is the default
     fuses: bool = False  # whether it has engines of the whole step
+    programs: tuple[str, ...] = ()  # of which it needs one, whichever
 
 
-def _cuda(loader: str, library: str, extra: str, precisions: tuple[Precision, ...] = ANY, **more: bool) -> Backend:
-    return Backend(loader, (library, "torch"), extra, device="cuda", precisions=precisions, **more)
+def _cuda(
+    loader: str, library: str, extra: str, precisions: tuple[Precision, ...] = ANY, fuses: bool = False
+) -> Backend:
+    return Backend(loader, (library, "torch"), extra, device="cuda", precisions=precisions, fuses=fuses)
 
 
 BACKENDS: dict[str, Backend] = {
@@ -80,12 +84,19 @@ BACKENDS: dict[str, Backend] = {
     "openvino": Backend(
         "cdiff_rt.engines.vino:load", ("openvino",), "openvino", parallel=True, precisions=("fp32", "bf16")
     ),
-    "torch": Backend("cdiff_rt.engines.eager:load", ("torch", "safetensors"), "torch"),
+    "torch": Backend("cdiff_rt.engines.eager:load", ("torch", "safetensors"), "torch", precisions=("fp32", "bf16")),
+    "torch-compiled": Backend(
+        "cdiff_rt.engines.eager:load_compiled",
+        ("torch", "safetensors"),
+        "torch",
+        precisions=("fp32", "bf16"),
+        programs=("g++", "clang++"),
+    ),
     "tensorrt": _cuda("cdiff_rt.engines.trt:load_tensorrt", "tensorrt", "tensorrt", fuses=True),
     "tensorrt-rtx": _cuda("cdiff_rt.engines.trt:load_rtx", "tensorrt_rtx", "tensorrt-rtx", fuses=True),
     "onnxruntime-cuda": _cuda("cdiff_rt.engines.ort:load_cuda", "onnxruntime", "gpu", ("fp32",)),
     "torch-cuda": _cuda("cdiff_rt.engines.eager:load_device", "safetensors", "torch"),
-    "torch-cuda-compiled": _cuda("cdiff_rt.engines.eager:load_compiled", "safetensors", "torch"),
+    "torch-cuda-compiled": _cuda("cdiff_rt.engines.eager:load_device_compiled", "safetensors", "torch"),
 }
 
 
@@ -114,6 +125,9 @@ def why_not(backend: str) -> str | None:
     missing = [name for name in BACKENDS[backend].requires if importlib.util.find_spec(name) is None]
     if missing:
         return f"{', '.join(missing)} not installed"
+    programs = BACKENDS[backend].programs
+    if programs and not any(map(shutil.which, programs)):
+        return f"no compiler: none of {', '.join(programs)} is on the path"
     return why_no_device() if BACKENDS[backend].device == "cuda" else None
 
 
@@ -142,6 +156,8 @@ def check_precision(backend: str, precision: Precision | None) -> Precision:
 def _remedy(backend: str, reason: str) -> str:
     if reason == why_no_device():
         return "choose a backend that needs no GPU: see `cdiff-rt doctor`"
+    if BACKENDS[backend].programs and reason.startswith("no compiler"):
+        return "install one or choose another backend"
     return f"run `pip install '.[{BACKENDS[backend].extra}]'` in the checkout or choose another"
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cdiff_rt import records
-from cdiff_rt.engines import Placement, check_inputs, device_spec, runs_fp32
+from cdiff_rt.engines import Placement, Precision, check_inputs, device_spec, runs_fp32
 from cdiff_rt.errors import BadArtefact
 from cdiff_rt.manifest import Bundle, NetworkSpec
 from cdiff_rt.nets.collaborative import ModelConfig, build_part, part_functions, part_of
@@ -21,15 +21,23 @@ _loaded: WeakValueDictionary[tuple[Path, str, str, torch.dtype], nn.Module] = We
 
 
 class EagerEngine:
-    def __init__(self, spec: NetworkSpec, network: str, module: nn.Module) -> None:
+    """Of the networks that run at each step, in bf16 by autocast, or compiled. The others stay as they are: there bf16
+    is slower, and compiling takes longer than they ever do. Arrays are fp32 in either precision.
+    """
+
+    def __init__(
+        self, spec: NetworkSpec, network: str, module: nn.Module, precision: Precision = "fp32", compiled: bool = False
+    ) -> None:
         self.spec, self._module = spec, module
-        self._function = part_functions(part_of(network), module)[network]
+        function, each_step = part_functions(part_of(network), module)[network], network.startswith("expert.")
+        self._function = torch.compile(function, dynamic=False) if compiled and each_step else function
+        self._autocast = precision == "bf16" and each_step
 
     def __call__(self, **inputs: np.ndarray) -> dict[str, np.ndarray]:
         check_inputs(self.spec, inputs)
-        with torch.inference_mode():
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=self._autocast):
             outputs = self._function(*(torch.from_numpy(inputs[tensor.name]) for tensor in self.spec.inputs))
-        return {tensor.name: value.numpy() for tensor, value in zip(self.spec.outputs, outputs, strict=True)}
+        return {tensor.name: value.float().numpy() for tensor, value in zip(self.spec.outputs, outputs, strict=True)}
 
     def close(self) -> None:
         del self._function, self._module
@@ -79,12 +87,17 @@ def load_part(bundle: Bundle, part: str) -> nn.Module:
     return module.eval().requires_grad_(False)
 
 
-def load(bundle: Bundle, network: str, placement: Placement) -> EagerEngine:
+def load(bundle: Bundle, network: str, placement: Placement, compiled: bool = False) -> EagerEngine:
     torch.set_num_threads(placement.threads)
-    return EagerEngine(bundle.manifest.networks[network], network, _module(bundle, network, "cpu", torch.float32))
+    module = _module(bundle, network, "cpu", torch.float32)
+    return EagerEngine(bundle.manifest.networks[network], network, module, placement.precision, compiled)
 
 
-def load_compiled(bundle: Bundle, network: str, placement: Placement) -> EagerDeviceEngine:
+def load_compiled(bundle: Bundle, network: str, placement: Placement) -> EagerEngine:
+    return load(bundle, network, placement, compiled=True)
+
+
+def load_device_compiled(bundle: Bundle, network: str, placement: Placement) -> EagerDeviceEngine:
     return load_device(bundle, network, placement, compiled=True)
 
 

@@ -246,7 +246,8 @@ def import_published(paths: Sequence[Path], sizes: Sequence[Published] = PUBLISH
     if not config.experts:
         raise BadArtefact(f"checkpoint {sources[0].path.name}", "an autoencoder alone", "add one with a branch")
     shapes = {name: source.shapes[name] for name, source in places.items()}
-    return Checkpoint(_describe(fits[0], config, sources), Renamed(places), shapes)
+    origin = {"checkpoints": [{"file": s.path.name, "sha256": sha256(s.path)} for s in sources]}
+    return Checkpoint(describe(fits[0], config, origin), Renamed(places), shapes)
 
 
 def _own(name: str) -> bool:
@@ -267,7 +268,8 @@ def _present(config: ModelConfig, places: Mapping[str, object]) -> ModelConfig:
     )
 
 
-def _describe(size: Published, config: ModelConfig, sources: Sequence[Source]) -> Description:
+def describe(size: Published, config: ModelConfig, provenance: dict) -> Description:
+    """Of the released model of a size, or of some of its experts."""
     vae = config.vae
     assert vae is not None
     side = size.image_size // vae.factor
@@ -283,6 +285,6 @@ def _describe(size: Published, config: ModelConfig, sources: Sequence[Source]) -
         influence=Influence(),
         modalities=modalities,
         vocabularies={VOCABULARY: vocabulary} if any(m.vocabulary for m in modalities) else {},
-        provenance={"checkpoints": [{"file": s.path.name, "sha256": sha256(s.path)} for s in sources]},
+        provenance=provenance,
         licence="S-Lab License 1.0, non-commercial: that of the published checkpoints",
     )

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from cdiff_rt import __version__, cli, influence
+from cdiff_rt import __version__, influence, options
 from cdiff_rt.bench import exam as exam_module
 from cdiff_rt.cli import OneLine, main
 from cdiff_rt.engines import BACKENDS, Backend
@@ -436,7 +436,7 @@ def test_drift_is_a_table_and_on_request_json(exam, tmp_path):
 
 
 def test_the_command_knows_the_librarys_tiers_and_solvers():
-    assert (tuple(TIERS), SOLVERS) == (cli.TIERS, cli.SOLVERS)
+    assert (tuple(TIERS), SOLVERS) == (options.TIERS, options.SOLVERS)
 
 
 @pytest.mark.parametrize("tier", TIERS)
@@ -465,8 +465,8 @@ def test_bad_samplers_are_exit_code_2(arguments, words, out):
     "options",
     [
         ["--pairs", 200],
-        ["--tier", "fast"],
         ["--quality", "--batch", 2],
+        ["--quality", "--csv", "x.csv"],
         ["--quality", "--repeats", 10],
         ["--quality", "--suite", "gpu"],
     ],
@@ -474,6 +474,58 @@ def test_bad_samplers_are_exit_code_2(arguments, words, out):
 )
 def test_options_of_the_other_measurement_are_exit_code_2(options):
     check_refused(run("bench", "--model", "no-such", *options), 2, options[-2], "--quality")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--quality", "--tier", "exact", "--tier", "fast"], "--tier: --quality takes one at a time"),
+        (["--budget", "--tier", "fast"], "--tier does not go with --budget"),
+        (["--budget", "--drift"], "--budget and --drift are two measurements"),
+        (["--drift", "--images", "x"], "--images goes with --quality"),
+        (["--tier", "fast", "--steps", 3], "tier: fast and steps of your own"),
+        (["--plot", "x.png"], "plot: x.png; it is drawn as .svg"),
+        (["--suite", "gpu", "--what", "step"], "what: a step on a GPU"),
+        (["--after", 10], "after: 10 steps of an image"),
+        (["--backend", "cuda"], "backend: 'cuda'; the CPU suite has torch, "),
+        (["--backend", "onnxruntime", "--precision", "bf16"], "precision: bf16; these cases compute in fp32"),
+    ],
+    ids=str,
+)
+def test_bad_parameters_of_a_benchmark_are_exit_code_2(options, words):
+    check_refused(run("--quiet", "bench", "--model", "no-such", *options), 2, words)
+
+
+def test_an_earlier_benchmark_that_cannot_be_read_is_exit_code_3(tmp_path):
+    (tmp_path / "old.json").write_text("[]]")
+    check_refused(run("bench", "--model", "no-such", "--compare", tmp_path / "old.json"), 3, "it cannot be read")
+
+
+def test_a_benchmark_is_a_table_and_on_request_files(tmp_path, monkeypatch):
+    monkeypatch.setattr("cdiff_rt.bench.latency.SECONDS", 0.0)
+    monkeypatch.setattr("cdiff_rt.bench.latency.measure", lambda: None)
+    files = [tmp_path / name for name in ("bench.json", "bench.csv", "bench.svg")]
+    saving = [
+        part for option, file in zip(("--json", "--csv", "--plot"), files, strict=True) for part in (option, file)
+    ]
+    how = ["--what", "step", "--backend", "onnxruntime", "--tier", "exact", "--tier", "fast", "--repeats", 3]
+    result = run("bench", *how, *saving)
+    assert result.exit_code == 0, result.output
+    first, _, legend, _, header, _, *rows = result.stdout.strip().splitlines()
+    assert "what step" in first and "spread: " in legend and header.startswith("| case | median ms |")
+    assert [row.split("|")[1].strip() for row in rows] == ["onnxruntime", "onnxruntime, fast"]
+    assert all(file.stat().st_size > 100 for file in files)
+    again = run("bench", *how[:4], "--repeats", 3, "--compare", files[0])
+    assert again.exit_code == 0 and "| case | old median ms |" in again.stdout
+
+
+def test_the_start_is_timed(monkeypatch):
+    monkeypatch.setattr("cdiff_rt.bench.startup.seconds", lambda arguments: 0.25)
+    result = run("bench", "--what", "start", "--repeats", 3)
+    assert result.exit_code == 0
+    assert [row.split("|")[1:3] for row in result.stdout.splitlines() if row.startswith("| cdiff-rt")] == [
+        [" cdiff-rt --help ", " 250 "], [" cdiff-rt generate, one image ", " 250 "]
+    ]  # fmt: skip
 
 
 def test_an_altered_exam_is_exit_code_4(exam):

@@ -7,12 +7,14 @@ from torch.profiler import ProfilerActivity
 
 from cdiff_rt.bench.cases import Case, able
 from cdiff_rt.bench.latency import compare
+from cdiff_rt.bench.task import Task
 from cdiff_rt.bench.worker import launches_among
 from cdiff_rt.engines import BACKENDS, why_not
 from cdiff_rt.engines.cuda import why_no_device
 from cdiff_rt.export.engines import build_engines
 from cdiff_rt.pipeline import Pipeline
 from cdiff_rt.runs import OnDevice
+from cdiff_rt.tiers import Sampling
 
 pytestmark = [
     pytest.mark.gpu,
@@ -122,9 +124,9 @@ def test_memory_does_not_grow_over_a_hundred_replays(backend, pipelines, mask):
 
 
 def test_the_latency_table_is_made(home, bundle):
-    cases = able(tuple(Case(name, name) for name in ON_A_GPU))
+    cases = able(tuple(Case(name, name, sampling=Sampling(steps=STEPS)) for name in ON_A_GPU))
     for case in cases:
         if BACKENDS[case.backend].fuses:
             build_engines(bundle, case.backend)
-    comparison = compare("faces-128", cases, steps=STEPS, batch=1, repeats=3)
+    comparison = compare(Task("faces-128"), cases, repeats=3)
     assert all(timing.launches for timing in comparison.timings)

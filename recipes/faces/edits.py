@@ -22,7 +22,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from cdiff_rt.bench.edits import Case, compare, table
 from cdiff_rt.bench.exam import UNASKED, Exam
-from cdiff_rt.bench.latency import machine
+from cdiff_rt.bench.machine import machine
 from cdiff_rt.bench.report import heading
 from cdiff_rt.palette import PALETTE
 from cdiff_rt.pipeline import Pipeline

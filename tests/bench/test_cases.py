@@ -2,12 +2,25 @@ import logging
 
 import pytest
 
-from cdiff_rt.bench.cases import BASELINES, GPU_SUITE, Case, able, check, on_a_gpu, on_the_cpu
+from cdiff_rt.bench import cases as module
+from cdiff_rt.bench.cases import BASELINES, GPU_SUITE, TUNED, Case, able, check, cpu_suite, select
 from cdiff_rt.engines import BACKENDS, Backend
 from cdiff_rt.errors import BadEnvironment, BadRequest
+from cdiff_rt.tiers import TIERS, Sampling
+
+EXACT, FAST = TIERS["exact"], TIERS["fast"]
 
 
-@pytest.mark.parametrize("case", GPU_SUITE, ids=lambda case: case.name)
+@pytest.fixture(autouse=True)
+def bf16(monkeypatch):
+    monkeypatch.setattr(module, "multiplies_bf16", lambda: True)
+
+
+def names(*arguments, **more):
+    return [case.name for case in select("cpu", *arguments, **more)]
+
+
+@pytest.mark.parametrize("case", [*GPU_SUITE, *cpu_suite(), Case("x", "torch", sampling=Sampling("dpmpp-2m", 7, 0.0))])
 def test_a_case_survives_its_way_to_the_worker(case):
     assert Case.from_json(case.to_json()) == case
 
@@ -21,21 +34,61 @@ def test_the_gpu_suite_compares_what_its_docs_say():
         assert ways == {(False, False), (False, True), (True, False), (True, True)}
 
 
-def test_a_case_of_the_cpu_is_a_backend_by_name():
-    assert on_the_cpu(("torch",)) == (Case("torch", "torch"),)
-    assert [case.backend for case in on_the_cpu(())] == ["onnxruntime", "openvino", "torch"]
+def test_the_cpu_suite_has_every_backend_in_every_precision_after_the_references_arithmetic():
+    suite = cpu_suite()
+    assert suite[0].name == BASELINES[0] and suite[0].naive and suite[0].allocator is None
+    assert suite[0].computes_in == "fp32"
+    on_the_cpu = {(n, p) for n, backend in BACKENDS.items() if backend.device == "cpu" for p in backend.precisions}
+    assert {(case.backend, case.computes_in) for case in suite} == on_the_cpu - {("torch", "bf16")}
+    assert len({case.name for case in suite}) == len(suite)
+
+
+def test_the_tuned_allocator_is_named_by_its_case(monkeypatch):
+    monkeypatch.setattr(module.allocators, "is_here", lambda name: name == "jemalloc")
+    (case,) = (case for case in cpu_suite() if case.allocator)
+    assert case.naive and case.allocator == "jemalloc" and "jemalloc" in case.name and case.name in TUNED
+    monkeypatch.setattr(module.allocators, "is_here", lambda name: False)
+    assert not [case for case in cpu_suite() if case.allocator]
+
+
+def test_cases_are_chosen_by_backend_and_by_precision():
+    assert {case.backend for case in select("cpu", ("torch",))} == {"torch"}
+    assert names(("onnxruntime", "openvino")) == ["onnxruntime", "openvino", "openvino, bf16"]
+    assert names(("onnxruntime", "openvino"), ("fp32",)) == ["onnxruntime", "openvino"]
+    with pytest.raises(BadRequest, match="precision: bf16; these cases compute in fp32"):
+        names(("onnxruntime",), ("bf16",))
+    for suite in ("cpu", "gpu"):
+        with pytest.raises(BadRequest, match=f"'nvidia'; the {suite.upper()} suite has "):
+            select(suite, ("nvidia",))
+
+
+def test_a_second_tier_is_for_what_is_to_be_fast():
+    chosen = select("cpu", ("torch", "onnxruntime"), ("fp32",), (EXACT, FAST))
+    assert [case.name for case in chosen if case.sampling == FAST] == ["onnxruntime, fast"]
+    assert {case.backend for case in chosen if case.sampling == EXACT} == {"torch", "onnxruntime"}
+    assert len({case.name for case in chosen}) == len(chosen)
+    alone = select("cpu", ("torch", "onnxruntime"), ("fp32",), (FAST,))
+    assert {case.sampling for case in alone} == {FAST} and alone[0].name == BASELINES[0]
 
 
 def test_what_does_not_work_here_is_left_out_and_told(monkeypatch, caplog):
     monkeypatch.setitem(BACKENDS, "torch", Backend("x:load", ("no_such_library",), "torch"))
     with caplog.at_level(logging.INFO, "cdiff_rt"):
         assert able((Case("a", "torch"), Case("b", "onnxruntime"))) == (Case("b", "onnxruntime"),)
-    assert "torch is left out: no_such_library not installed" in caplog.text
+    assert caplog.messages == ["torch is left out: no_such_library not installed"]
 
 
-def test_a_backend_that_the_gpu_suite_does_not_have_is_refused():
-    with pytest.raises(BadRequest, match="'onnxruntime'; the GPU suite has onnxruntime-cuda, tensorrt"):
-        on_a_gpu(("onnxruntime",))
+def test_what_was_asked_for_is_not_left_out(monkeypatch):
+    monkeypatch.setitem(BACKENDS, "openvino", Backend("x:load", ("no_such_library",), "openvino"))
+    with pytest.raises(BadEnvironment, match="no_such_library not installed"):
+        select("cpu", ("onnxruntime", "openvino"))
+
+
+def test_a_cpu_that_does_not_multiply_bf16_is_not_asked_to(monkeypatch, caplog):
+    monkeypatch.setattr(module, "multiplies_bf16", lambda: False)
+    with caplog.at_level(logging.INFO, "cdiff_rt"):
+        assert names(("openvino",)) == ["openvino"]
+    assert caplog.messages == ["openvino is left out: this CPU does not compute in bf16"]
 
 
 def test_settings_that_cannot_run_are_found_before_anything_starts(monkeypatch):

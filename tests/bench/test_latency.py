@@ -1,124 +1,255 @@
 import math
-import platform
 
+import numpy as np
 import pytest
 
-from cdiff_rt import __version__, engines
+from cdiff_rt import engines
 from cdiff_rt.bench import latency as module
-from cdiff_rt.bench.cases import Case, on_the_cpu
-from cdiff_rt.bench.latency import Comparison, Timing, Worker, _check_same_work, compare, compare_suite, machine
+from cdiff_rt.bench.cases import TUNED, Case
+from cdiff_rt.bench.latency import (
+    Comparison,
+    Timing,
+    Worker,
+    accuracies,
+    check_same_work,
+    compare,
+    compare_suite,
+    decibels,
+    in_turns,
+    limits_ms,
+)
+from cdiff_rt.bench.roofline import Roofline
+from cdiff_rt.bench.task import Task
 from cdiff_rt.engines import BACKENDS, Backend
 from cdiff_rt.errors import BadEnvironment, BadRequest
+from cdiff_rt.manifest import Bundle
+from cdiff_rt.tiers import TIERS, Sampling
 
-ORT = on_the_cpu(("onnxruntime",))
+TWO = Sampling(steps=2)
+ORT, TORCH = Case("onnxruntime", "onnxruntime", sampling=TWO), Case("torch", "torch", sampling=TWO)
+ROOF = Roofline({"fp32": 1e9}, {"fp32": 1e9}, 1e9)
 
 
-def comparison(**ms):
-    return Comparison({}, {}, [Timing(name, 1.0, 100.0, values) for name, values in ms.items()])
+def comparison(base, **ms):
+    beside = ms.get(base, [])
+    return Comparison({}, {"batch": 4}, [Timing(name, 1.0, 100.0, values, beside) for name, values in ms.items()])
 
 
 def test_ratio_is_the_median_of_ratios_run_by_run():
     """The machine slows down threefold in the last run; the ratio of medians would be 2.4, of means 2.2."""
-    result = comparison(torch=[100.0, 120.0, 300.0], onnxruntime=[50.0, 40.0, 150.0])
+    result = comparison("torch", torch=[100.0, 120.0, 300.0], onnxruntime=[50.0, 40.0, 150.0])
     assert [result.ratio(timing) for timing in result.timings] == [1.0, 2.0]
 
 
+def test_the_references_arithmetic_is_the_baseline_where_it_was_timed():
+    reference = "torch, as the reference"
+    result = comparison(reference, **{"torch": [1.0] * 3, reference: [8.0] * 3, TUNED[0]: [4.0] * 3})
+    assert [result.ratio(timing) for timing in result.timings] == [8.0, 1.0, 2.0]
+    assert [result.to_tuned(timing) for timing in result.timings] == [4.0, 0.5, 1.0]
+
+
 def test_without_the_baseline_there_is_no_ratio():
-    result = comparison(onnxruntime=[50.0, 40.0, 150.0])
+    result = comparison("torch", onnxruntime=[50.0, 40.0, 150.0])
     assert result.ratio(result.timings[0]) is None
+    assert result.per_second(result.timings[0]) == 80
 
 
 @pytest.mark.parametrize(("q", "expected"), [(0, 10), (50, 30), (90, 46), (100, 50)])
 def test_percentiles(q, expected):
-    assert Timing("torch", 1.0, 1.0, [50.0, 10.0, 30.0, 20.0, 40.0]).percentile(q) == expected
+    timing = Timing("torch", 1.0, 1.0, [50.0, 10.0, 30.0, 20.0, 40.0])
+    assert timing.percentile(q) == expected
+    assert timing.spread == pytest.approx(20 / 30)
 
 
-def test_machine_says_what_was_measured_on():
-    facts = machine()
-    assert facts["cdiff-rt"] == __version__
-    assert facts["python"] == platform.python_version()
-    assert int(facts["cores"]) >= 1
-    assert facts["cpu"]
-    assert {"numpy", "onnxruntime", "torch"} <= set(facts)
-    assert "not installed" not in facts.values()
-
-
-def test_a_real_comparison_times_every_backend(tiny_bundle):
-    result = compare(str(tiny_bundle), on_the_cpu(("onnxruntime", "torch")), steps=2, batch=1, repeats=3)
-    assert [timing.case for timing in result.timings] == ["onnxruntime", "torch"]
+def test_a_real_comparison_times_every_case(tiny_bundle):
+    task = Task(str(tiny_bundle))
+    result = compare(task, (TORCH, ORT), repeats=3, seconds=0, roofline=ROOF)
+    assert [timing.case for timing in result.timings] == ["torch", "onnxruntime"]
     for timing in result.timings:
         assert len(timing.ms) == 3
         assert all(0.1 < ms < 60_000 for ms in timing.ms)
         assert timing.load_s > 0.001 * min(timing.ms)
         assert 20 < timing.memory_mib < 16_000
-    assert result.ratio(result.timings[0]) > 0
-    assert result.settings == {"model": str(tiny_bundle), "steps": 2, "batch": 1, "warm-up": 2, "repeats": 3}
+        assert timing.db_after is None and timing.roofline > 0
+    assert result.ratio(result.timings[1]) > 0
+    assert result.timings[0].db is None and result.timings[1].db > 80
+    settings = {
+        "model": str(tiny_bundle),
+        "what": "image",
+        "sampling": str(TWO),
+        "batch": 1,
+        "warm-up": 2,
+        "repeats": 3,
+    }
+    assert result.settings == settings
+
+
+def test_a_step_is_timed_and_its_accuracy_taken_after_more(tiny_bundle):
+    slow, naive = Case("slow", "torch", naive=True, sampling=TWO), Case("naive", "torch", sampling=TWO)
+    result = compare(Task(str(tiny_bundle), "step", 2), (slow, naive), repeats=3, seconds=0, after=4)
+    assert result.settings["after"] == 4 and result.settings["batch"] == 2
+    assert [timing.db is None for timing in result.timings] == [True, False]
+    assert all(db > 80 for db in (result.timings[1].db, result.timings[1].db_after))
+
+
+def test_two_at_a_time_are_each_compared_with_the_first(monkeypatch, tiny_bundle):
+    class Fake:
+        alive, most, speeds = 0, 0, {"torch": iter([8.0, 16.0]), "a": iter([4.0]), "b": iter([4.0])}
+
+        def __init__(self, task, case):
+            self.case, self.ms = case, next(Fake.speeds[case.name])
+            self.process = self
+            Fake.alive += 1
+            Fake.most = max(Fake.alive, Fake.most)
+
+        def kill(self):
+            Fake.alive -= 1
+
+        def first(self):
+            return {"load_s": self.ms, "latents": [1.0, 2.0], "pixels": []}
+
+        def run(self):
+            return self.ms
+
+        def after(self, steps):
+            return [float(steps), 1.0]
+
+        def finish(self):
+            return {"memory_mib": 1.0, "launches": None}
+
+    monkeypatch.setattr(module, "Worker", Fake)
+    cases = (TORCH, *(Case(name, "onnxruntime", sampling=TWO) for name in "ab"))
+    result = compare(Task(str(tiny_bundle), "step"), cases, repeats=3, seconds=0, after=7, pairwise=True)
+    assert (Fake.most, Fake.alive) == (2, 0)
+    assert [timing.case for timing in result.timings] == ["torch", "a", "b"]
+    assert [result.ratio(timing) for timing in result.timings] == [1.0, 2.0, 4.0]  # the machine slowed down between
+    assert result.timings[0].load_s == 8.0 and result.timings[2].db_after == math.inf
+    assert result.settings["at a time"] == 2
 
 
 @pytest.mark.parametrize(("steps", "batch"), [(0, 1), (2, 0), (-1, 1)])
 def test_settings_out_of_range_are_refused(tiny_bundle, steps, batch):
+    case = Case("a", "onnxruntime", sampling=Sampling(steps=steps))
     with pytest.raises(BadRequest, match="^(steps|batch): -?[0-9] is outside 1-"):
-        compare(str(tiny_bundle), ORT, steps=steps, batch=batch, repeats=3)
+        compare(Task(str(tiny_bundle), "image", batch), (case,), repeats=3)
+
+
+class Clock:
+    """A worker that takes as long as it says."""
+
+    def __init__(self, ms):
+        self.ms, self.runs = ms, 0
+
+    def run(self):
+        self.runs += 1
+        return self.ms
+
+
+@pytest.mark.parametrize(("seconds", "rounds"), [(0, 10), (0.2, 10), (0.9, 45)])
+def test_every_case_has_its_repeats_and_its_seconds(seconds, rounds):
+    workers = {"quick": Clock(20.0), "slow": Clock(500.0)}
+    counted = in_turns(workers, 10, seconds)
+    assert counted == [{"quick": 20.0, "slow": 500.0}] * rounds
+    assert [worker.runs for worker in workers.values()] == [module.WARM_UP + rounds] * 2
 
 
 def test_a_worker_that_cannot_start_is_an_error(tmp_path):
-    with pytest.raises(BadEnvironment, match="backend onnxruntime: .*has no manifest.json"):
-        Worker(str(tmp_path), ORT[0], steps=1, batch=1).receive()
+    with pytest.raises(BadEnvironment, match="onnxruntime: .*has no manifest.json"):
+        Worker(Task(str(tmp_path)), ORT).first()
 
 
-def test_a_missing_backend_is_refused_before_any_worker_starts(tiny_bundle, monkeypatch):
-    monkeypatch.setitem(BACKENDS, "torch", Backend("x:load", ("no_such_library",), "torch"))
-    with pytest.raises(BadEnvironment, match="no_such_library not installed"):
-        compare(str(tiny_bundle), on_the_cpu(("torch",)), steps=2, batch=1, repeats=3)
+def test_a_worker_that_dies_between_two_runs_is_an_error(tiny_bundle):
+    worker = Worker(Task(str(tiny_bundle)), ORT)
+    worker.first()
+    worker.process.kill()
+    worker.process.wait()
+    with pytest.raises(BadEnvironment, match="onnxruntime.*its process ended"):
+        worker.run()
 
 
 def test_without_any_backend_the_remedy_is_named(tiny_bundle, monkeypatch):
     for name in BACKENDS:
         monkeypatch.setitem(BACKENDS, name, Backend("x:load", ("no_such_library",), "cpu"))
     with pytest.raises(BadEnvironment, match="no_such_library not installed"):
-        next(compare_suite(str(tiny_bundle), "cpu", (), 2, None, 3))
+        next(compare_suite(str(tiny_bundle), "cpu", "image"))
 
 
-def test_a_worker_that_dies_between_two_runs_is_an_error(tiny_bundle):
-    worker = Worker(str(tiny_bundle), ORT[0], steps=1, batch=1)
-    worker.receive()
-    worker.process.kill()
-    worker.process.wait()
-    with pytest.raises(BadEnvironment, match="backend onnxruntime.*its process ended"):
-        worker.run()
+def first(*latents, pixels=()):
+    return {"latents": list(latents), "pixels": list(pixels)}
 
 
-TORCH, HALF = Case("torch", "torch"), Case("half", "torch-cuda", "fp16")
+HALF = Case("half", "torch-cuda", "fp16", sampling=TWO)
 
 
 def test_equal_work_passes():
-    _check_same_work({ORT[0]: [0.70001, -1.0], TORCH: [0.7, -1.0]})
+    check_same_work({ORT: first(0.70001, -1.0, pixels=[10, 20]), TORCH: first(0.7, -1.0, pixels=[10, 21])})
 
 
 @pytest.mark.parametrize("value", [0.71, 0.0, math.nan, math.inf])
 def test_different_work_is_an_error(value):
-    with pytest.raises(BadEnvironment, match="torch's first image differs by .* from onnxruntime's"):
-        _check_same_work({ORT[0]: [0.7, -1.0], TORCH: [value, -1.0]})
+    with pytest.raises(BadEnvironment, match="torch's first latents differ by .* from onnxruntime's"):
+        check_same_work({ORT: first(0.7, -1.0), TORCH: first(value, -1.0)})
+
+
+def test_another_image_of_the_same_latents_is_an_error():
+    """As of an autoencoder that was compiled to something else."""
+    with pytest.raises(BadEnvironment, match="torch's first pixels differ by 35.0 of 255 from onnxruntime's"):
+        check_same_work({ORT: first(0.7, -1.0, pixels=[10, 20]), TORCH: first(0.7, -1.0, pixels=[50, 50])})
 
 
 def test_half_precision_may_differ_by_its_rounding_and_not_by_more():
-    _check_same_work({ORT[0]: [0.7, -1.0], HALF: [0.71, -1.0]})
-    with pytest.raises(BadEnvironment, match="half's first image differs"):
-        _check_same_work({ORT[0]: [0.7, -1.0], HALF: [0.9, -1.0]})
-    with pytest.raises(BadEnvironment, match="torch's first image differs"):
-        _check_same_work({ORT[0]: [0.7, -1.0], HALF: [0.71, -1.0], TORCH: [0.71, -1.0]})
+    check_same_work({ORT: first(0.7, -1.0), HALF: first(0.71, -1.0)})
+    with pytest.raises(BadEnvironment, match="half's first latents differ"):
+        check_same_work({ORT: first(0.7, -1.0), HALF: first(0.9, -1.0)})
+    with pytest.raises(BadEnvironment, match="torch's first latents differ"):
+        check_same_work({ORT: first(0.7, -1.0), HALF: first(0.71, -1.0), TORCH: first(0.71, -1.0)})
+
+
+def test_each_sampling_is_compared_with_itself():
+    quick = {backend: Case(f"{backend}, fast", backend, sampling=TIERS["fast"]) for backend in ("onnxruntime", "torch")}
+    told = {ORT: first(0.7, -1.0), quick["onnxruntime"]: first(5.0, 1.0), quick["torch"]: first(5.0, 1.0)}
+    check_same_work(told)
+    assert accuracies({case: message["latents"] for case, message in told.items()}) == {"torch, fast": math.inf}
+    with pytest.raises(BadEnvironment, match="torch, fast's first latents differ by .* from onnxruntime, fast's"):
+        check_same_work(told | {quick["torch"]: first(5.1, 1.0)})
+
+
+@pytest.mark.parametrize(("error", "expected"), [(0.1, 20.0), (1e-5, 100.0), (0.0, math.inf)])
+def test_decibels_are_of_the_error_below_the_signal(error, expected):
+    x = np.random.default_rng(0).standard_normal(100)
+    assert decibels(x * (1 + error), x) == pytest.approx(expected)
+
+
+def test_limits_are_of_each_cases_steps(tiny_bundle):
+    manifest = Bundle.open(tiny_bundle).manifest
+    cases = (Case("a", "onnxruntime", sampling=TWO), Case("b", "onnxruntime", sampling=Sampling(steps=4)))
+    half = Case("c", "openvino", "bf16", sampling=TWO)
+    limits = limits_ms(manifest, Task("tiny"), (*cases, half), ROOF)
+    assert set(limits) == {"a", "b"} and limits["a"] < limits["b"] < 2 * limits["a"]
 
 
 def test_the_gpu_suite_without_a_gpu_says_what_is_missing(tiny_bundle, monkeypatch):
     monkeypatch.setattr(engines, "why_no_device", lambda: "no NVIDIA driver is installed")
     with pytest.raises(BadEnvironment, match="no backend of it works here .*NVIDIA.*see `cdiff-rt doctor`"):
-        next(compare_suite(str(tiny_bundle), "gpu", (), 2, None, 3))
+        next(compare_suite(str(tiny_bundle), "gpu", "image"))
 
 
-def test_every_batch_of_the_gpu_suite_is_one_comparison(tiny_bundle, monkeypatch):
+@pytest.mark.parametrize(
+    ("suite", "what", "after", "words"), [("gpu", "step", None, "a step on a GPU"), ("cpu", "image", 5, "5 steps")]
+)
+def test_what_does_not_go_together_is_refused(suite, what, after, words):
+    with pytest.raises(BadRequest, match=words):
+        next(compare_suite("faces-128", suite, what, after=after))
+
+
+def test_every_batch_is_one_comparison(monkeypatch):
     seen = []
-    monkeypatch.setattr(module, "on_a_gpu", lambda backends: ORT)
-    monkeypatch.setattr(module, "compare", lambda model, cases, *, steps, batch, repeats: seen.append((cases, batch)))
-    list(compare_suite("faces-128", "gpu", (), 50, None, 10))
-    assert seen == [(ORT, 1), (ORT, 2), (ORT, 4), (ORT, 8)]
-    assert len(list(compare_suite("faces-128", "gpu", (), 50, 3, 10))) == 1 and seen[-1] == (ORT, 3)
+    monkeypatch.setattr(module, "select", lambda *arguments: (ORT,))
+    monkeypatch.setattr(module, "measure", lambda: ROOF)
+    monkeypatch.setattr(module, "compare", lambda task, cases, **more: seen.append((task, cases, more["roofline"])))
+    list(compare_suite("faces-128", "gpu", "image"))
+    assert seen == [(Task("faces-128", "image", size), (ORT,), None) for size in (1, 2, 4, 8)]
+    list(compare_suite("faces-128", "cpu", "step"))
+    assert seen[4:] == [(Task("faces-128", "step", 1), (ORT,), ROOF)]
+    list(compare_suite("faces-128", "cpu", "image", batches=(3, 5)))
+    assert [task.batch for task, *_ in seen[5:]] == [3, 5]

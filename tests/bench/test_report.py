@@ -1,4 +1,3 @@
-import dataclasses
 import json
 
 import numpy as np
@@ -8,15 +7,12 @@ from cdiff_rt.bench.budget import Budget, Row
 from cdiff_rt.bench.drift import Drift
 from cdiff_rt.bench.drift import Row as DriftRow
 from cdiff_rt.bench.exam import Exam
-from cdiff_rt.bench.latency import Comparison, Timing
 from cdiff_rt.bench.quality import COLUMNS, Examination, Scores
 from cdiff_rt.bench.report import (
     budget_table,
     drift_table,
     quality_table,
-    table,
     write_drift,
-    write_json,
     write_quality,
 )
 from tests.coded_exam import TRUTH, write_coded_exam
@@ -29,45 +25,6 @@ MACHINE = {
     "onnxruntime": "1.32.0",
     "numpy": "2.4.6",
 }
-RESULT = Comparison(
-    MACHINE,
-    {"model": "tiny", "steps": 50, "batch": 1, "repeats": 3},
-    [Timing("onnxruntime", 0.5, 200.4, [100.0, 110.0, 190.0]), Timing("torch", 2.25, 400.0, [200.0, 220.0, 400.0])],
-)
-
-
-def test_table_stands_under_a_line_that_says_what_was_measured():
-    first = table(RESULT).splitlines()[0]
-    for fact in (
-        "A Processor",
-        "2 cores",
-        "Python 3.12.1",
-        "torch 2.13.0",
-        "onnxruntime 1.32.0",
-        "steps 50",
-        "batch 1",
-        "repeats 3",
-    ):
-        assert fact in first
-
-
-def test_table_has_a_row_per_backend_and_units_above():
-    header, rule, *rows = table(RESULT).splitlines()[2:]
-    assert len({line.count("|") for line in (header, rule, *rows)}) == 1
-    assert {"median ms", "first image s", "peak MiB"} <= {cell.strip() for cell in header.split("|")}
-    assert rows == [
-        "| onnxruntime | 110 | 174 | 188 | 100-190 | 2.00x | 0.50 | 200 |",
-        "| torch | 220 | 364 | 396 | 200-400 | 1.00x | 2.25 | 400 |",
-    ]
-
-
-def test_a_gpu_and_the_launches_are_told_where_there_are_any():
-    machine = MACHINE | {"gpu": "A GPU", "compute capability": "9.0"}
-    timings = [dataclasses.replace(timing, launches=7) for timing in RESULT.timings]
-    first, _, header, rule, *rows = table(Comparison(machine, {}, timings)).splitlines()
-    assert first.startswith("A GPU (9.0); A Processor, 2 cores")
-    assert header.endswith("| launches |") and all(row.endswith("| 7 |") for row in rows)
-    assert len({line.count("|") for line in (header, rule, *rows)}) == 1
 
 
 def test_a_budget_says_what_the_host_does_for_an_image():
@@ -75,21 +32,6 @@ def test_a_budget_says_what_the_host_does_for_an_image():
     first, _, _, _, *lines = budget_table(Budget("tiny", "tensorrt-rtx", 50, rows)).splitlines()
     assert first == "tiny, batch 1, 50 steps; engines: tensorrt-rtx"
     assert lines == ["| eager | 1,000 | 50,000 | 5.0 | 2.00 |", "| engines | 30 | 1, a replay | 0.4 | 2.00 |"]
-
-
-def test_without_the_baseline_no_ratio_is_shown():
-    alone = Comparison(MACHINE, {}, RESULT.timings[:1])
-    assert "| - |" in table(alone).splitlines()[-1]
-
-
-def test_json_holds_every_run(tmp_path):
-    write_json([RESULT], tmp_path / "bench.json")
-    (data,) = json.loads((tmp_path / "bench.json").read_text())
-    assert data["machine"] == MACHINE
-    assert data["settings"] == RESULT.settings
-    assert [row["ms"] for row in data["timings"]] == [timing.ms for timing in RESULT.timings]
-    assert data["timings"][0]["p50"] == 110
-    assert data["timings"][0]["p90"] == pytest.approx(174)
 
 
 ROWS = {

@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cdiff_rt.bench.worker import launches_among, naive_attention
+from cdiff_rt.bench.worker import attention, launches_among, naive_attention
 from tests.gpu.lints import trace
 
 
@@ -30,3 +30,17 @@ def test_the_references_attention_has_every_score_in_memory(naive):
 
     shapes = {shape for row in trace(attend) for shape, *_ in row[1:]}
     assert ((1, 2, 16, 16) in shapes or (2, 16, 16) in shapes) == naive
+
+
+@pytest.mark.parametrize("scale", [None, 0.3])
+def test_and_computes_what_fused_attention_does(scale):
+    q, k, v = (torch.randn(2, 3, n, 8, generator=torch.manual_seed(n)) for n in (16, 5, 5))
+    torch.testing.assert_close(attention(q, k, v, scale=scale), F.scaled_dot_product_attention(q, k, v, scale=scale))
+
+
+def test_what_was_replaced_comes_back():
+    fused = F.scaled_dot_product_attention
+    with pytest.raises(ZeroDivisionError), naive_attention():
+        assert F.scaled_dot_product_attention is attention
+        raise ZeroDivisionError
+    assert F.scaled_dot_product_attention is fused

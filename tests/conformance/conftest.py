@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cdiff_rt.bench.latency import machine
+from cdiff_rt.bench.machine import machine
 from cdiff_rt.bench.report import heading
 from cdiff_rt.export.bundle import adapt, write_bundle
 from cdiff_rt.export.checkpoint import Checkpoint

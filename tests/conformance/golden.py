@@ -1,6 +1,6 @@
 """A folder of golden data: what the reference computed, and the weights and inputs it was given.
 
-Weights are a function of a key and a shape (tests/synthetic_weights.py), so the folder holds lists of keys only.
+Weights are a function of a key and a shape (bench/synthetic.py), so the folder holds lists of keys only.
 """
 
 import gzip
@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from cdiff_rt.bench.synthetic import noise, weight
 from cdiff_rt.export.published import OFFICIAL, Published, published
-from tests.synthetic_weights import noise, weight
 
 SCHEDULE_FILE = "schedule.npz"
 TINY = {"latent": 16, "context": 64, "channels": 32, "text_layers": 2, "vae_channels": 32}

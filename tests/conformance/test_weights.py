@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from cdiff_rt.bench.synthetic import weight
 from tests.conformance.golden import canonical
-from tests.synthetic_weights import weight
 
 
 def test_weights_follow_the_rule():

@@ -1,9 +1,12 @@
+import numpy as np
 import pytest
 import torch
 
 from cdiff_rt.engines import Placement
-from cdiff_rt.engines.eager import load_compiled, load_device
+from cdiff_rt.engines.eager import EagerEngine, load, load_compiled, load_device, load_device_compiled
 from cdiff_rt.gpu.buffers import tensors_of
+from cdiff_rt.manifest import Bundle
+from tests import tiny
 
 CPU = torch.device("cpu")
 
@@ -40,6 +43,42 @@ def test_what_runs_once_stays_fp32_whatever_the_precision(bundle):
 def test_compiled_it_computes_the_same(bundle):
     place = Placement("cpu", "fp32")
     compiled, eager = (
-        run(load(bundle, "time.mask", place), lambda t: t.fill_(500)) for load in (load_compiled, load_device)
+        run(load(bundle, "time.mask", place), lambda t: t.fill_(500)) for load in (load_device_compiled, load_device)
     )
     torch.testing.assert_close(compiled[0], eager[0], atol=1e-5, rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def tiny_bundle(tmp_path_factory):
+    """The folder that the export tests fill, if they run in this session."""
+    return Bundle.open(tiny.exported(tmp_path_factory.getbasetemp() / "exported-once")[0])
+
+
+def called(engine: EagerEngine):
+    rng = np.random.default_rng(0)
+    shapes = {t.name: [1 if isinstance(length, str) else length for length in t.shape] for t in engine.spec.inputs}
+    return engine(**{name: rng.standard_normal(shape, np.float32) for name, shape in shapes.items()})
+
+
+def errors(ours, wanted):
+    assert all(array.dtype == np.float32 for array in ours.values())
+    return [np.linalg.norm(ours[name] - wanted[name]) / np.linalg.norm(wanted[name]) for name in wanted]
+
+
+def test_on_the_cpu_experts_are_compiled_and_the_others_are_not(tiny_bundle, monkeypatch):
+    place, compiled = Placement("cpu", "fp32"), []
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, **more: compiled.append(function) or real(function, **more))
+    exact = called(load(tiny_bundle, "expert.mask", place))
+    assert not compiled
+    assert max(errors(called(load_compiled(tiny_bundle, "expert.mask", place)), exact)) < 1e-5
+    assert len(compiled) == 1
+    for network in ("vae.decode", "time.mask"):
+        load_compiled(tiny_bundle, network, place)
+    assert len(compiled) == 1
+
+
+@pytest.mark.parametrize(("network", "low", "high"), [("expert.mask", 1e-4, 5e-2), ("vae.decode", 0.0, 0.0)])
+def test_on_the_cpu_bf16_is_for_experts(network, low, high, bundle):
+    exact, half = (called(load(bundle, network, Placement("cpu", precision))) for precision in ("fp32", "bf16"))
+    assert all(low <= error <= high for error in errors(half, exact))

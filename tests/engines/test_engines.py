@@ -11,7 +11,7 @@ from cdiff_rt.errors import BadArtefact, BadEnvironment, BadRequest
 from cdiff_rt.manifest import Bundle
 from cdiff_rt.pipeline import Pipeline
 
-ON_THE_CPU = [name for name, backend in BACKENDS.items() if backend.device == "cpu"]
+ON_THE_CPU = [n for n, backend in BACKENDS.items() if backend.device == "cpu" and not n.endswith("compiled")]
 RNG = np.random.default_rng(0)
 Z = RNG.standard_normal((2, 16, 16, 16)).astype(np.float32)
 
@@ -59,6 +59,13 @@ def test_a_missing_library_is_named_with_the_command_that_installs_it(without_li
     assert why_not("torch") == "no_such_library not installed"
     with pytest.raises(BadEnvironment, match=r"no_such_library not installed; run `pip install '\.\[export\]'`"):
         load_engine("torch", bundle, "vae.decode")
+
+
+def test_a_missing_compiler_is_named(monkeypatch, bundle):
+    monkeypatch.setenv("PATH", "")
+    assert why_not("torch-compiled") == "no compiler: none of g++, clang++ is on the path" and why_not("torch") is None
+    with pytest.raises(BadEnvironment, match="on the path; install one or choose another backend"):
+        load_engine("torch-compiled", bundle, "vae.decode")
 
 
 def test_asking_why_imports_nothing(monkeypatch):

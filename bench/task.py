@@ -1,0 +1,110 @@
+"""What is timed: a whole image from conditions to pixels, or one fused step; as a function without arguments."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from cdiff_rt import noise, records
+from cdiff_rt.bench.cases import Case
+from cdiff_rt.manifest import Bundle
+from cdiff_rt.modalities import KINDS
+from cdiff_rt.pipeline import Pipeline, adjustment_of, find_model
+from cdiff_rt.runs import HostRunner, OnDevice, Run
+from cdiff_rt.sampler import sample
+from cdiff_rt.solvers import SolverTable
+from cdiff_rt.tiers import Sampling
+
+What = Literal["image", "step"]
+WHATS: tuple[What, ...] = get_args(What)
+SEED, SAMPLES = 0, 2**14  # pixels of an image that are compared
+
+
+@dataclass(frozen=True)
+class Task:
+    model: str
+    what: What = "image"
+    batch: int = 1
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "Task":
+        return records.from_json(cls, json.loads(text), "task")
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """Of the first image of a batch."""
+
+    latents: np.ndarray  # [C, *latent]
+    pixels: np.ndarray  # [N] uint8, some of the image's; none after a step
+
+
+Once = Callable[[], Result]
+
+
+@contextmanager
+def whole_image(bundle: Bundle, case: Case, task: Task) -> Iterator[Once]:
+    pipeline = Pipeline(bundle, case.backend, OnDevice(case.precision, case.fused_step, case.graphs))
+    conditions: dict[str, Any] = {m.name: example(m.kind, m.classes, m.input_shape) for m in bundle.manifest.modalities}
+    how: dict[str, Any] = asdict(case.sampling)
+
+    def once() -> Result:
+        made = pipeline.generate(seed=SEED, batch=task.batch, **how, **conditions)
+        pixels = made.images[0].ravel()
+        return Result(made.latents[0], pixels[:: max(1, len(pixels) // SAMPLES)])
+
+    yield once
+
+
+@contextmanager
+def one_step(bundle: Bundle, case: Case, task: Task) -> Iterator[Once]:
+    """The first step of a run: every expert, the fusion, the update. What runs once per image is done before."""
+    run = run_of(bundle, case.sampling, task.batch)
+    first = SolverTable(*(part[:1] for part in (run.table.timesteps, run.table.alpha_bars, run.table.rows)))
+    with HostRunner(bundle, case.backend, case.precision).experts(replace(run, table=first)) as experts:
+        yield lambda: _latents(sample(experts, run.start, run.noise, first, run.adjust))
+
+
+WAYS = {"image": whole_image, "step": one_step}
+
+
+def after(bundle: Bundle, case: Case, task: Task, steps: int) -> Result:
+    """What a run of so many steps comes to, without decoding it."""
+    runner = HostRunner(bundle, case.backend, case.precision)
+    return _latents(runner.sample(run_of(bundle, replace(case.sampling, steps=steps), task.batch)))
+
+
+def open_bundle(task: Task) -> Bundle:
+    return Bundle.open(find_model(task.model))
+
+
+def run_of(bundle: Bundle, how: Sampling, batch: int) -> Run:
+    """A run of every expert."""
+    manifest = bundle.manifest
+    modalities, table = list(manifest.modalities), how.table(manifest.schedule)
+    inputs = [KINDS[m.kind].read(example(m.kind, m.classes, m.input_shape), m, bundle) for m in modalities]
+
+    def drawn(draw: int) -> np.ndarray:
+        return noise.normal(SEED, range(batch), draw, manifest.latent_shape)
+
+    adjust = adjustment_of(manifest, modalities, table, manifest.influence)
+    return Run(modalities, inputs, drawn(0), lambda i: drawn(i + 1), table, adjust)
+
+
+def example(kind: str, classes: int, shape: tuple[int, ...]) -> Any:
+    """A condition whose content doesn't matter: latency depends on sizes only."""
+    if kind == "words":
+        return "This man has a long beard. He is in his fifties."
+    if kind == "labels":
+        return np.arange(64 * 64).reshape(64, 64) // 216 % classes
+    return np.linspace(0, 1, int(np.prod(shape)), dtype=np.float32)
+
+
+def _latents(x: np.ndarray) -> Result:
+    return Result(x[0], np.zeros(0, np.uint8))

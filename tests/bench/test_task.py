@@ -1,0 +1,82 @@
+import numpy as np
+import pytest
+
+from cdiff_rt import noise
+from cdiff_rt.bench.cases import Case
+from cdiff_rt.bench.task import Task, after, example, one_step, run_of, whole_image
+from cdiff_rt.manifest import Bundle
+from cdiff_rt.pipeline import Pipeline
+from cdiff_rt.tiers import TIERS, Sampling
+
+STEPS = 4
+CASE = Case("a", "onnxruntime", sampling=Sampling(steps=STEPS))
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_bundle):
+    return Bundle.open(tiny_bundle)
+
+
+def trajectory(bundle, steps, batch=1):
+    """What a pipeline makes of the examples: x after each step, and the result."""
+    seen = []
+    conditions = {m.name: example(m.kind, m.classes, m.input_shape) for m in bundle.manifest.modalities}
+    made = Pipeline(bundle, "onnxruntime").generate(
+        steps=steps, batch=batch, callback_on_step_end=seen.append, **conditions
+    )
+    return [state.x for state in seen], made
+
+
+def test_a_task_survives_its_way_to_the_worker():
+    task = Task("a model", "step", 3)
+    assert Task.from_json(task.to_json()) == task
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_step_is_the_first_of_a_run(tiny, batch):
+    with one_step(tiny, CASE, Task("tiny", "step", batch)) as once:
+        first, again = once(), once()
+    expected = trajectory(tiny, STEPS, batch)[0][0][0]
+    np.testing.assert_array_equal(first.latents, expected)
+    np.testing.assert_array_equal(again.latents, expected)
+    assert not first.pixels.size
+
+
+def test_only_the_experts_run_in_a_step(tiny, monkeypatch):
+    """Conditions and time rows are computed before; each expert is called once."""
+    with one_step(tiny, CASE, Task("tiny", "step")) as once:
+        called = []
+        monkeypatch.setattr(
+            "cdiff_rt.engines.ort.OrtEngine.__call__",
+            lambda engine, **inputs: (
+                called.append(engine.spec.file)
+                or {
+                    t.name: np.ones([1 if isinstance(d, str) else d for d in t.shape], np.float32)
+                    for t in engine.spec.outputs
+                }
+            ),
+        )
+        once()
+    assert sorted(called) == sorted(tiny.manifest.networks[f"expert.{m.name}"].file for m in tiny.manifest.modalities)
+
+
+def test_after_some_steps_is_the_end_of_a_run(tiny):
+    expected = trajectory(tiny, 5)[0][-1][0]
+    np.testing.assert_array_equal(after(tiny, CASE, Task("tiny", "step"), 5).latents, expected)
+
+
+def test_a_whole_image_is_the_pipelines(tiny):
+    with whole_image(tiny, CASE, Task("tiny")) as once:
+        result = once()
+    _, made = trajectory(tiny, STEPS)
+    np.testing.assert_array_equal(result.latents, made.latents[0])
+    np.testing.assert_array_equal(result.pixels, made.images[0].ravel())
+
+
+def test_a_run_has_every_expert_and_its_own_noise(tiny):
+    run = run_of(tiny, TIERS["fast"], batch=2)
+    assert [m.name for m in run.modalities] == [m.name for m in tiny.manifest.modalities]
+    assert len(run.table.timesteps) == TIERS["fast"].steps
+    shape = tiny.manifest.latent_shape
+    np.testing.assert_array_equal(run.start, noise.normal(0, range(2), 0, shape))
+    np.testing.assert_array_equal(run.noise(3), noise.normal(0, range(2), 4, shape))
