@@ -20,6 +20,7 @@ from cdiff_rt.manifest import digest
 from cdiff_rt.pipeline import Pipeline
 from cdiff_rt.tiers import SOLVERS, TIERS
 from tests.coded_exam import write_coded_exam
+from tests.test_layout import HEAVY
 
 TEXT = "This man has a long beard."
 
@@ -590,3 +591,24 @@ def test_a_process_without_a_terminal_prints_notes_and_paths_only(root, mask_fil
     assert (done.returncode, done.stdout) == (0, f"{out}/seed0-000.png\n")
     kinds = [line.split(": ")[0] for line in done.stderr.splitlines()]
     assert kinds == ["note", "warning"]
+
+
+def libraries_of(root: Path, *arguments: object) -> set[str]:
+    """What a command imports that is not Python's own."""
+    code = f"import sys\nfrom cdiff_rt.cli import main\ntry: main({[str(a) for a in arguments]})\nexcept SystemExit: pass\n"
+    code += "print(' '.join({name.split('.')[0] for name in sys.modules} - set(sys.stdlib_module_names)))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True, timeout=60
+    )
+    return set(done.stdout.splitlines()[-1].split())
+
+
+@pytest.mark.parametrize("command", [["--help"], ["--version"], ["generate", "--help"], ["bench", "--help"]], ids=str)
+def test_help_waits_for_no_library(command, root):
+    assert not libraries_of(root, *command) & {"numpy", "PIL", "array_api_compat", "onnxruntime", *HEAVY}
+
+
+def test_an_image_waits_for_no_library_but_its_own(root, out):
+    found = libraries_of(root, "generate", "--text", "a man", "--steps", 1, "--out", out)
+    assert {"numpy", "onnxruntime", "PIL"} <= found
+    assert not found & (HEAVY - {"onnxruntime"}) and not found & {"scipy", "matplotlib", "pandas", "ray"}
