@@ -13,6 +13,7 @@ import click
 from cdiff_rt import __version__
 from cdiff_rt.errors import BadEnvironment
 from cdiff_rt.options import (
+    PATH,
     SOLVERS,
     TIERS,
     all_conditions,
@@ -26,10 +27,8 @@ from cdiff_rt.options import (
 )
 from cdiff_rt.terminal import Commands, OneLine, Progress, conclude, follow
 
-PATH = click.Path(path_type=Path)
-ROUNDINGS, PRECISIONS = ("truncate", "nearest"), ("fp16", "fp32")
+ROUNDINGS, PRECISIONS, ENGINE_PRECISIONS = ("truncate", "nearest"), ("fp16", "fp32"), ("fp16", "bf16", "fp32")
 BACKEND_HELP = "`cdiff-rt doctor` lists them and says which work here; auto takes the fastest."
-ENGINE_PRECISIONS = ("fp16", "bf16", "fp32")
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
