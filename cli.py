@@ -322,8 +322,7 @@ Examples:
   cdiff-rt bench --repeats 20 --json bench.json --plot bench.svg
   cdiff-rt bench --backend onnxruntime --backend openvino --tier exact --tier fast --batch 1 --batch 4
   cdiff-rt bench --what step --model synthetic-512/ --after 10 --compare before.json
-  cdiff-rt bench --quality --pairs 20 --images judged/
-  cdiff-rt bench --budget"""
+  cdiff-rt bench --quality --pairs 20 --images judged/"""
 )
 @click.option("--model", default="faces-128", show_default=True, help="An embedded model's name or a bundle's folder.")
 @click.option("--backend", "backends", multiple=True, help="Default: all on the CPU; for quality onnxruntime.")
