@@ -7,6 +7,7 @@ unfinished Ray gives to another, which makes the same image in the same place.
 import logging
 import os
 import pickle
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -57,7 +58,21 @@ def run(work: Work, pipeline: Pipeline, workers: int, address: str | None = None
     except ModuleNotFoundError as error:
         remedy = "run `pip install '.[ray]'` in the checkout"
         raise BadEnvironment("ray", f"{str(error.name).split('.')[0]} is not installed", remedy) from None
+    if address:
+        _check_address(address)
     return record(work, _outcomes(replace(work, out=work.out.absolute()), pipeline, workers, address))
+
+
+def _check_address(address: str) -> None:
+    """Raises BadEnvironment if nothing answers there: Ray itself would wait for many minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if address == "auto":
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except (OSError, ValueError, OverflowError) as error:
+        remedy = "give HOST:PORT as `ray start` prints it, or auto on a machine of the cluster"
+        raise BadEnvironment("ray", f"nothing answers at {address!r} ({error})", remedy) from None
 
 
 class Worker:

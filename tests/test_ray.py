@@ -37,6 +37,11 @@ def ray_folder() -> Iterator[Path]:
     assert left == []
 
 
+def of_its_own(folder: Path) -> dict[str, str]:
+    """The environment of a Ray that leaves nothing elsewhere: it keeps a token in the user's home."""
+    return {"RAY_TMPDIR": str(folder), "HOME": str(folder)}
+
+
 def processes() -> dict[int, tuple[int, str]]:
     """pid -> its parent and its command line; those that ended and wait for their parent have none."""
     found = {}
@@ -82,7 +87,7 @@ def hashes(folder: Path) -> list[tuple[str, str]]:
 
 def begin(root: Path, jobs: Path, out: Path, ray_folder: Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "cdiff_rt.cli", "generate", "--jobs", str(jobs), "--out", str(out), "--ray", "2"]
-    environment = os.environ | {"RAY_TMPDIR": str(ray_folder)}
+    environment = os.environ | of_its_own(ray_folder)
     pipe = subprocess.PIPE
     return subprocess.Popen(command, cwd=root, env=environment, stdout=pipe, stderr=pipe, text=True)
 
@@ -170,7 +175,7 @@ def test_a_row_that_kills_its_workers_fails_alone_and_a_full_disk_ends_all(root,
     (tmp_path / "full").mkdir()
     full = write(tmp_path / "full", [{"text": TEXT, "seed": 777}, *({"text": TEXT, "steps": 50} for _ in range(200))])
     arguments = map(str, (jobs, full, tmp_path / "out", tmp_path / "full" / "out"))
-    environment = os.environ | {"RAY_TMPDIR": str(ray_folder), "RAY_USAGE_STATS_ENABLED": "0"}
+    environment = os.environ | of_its_own(ray_folder) | {"RAY_USAGE_STATS_ENABLED": "0"}
     command = [sys.executable, "-c", DEADLY, *arguments]
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False, timeout=150)
     assert done.returncode == 0, done.stderr
@@ -221,6 +226,13 @@ def test_without_ray_there_is_a_remedy(pipeline, rows, tmp_path, monkeypatch):
         run(work, pipeline, 2)
     result = run_command("generate", "--jobs", tmp_path / "jobs.jsonl", "--out", tmp_path / "out", "--ray", 2)
     check_refused(result, 5, "ray is not installed")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "localhost", "127.0.0.1:99999", "a:b:c"])
+def test_an_address_where_nothing_answers_is_exit_code_5_at_once(address, rows, tmp_path):
+    arguments = ["--jobs", write(tmp_path, rows), "--out", tmp_path / "out", "--ray", 2, "--ray-address", address]
+    check_refused(run_command("generate", *arguments), 5, f"nothing answers at {address!r}", "`ray start`")
     assert not (tmp_path / "out").exists()
 
 
