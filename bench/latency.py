@@ -177,8 +177,6 @@ def compare_suite(
     """The cases of a suite that work here, see `cases.select`: a comparison for each batch size."""
     if what == "step" and suite == "gpu":
         raise BadRequest("what", "a step on a GPU", "its loop is one graph there; time the image")
-    if after and what != "step":
-        raise BadRequest("after", f"{after} steps of an image", "it goes with a step")
     cases = select(suite, backends, precisions, samplings)
     open_bundle(Task(model))  # before anything takes its time
     roofline = measure() if suite == "cpu" else None

@@ -45,39 +45,43 @@ class Result:
     pixels: np.ndarray  # [N] uint8, some of the image's; none after a step
 
 
-Once = Callable[[], Result]
+@dataclass(frozen=True)
+class Timed:
+    """Both on the same engines: there is memory for one set of them."""
+
+    once: Callable[[], Result]
+    after: Callable[[int], Result]  # what a run of so many steps comes to
 
 
 @contextmanager
-def whole_image(bundle: Bundle, case: Case, task: Task) -> Iterator[Once]:
+def whole_image(bundle: Bundle, case: Case, task: Task) -> Iterator[Timed]:
     pipeline = Pipeline(bundle, case.backend, OnDevice(case.precision, case.fused_step, case.graphs))
     conditions: dict[str, Any] = {m.name: example(m.kind, m.classes, m.input_shape) for m in bundle.manifest.modalities}
-    how: dict[str, Any] = asdict(case.sampling)
 
-    def once() -> Result:
-        made = pipeline.generate(seed=SEED, batch=task.batch, **how, **conditions)
-        pixels = made.images[0].ravel()
-        return Result(made.latents[0], pixels[:: max(1, len(pixels) // SAMPLES)])
+    def made(how: Sampling) -> Result:
+        settings: dict[str, Any] = asdict(how)
+        image = pipeline.generate(seed=SEED, batch=task.batch, **settings, **conditions)
+        pixels = image.images[0].ravel()
+        return Result(image.latents[0], pixels[:: max(1, len(pixels) // SAMPLES)])
 
-    yield once
+    yield Timed(lambda: made(case.sampling), lambda steps: made(replace(case.sampling, steps=steps)))
 
 
 @contextmanager
-def one_step(bundle: Bundle, case: Case, task: Task) -> Iterator[Once]:
+def one_step(bundle: Bundle, case: Case, task: Task) -> Iterator[Timed]:
     """The first step of a run: every expert, the fusion, the update. What runs once per image is done before."""
+    runner = HostRunner(bundle, case.backend, case.precision)
     run = run_of(bundle, case.sampling, task.batch)
     first = SolverTable(*(part[:1] for part in (run.table.timesteps, run.table.alpha_bars, run.table.rows)))
-    with HostRunner(bundle, case.backend, case.precision).experts(replace(run, table=first)) as experts:
-        yield lambda: _latents(sample(experts, run.start, run.noise, first, run.adjust))
+
+    def after(steps: int) -> Result:
+        return _latents(runner.sample(run_of(bundle, replace(case.sampling, steps=steps), task.batch)))
+
+    with runner.experts(replace(run, table=first)) as experts:
+        yield Timed(lambda: _latents(sample(experts, run.start, run.noise, first, run.adjust)), after)
 
 
 WAYS = {"image": whole_image, "step": one_step}
-
-
-def after(bundle: Bundle, case: Case, task: Task, steps: int) -> Result:
-    """What a run of so many steps comes to, without decoding it."""
-    runner = HostRunner(bundle, case.backend, case.precision)
-    return _latents(runner.sample(run_of(bundle, replace(case.sampling, steps=steps), task.batch)))
 
 
 def open_bundle(task: Task) -> Bundle:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from cdiff_rt.bench.allocators import check_loaded
 from cdiff_rt.bench.cases import Case
-from cdiff_rt.bench.task import WAYS, Result, Task, after, open_bundle
+from cdiff_rt.bench.task import WAYS, Result, Task, open_bundle
 from cdiff_rt.engines import BACKENDS
 from cdiff_rt.errors import CdiffError
 
@@ -27,18 +27,18 @@ LAUNCHES = ("cudaLaunch", "cuLaunch", "cudaGraphLaunch", "cuGraphLaunch")  # wha
 def serve(task: Task, case: Case) -> None:
     check_loaded(case.allocator)
     bundle = open_bundle(task)
-    with naive_attention() if case.naive else nullcontext(), WAYS[task.what](bundle, case, task) as once:
-        tell(**values(once()))
+    with naive_attention() if case.naive else nullcontext(), WAYS[task.what](bundle, case, task) as timed:
+        tell(**values(timed.once()))
         for line in sys.stdin:
             word, _, steps = line.strip().partition(" ")
             if word == "after":
-                tell(**values(after(bundle, case, task, int(steps))))
+                tell(**values(timed.after(int(steps))))
             else:
                 start = time.perf_counter()
-                once()
+                timed.once()
                 tell(ms=1000 * (time.perf_counter() - start))
         on_cuda = BACKENDS[case.backend].device == "cuda"
-        tell(memory_mib=peak_mib(), launches=profiled(once) if on_cuda else None)
+        tell(memory_mib=peak_mib(), launches=profiled(timed.once) if on_cuda else None)
 
 
 def tell(**message: Any) -> None:

@@ -112,7 +112,7 @@ TIMING = (
         show_default=True,
         help="Counted runs of each case; more until each has taken 3 seconds.",
     ),
-    click.option("--after", type=click.IntRange(min=2), help="For a step: accuracy also after so many."),
+    click.option("--after", type=click.IntRange(min=2), help="Take the accuracy also after so many steps."),
     click.option("--pairwise", is_flag=True, help="Hold two cases at a time in memory, the first with each other one."),
     click.option("--csv", "csv_file", type=PATH, help="Also write a row per case to this file."),
     click.option("--plot", type=PATH, help="Also draw the times, as .svg."),

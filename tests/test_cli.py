@@ -487,7 +487,6 @@ def test_options_of_the_other_measurement_are_exit_code_2(options):
         (["--tier", "fast", "--steps", 3], "tier: fast and steps of your own"),
         (["--plot", "x.png"], "plot: x.png; it is drawn as .svg"),
         (["--suite", "gpu", "--what", "step"], "what: a step on a GPU"),
-        (["--after", 10], "after: 10 steps of an image"),
         (["--backend", "cuda"], "backend: 'cuda'; the CPU suite has torch, "),
         (["--backend", "onnxruntime", "--precision", "bf16"], "precision: bf16; these cases compute in fp32"),
     ],

@@ -3,7 +3,7 @@ import pytest
 
 from cdiff_rt import noise
 from cdiff_rt.bench.cases import Case
-from cdiff_rt.bench.task import Task, after, example, one_step, run_of, whole_image
+from cdiff_rt.bench.task import Task, example, one_step, run_of, whole_image
 from cdiff_rt.manifest import Bundle
 from cdiff_rt.pipeline import Pipeline
 from cdiff_rt.tiers import TIERS, Sampling
@@ -34,8 +34,8 @@ def test_a_task_survives_its_way_to_the_worker():
 
 @pytest.mark.parametrize("batch", [1, 2])
 def test_a_step_is_the_first_of_a_run(tiny, batch):
-    with one_step(tiny, CASE, Task("tiny", "step", batch)) as once:
-        first, again = once(), once()
+    with one_step(tiny, CASE, Task("tiny", "step", batch)) as timed:
+        first, again = timed.once(), timed.once()
     expected = trajectory(tiny, STEPS, batch)[0][0][0]
     np.testing.assert_array_equal(first.latents, expected)
     np.testing.assert_array_equal(again.latents, expected)
@@ -44,7 +44,7 @@ def test_a_step_is_the_first_of_a_run(tiny, batch):
 
 def test_only_the_experts_run_in_a_step(tiny, monkeypatch):
     """Conditions and time rows are computed before; each expert is called once."""
-    with one_step(tiny, CASE, Task("tiny", "step")) as once:
+    with one_step(tiny, CASE, Task("tiny", "step")) as timed:
         called = []
         monkeypatch.setattr(
             "cdiff_rt.engines.ort.OrtEngine.__call__",
@@ -56,18 +56,23 @@ def test_only_the_experts_run_in_a_step(tiny, monkeypatch):
                 }
             ),
         )
-        once()
+        timed.once()
     assert sorted(called) == sorted(tiny.manifest.networks[f"expert.{m.name}"].file for m in tiny.manifest.modalities)
 
 
-def test_after_some_steps_is_the_end_of_a_run(tiny):
-    expected = trajectory(tiny, 5)[0][-1][0]
-    np.testing.assert_array_equal(after(tiny, CASE, Task("tiny", "step"), 5).latents, expected)
+@pytest.mark.parametrize("way", [one_step, whole_image])
+def test_after_some_steps_is_the_end_of_a_run_on_the_same_engines(way, tiny, monkeypatch):
+    with way(tiny, CASE, Task("tiny")) as timed:
+        timed.once()
+        monkeypatch.setattr("cdiff_rt.runs.load_engine", lambda *arguments, **more: pytest.fail("a second set"))
+        result = timed.after(5)
+        monkeypatch.undo()
+    np.testing.assert_array_equal(result.latents, trajectory(tiny, 5)[0][-1][0])
 
 
 def test_a_whole_image_is_the_pipelines(tiny):
-    with whole_image(tiny, CASE, Task("tiny")) as once:
-        result = once()
+    with whole_image(tiny, CASE, Task("tiny")) as timed:
+        result = timed.once()
     _, made = trajectory(tiny, STEPS)
     np.testing.assert_array_equal(result.latents, made.latents[0])
     np.testing.assert_array_equal(result.pixels, made.images[0].ravel())
