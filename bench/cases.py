@@ -93,8 +93,8 @@ def select(
 ) -> tuple[Case, ...]:
     """The cases of the "cpu" or "gpu" suite that work here, of some backends and precisions or of all.
 
-    Each is run in every sampling; PyTorch, where there are several, in the first alone, whose name goes unsaid. Raises BadRequest for what the
-    suite doesn't have, BadEnvironment if nothing is left.
+    Each is run in every sampling; PyTorch, where there are several, in the first alone, whose name goes unsaid. Raises
+    BadRequest for what the suite doesn't have, BadEnvironment if nothing is left.
     """
     every = GPU_SUITE if suite == "gpu" else cpu_suite()
     known = list(dict.fromkeys(case.backend for case in every))

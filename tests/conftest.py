@@ -1,5 +1,6 @@
 """What every test may use: the embedded model, a painted mask, and the masks that must be refused."""
 
+import logging
 import os
 import shutil
 import struct
@@ -26,6 +27,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=str(ROOT / "tests" / "data" / "golden"),
         help="Folder of golden data, for tests/conformance.",
     )
+
+
+@pytest.fixture(autouse=True)
+def own_logging():
+    """The commands set up the package's logger, which outlives them."""
+    log = logging.getLogger("cdiff_rt")
+    before = log.handlers[:], log.level
+    yield
+    log.handlers[:], log.level = before
 
 
 @pytest.fixture(scope="session")

@@ -8,51 +8,26 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
 from PIL import Image
 
 from cdiff_rt import __version__, influence, options
 from cdiff_rt.bench import exam as exam_module
-from cdiff_rt.cli import OneLine, main
+from cdiff_rt.cli import OneLine
 from cdiff_rt.engines import BACKENDS, Backend
 from cdiff_rt.influence import InfluenceRecorder
 from cdiff_rt.manifest import digest
 from cdiff_rt.pipeline import Pipeline
 from cdiff_rt.tiers import SOLVERS, TIERS
 from tests.coded_exam import write_coded_exam
+from tests.commands import check_error, check_refused, run
 from tests.test_layout import HEAVY
 
 TEXT = "This man has a long beard."
 
 
-@pytest.fixture(autouse=True)
-def own_logging():
-    """The commands set up the package's logger, which outlives them."""
-    log = logging.getLogger("cdiff_rt")
-    before = log.handlers[:], log.level
-    yield
-    log.handlers[:], log.level = before
-
-
 @pytest.fixture
 def out(tmp_path) -> Path:
     return tmp_path / "out"
-
-
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
-
-
-def check_error(stderr: str, stdout: str, *words: str) -> None:
-    assert stdout == ""
-    (line,) = stderr.splitlines()
-    assert line.startswith("error: ") and "Traceback" not in line
-    assert [word for word in words if word not in line] == []
-
-
-def check_refused(result: Result, code: int, *words: str) -> None:
-    check_error(result.stderr, result.stdout, *words)
-    assert result.exit_code == code and isinstance(result.exception, SystemExit)
 
 
 def texts_of(path: Path) -> dict[str, str]:

@@ -1,26 +1,16 @@
 import json
-import logging
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 from PIL import Image
 
 from cdiff_rt import export
-from cdiff_rt.cli import main
+from tests.commands import run as command
 
 NOW, THEN = "This man has stubble.", "This man has a long beard."
-
-
-@pytest.fixture(autouse=True)
-def own_logging():
-    """The commands set up the package's logger, which outlives them."""
-    log = logging.getLogger("cdiff_rt")
-    before = log.handlers[:], log.level
-    yield
-    log.handlers[:], log.level = before
 
 
 @pytest.fixture
@@ -41,7 +31,7 @@ def photo(pixels, tmp_path) -> Path:
 
 
 def run(*arguments: object) -> Result:
-    return CliRunner().invoke(main, ["edit", *map(str, arguments), "--steps", "4"])
+    return command("edit", *arguments, "--steps", 4)
 
 
 def check_refused(result: Result, code: int, *words: str) -> None:
@@ -192,7 +182,7 @@ def test_bad_masks_are_exit_code_3(option, bad_mask, photo, out):
     ids=lambda value: str(value)[:40],
 )
 def test_bad_parameters_are_one_line_and_exit_code_2(arguments, words, photo, out):
-    result = CliRunner().invoke(main, ["edit", "--image", str(photo), "--out", str(out), *map(str, arguments)])
+    result = command("edit", "--image", photo, "--out", out, *arguments)
     check_refused(result, 2, words)
     assert not out.exists()
 

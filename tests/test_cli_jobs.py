@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from cdiff_rt.pipeline import Pipeline
-from tests.test_cli import check_refused, own_logging, run  # noqa: F401 - a fixture
+from tests.commands import check_refused, run
 
 TEXT = "This man has a long beard."
 

@@ -18,8 +18,8 @@ import pytest
 from cdiff_rt.errors import BadEnvironment, BadRequest, CdiffError, OutOfResource
 from cdiff_rt.jobs import Outcome, prepare, run_jobs
 from cdiff_rt.on_ray import DEATHS, Worker, run, run_on_ray
-from tests.test_cli import check_refused, own_logging  # noqa: F401 - a fixture
-from tests.test_cli import run as run_command
+from tests.commands import check_refused
+from tests.commands import run as run_command
 
 TEXT = "This man has a long beard."
 RESULTS = "results-1-of-1.jsonl"
