@@ -14,7 +14,9 @@ import numpy as np
 from cdiff_rt.schedule import Schedule, half_log_snr
 
 C_X, C_OUT, C_HIST, C_NOISE, D_X, D_OUT, E_X, E_OUT = range(8)
-IN_LOG_SNR = 0.5  # weight of log-SNR in the length of a step of second order, see Schedule.spread
+# Weight of log-SNR in the length of a step of second order, see Schedule.spread. At 0.5 the order shows in fewer steps, but
+# of images in 22 steps from a mask alone, scikit-image's cascade finds faces in 0.95 instead of 0.97.
+IN_LOG_SNR = 0.25
 
 
 @dataclass(frozen=True)

