@@ -1,9 +1,21 @@
+import subprocess
+import sys
+
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 from cdiff_rt.bench.worker import attention, launches_among, naive_attention
 from tests.gpu.lints import trace
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a process's peak may be its parent's")
+def test_a_process_does_not_count_the_memory_of_its_parent():
+    held = np.ones(2**26)  # 512 MiB
+    code = "from cdiff_rt.bench.worker import peak_mib; print(peak_mib())"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert 5 < float(told) < held.nbytes / 2**20
 
 
 def test_launches_are_those_of_kernels_and_graphs():
