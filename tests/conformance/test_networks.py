@@ -3,10 +3,8 @@
 import numpy as np
 import torch
 
-from cdiff_rt.bench.worker import naive_attention
 from cdiff_rt.images import to_uint8
 from cdiff_rt.nets.collaborative import build_part
-from tests.conformance.model import Model
 
 
 def test_conditions_are_embedded_as_by_the_reference(golden, three, tiny512, measures):
@@ -35,18 +33,6 @@ def test_branches_and_dynamic_diffusers(golden, model, conditions, tiny512, meas
         for name, out, logit in zip(experts.modalities, outs, logits, strict=True):
             measures.check("tiny512", "prediction", model.backend, out, tiny512[f"t{t}/eps_{name}"])
             measures.check("tiny512", "prediction", model.backend, logit, tiny512[f"t{t}/logit_{name}"])
-
-
-def test_what_the_benchmark_takes_for_the_reference(golden, three_bundle, conditions, tiny512, measures):
-    """PyTorch with every attention score in memory: what is called 1 there."""
-    timesteps = golden.inputs["timesteps_tiny"]
-    with naive_attention():
-        experts = Model(three_bundle, "torch").experts(conditions, timesteps)
-        for i, t in enumerate(timesteps):
-            outs, logits = experts(tiny512["x"], i)
-            for name, out, logit in zip(experts.modalities, outs, logits, strict=True):
-                measures.check("tiny512", "prediction", "torch", out, tiny512[f"t{t}/eps_{name}"])
-                measures.check("tiny512", "prediction", "torch", logit, tiny512[f"t{t}/logit_{name}"])
 
 
 def check_autoencoder(case, model, arrays, measures):
