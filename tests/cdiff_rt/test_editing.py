@@ -156,7 +156,7 @@ def test_targets_change_what_they_speak_of_and_little_else(names, pipeline, phot
     if "text" in names:
         assert beard > background
     scratch = pipeline.generate(steps=20, **{n: wanted[n] for n in names}).images[0]
-    assert background < np.abs(scratch.astype(int) - photo)[4:40, 4:20].mean() / 3
+    assert background < np.abs(scratch.astype(int) - photo)[4:40, 4:20].mean() / 2
 
 
 def test_alphas_go_from_the_photo_to_the_target_and_on(pipeline, photo, mask):
