@@ -25,7 +25,7 @@ from cdiff_rt.options import (
     sampling_options,
     timing_options,
 )
-from cdiff_rt.terminal import Commands, OneLine, Progress, conclude, follow
+from cdiff_rt.terminal import Commands, OneLine, Progress, conclude, run_jobs, save
 
 ROUNDINGS, PRECISIONS, ENGINE_PRECISIONS = ("truncate", "nearest"), ("fp16", "fp32"), ("fp16", "bf16", "fp32")
 BACKEND_HELP = "`cdiff-rt doctor` lists them and says which work here; auto takes the fastest."
@@ -90,8 +90,6 @@ def generate(
     **options: Any,
 ) -> None:
     """Make faces from a mask, a sentence, or both."""
-    from cdiff_rt import jobs as many
-    from cdiff_rt import on_ray
     from cdiff_rt.influence import InfluenceRecorder
     from cdiff_rt.inpainting import Inpainting
     from cdiff_rt.outputs import check_free, output_paths
@@ -104,12 +102,9 @@ def generate(
     check_jobs(jobs)
     how = sampling(*(options[name] for name in ("tier", "solver", "steps", "eta", "temperature")))
     load = partial(Pipeline.from_pretrained, model, backend=backend, precision=precision, fused_step=fused_step)
-    part = {name: options.pop(name) for name in ("shard", "resume")}
-    workers, address = options.pop("workers"), options.pop("ray_address")
+    many = {name: options.pop(name) for name in ("shard", "resume", "workers", "ray_address")}
     if jobs:
-        work = many.prepare(pipeline := load(), jobs, out, force=force, **part)
-        ran = on_ray.run(work, pipeline, workers, address) if workers else many.run(work, pipeline)
-        return follow(work, ran)
+        return run_jobs(load, jobs, out, force=force, **many)
     saving = {name: options.pop(f"save_{name}") for name in ("influence", "steps", "latent", "overlay")}
     changed = {name: options.pop(name) for name in ("decay", "factor", "sharpness", "boost")}
     conditions = all_conditions({"mask": mask, "text": text}, others)
@@ -137,10 +132,7 @@ def generate(
                 **options,
                 **conditions,
             )
-        for path in result.save(out, recorders=recorders, force=force, **saving):
-            click.echo(click.format_filename(path))
-            for recorder in recorders:
-                click.echo(click.format_filename(recorder.folder_of(path)))
+        save(result, out, recorders, force=force, **saving)
 
 
 @main.command(
@@ -228,10 +220,7 @@ def edit(
                 result = pipeline.edit(image, alphas=values, callback_on_step_end=watch, **more, **conditions)
         editing.tell_change(result)
         result = editing.side_by_side(result) if strip else result
-        for path in result.save(out, recorders=recorders, force=force, latent=save_latent):
-            click.echo(click.format_filename(path))
-            for recorder in recorders:
-                click.echo(click.format_filename(recorder.folder_of(path)))
+        save(result, out, recorders, force=force, latent=save_latent)
 
 
 def by_imagic(

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from cdiff_rt.bench.drift import psnr_of
 from cdiff_rt.bench.exam import UNASKED, Exam
 from cdiff_rt.bench.quality import LABELS_KEPT, interval, mean_iou
 from cdiff_rt.bench.reading import described
@@ -98,11 +99,8 @@ def share(answers: np.ndarray, right: np.ndarray) -> float:
 
 
 def psnr(first: np.ndarray, second: np.ndarray, where: np.ndarray) -> float:
-    """In dB, of the pixels `where` [H, W] of two images [H, W, 3] uint8."""
-    if not where.any():
-        return float("nan")
-    error = ((first.astype(float) - second)[where] ** 2).mean()
-    return float(min(HIGHEST_PSNR, 10 * np.log10(255**2 / error))) if error else HIGHEST_PSNR
+    """In dB, of the pixels `where` [H, W] of two images [H, W, 3] uint8; NaN where there are none."""
+    return min(HIGHEST_PSNR, psnr_of(first[where], second[where])) if where.any() else float("nan")
 
 
 def ssim(first: np.ndarray, second: np.ndarray, where: np.ndarray) -> float:

@@ -53,7 +53,7 @@ def values(result: Result) -> dict[str, list]:
 def peak_mib() -> float:
     """The most memory that the process held at a time.
 
-    Linux counts that twice; getrusage's figure is at least what the parent held when it started the process.
+    Linux's VmHWM is of this program alone; getrusage's figure begins with what the parent held when it started it.
     """
     try:
         status = Path("/proc/self/status").read_text()

@@ -79,6 +79,33 @@ def conclude(
         write(found, json_file)
 
 
+def save(result: Any, out: Path, recorders: list, **how: bool) -> None:
+    """Writes a result and what was recorded, and prints the paths."""
+    for path in result.save(out, recorders=recorders, **how):
+        click.echo(click.format_filename(path))
+        for recorder in recorders:
+            click.echo(click.format_filename(recorder.folder_of(path)))
+
+
+def run_jobs(
+    load: Callable[[], Any],
+    jobs: Path,
+    out: Path,
+    *,
+    shard: str,
+    resume: bool,
+    force: bool,
+    workers: int | None,
+    ray_address: str | None,
+) -> None:
+    """A file of jobs, on this process or on `workers` of Ray Data."""
+    from cdiff_rt import jobs as many
+    from cdiff_rt import on_ray
+
+    work = many.prepare(pipeline := load(), jobs, out, shard=shard, resume=resume, force=force)
+    follow(work, on_ray.run(work, pipeline, workers, ray_address) if workers else many.run(work, pipeline))
+
+
 def follow(work: "Work", outcomes: Iterable["Outcome"]) -> None:
     """A bar while jobs run, then how many came to what. Raises BadInput if any failed.
 

@@ -20,7 +20,7 @@ REPORTER = "openvino_telemetry"
 class VinoEngine:
     """The network of an ONNX file whose hash was checked. Arrays are fp32 in either precision.
 
-    A graph is compiled for each size of batch, at its first call: fixed sizes are a third faster, in bf16 several times.
+    A graph is compiled for each size of batch, at its first call: fixed sizes are faster, above all in bf16.
     """
 
     def __init__(self, path: Path, spec: NetworkSpec, threads: int, precision: Precision) -> None:
