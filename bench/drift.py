@@ -1,8 +1,8 @@
 """How far does a way of sampling drift from the exact one? The same x_T and conditions, latent by latent.
 
-Solvers of the ODE have one right answer: that of as many steps as the network knows timesteps. Samplers that add noise
-have none, for their steps are others and so is their noise; how far the exact one is from itself, with other noise in
-its steps, is the measure of what that means. Whether their images are as good is for `bench --quality` to say.
+Solvers of the ODE are measured against its answer, that of as many steps as the network knows timesteps; samplers that
+add noise against the exact tier, whose path of noise they share. A second row says what far is: for the ODE, DDIM; else
+the exact tier itself with other noise in its steps. Whether images are as good is for `bench --quality` to say.
 """
 
 import logging
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from cdiff_rt import noise
+from cdiff_rt.bench.likeness import psnr, ssim
 from cdiff_rt.bench.machine import machine
 from cdiff_rt.bench.quality import SEED, exam_for, one_backend
 from cdiff_rt.pipeline import Generated, Pipeline
@@ -30,6 +31,7 @@ class Row:
     against: str
     error: np.ndarray  # [N] relative, of the latents
     psnr: np.ndarray  # [N] dB, of the images; infinite where they are equal
+    ssim: np.ndarray  # [N]
 
 
 @dataclass(frozen=True)
@@ -49,19 +51,19 @@ def measure(model: str, backends: tuple[str, ...], how: Sampling, pairs: int) ->
     exam, exact = exam_for(pipeline.manifest).first(pairs), TIERS["exact"]
     if how.eta == 0:
         reference = Sampling("dpmpp-2m", pipeline.manifest.schedule.train_steps - 1, 0.0)
-        ways = {"": how, " for scale": replace(exact, eta=0.0)}
+        scale, remark, seed = replace(exact, eta=0.0), "for scale", SEED
     else:
-        reference, ways = exact, {"": how, " with other noise, for scale": exact}
+        reference, scale, remark, seed = exact, exact, "with other noise, for scale", OTHER_SEED
     conditions: list[dict[str, Any]] = [exam.conditions(i) for i in range(len(exam.labels))]
     wanted = list(runs(pipeline, reference, SEED, conditions))
     rows = []
-    for remark, way in ways.items():
-        made = runs(pipeline, way, OTHER_SEED if way == reference else SEED, conditions)
+    for name, way, its_seed in ((str(how), how, SEED), (f"{scale} {remark}", scale, seed)):
+        made = runs(pipeline, way, its_seed, conditions)
         both = list(zip(made, wanted, strict=True))
         error = np.array([relative_error(ours.latents, its.latents) for ours, its in both])
-        psnr = np.array([psnr_of(ours.images, its.images) for ours, its in both])
-        rows.append(Row(f"{way}{remark}", str(reference), error, psnr))
-        log.info("%s: relative error %.3f, PSNR %.1f dB", rows[-1].name, np.median(error), np.median(psnr))
+        alike = (np.array([of(ours.images[0], its.images[0]) for ours, its in both]) for of in (psnr, ssim))
+        rows.append(Row(name, str(reference), error, *alike))
+        log.info("%s: relative error %.3f, PSNR %.1f dB", name, np.median(error), np.median(rows[-1].psnr))
     settings: dict[str, int | str] = {"model": model, "backend": backend, "seed": SEED, "pairs": len(conditions)}
     return Drift(machine(), settings, rows)
 
@@ -76,9 +78,3 @@ def runs(pipeline: Pipeline, how: Sampling, seed: int, conditions: list[dict[str
 
 def relative_error(z: np.ndarray, wanted: np.ndarray) -> float:
     return float(np.linalg.norm(z - wanted) / np.linalg.norm(wanted))
-
-
-def psnr_of(image: np.ndarray, wanted: np.ndarray) -> float:
-    """dB, of uint8 images."""
-    error = np.mean((image.astype(float) - wanted) ** 2)
-    return float(10 * np.log10(255**2 / error)) if error else np.inf

@@ -10,16 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from cdiff_rt.bench.drift import psnr_of
+from cdiff_rt.bench import likeness
 from cdiff_rt.bench.exam import UNASKED, Exam
+from cdiff_rt.bench.likeness import ssim
 from cdiff_rt.bench.quality import LABELS_KEPT, interval, mean_iou
 from cdiff_rt.bench.reading import described
 from cdiff_rt.pipeline import Pipeline
 
 STRENGTHS = (0.4, 0.6, 0.8, 1.0)  # of SDEdit
 HIGHEST_PSNR = 60.0  # dB: of equal images
-WINDOW = 7  # pixels of SSIM's windows
-C1, C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2  # of SSIM (Wang et al. 2004, eq. 13)
 COLUMNS = ("mIoU", "attributes", "both", "changed", "unchanged", "PSNR", "SSIM")
 log = logging.getLogger("cdiff_rt.bench")
 
@@ -100,23 +99,7 @@ def share(answers: np.ndarray, right: np.ndarray) -> float:
 
 def psnr(first: np.ndarray, second: np.ndarray, where: np.ndarray) -> float:
     """In dB, of the pixels `where` [H, W] of two images [H, W, 3] uint8; NaN where there are none."""
-    return min(HIGHEST_PSNR, psnr_of(first[where], second[where])) if where.any() else float("nan")
-
-
-def ssim(first: np.ndarray, second: np.ndarray, where: np.ndarray) -> float:
-    """Structural similarity (Wang et al. 2004) of the grey images, mean over the windows that lie in `where` wholly."""
-
-    def windows(image: np.ndarray) -> np.ndarray:
-        return np.lib.stride_tricks.sliding_window_view(image, (WINDOW, WINDOW))
-
-    inside = windows(where).all((2, 3))
-    if not inside.any():
-        return float("nan")
-    a, b = (windows(image.astype(float).mean(2))[inside] for image in (first, second))  # [n, WINDOW, WINDOW]
-    (mean_a, mean_b), (var_a, var_b) = ([of.mean((1, 2)) for of in (a, b)], [of.var((1, 2)) for of in (a, b)])
-    together = (a * b).mean((1, 2)) - mean_a * mean_b
-    signal = (2 * mean_a * mean_b + C1) / (mean_a**2 + mean_b**2 + C1)
-    return float((signal * (2 * together + C2) / (var_a + var_b + C2)).mean())
+    return min(HIGHEST_PSNR, likeness.psnr(first[where], second[where])) if where.any() else float("nan")
 
 
 def table(rows: dict[str, dict[str, np.ndarray]]) -> str:

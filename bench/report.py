@@ -43,11 +43,12 @@ def drift_table(drift: Drift) -> str:
     lines = [
         f"{heading(drift.machine, drift.settings)}; median (lowest to highest)",
         "",
-        "| sampling | against | latent relative error | PSNR dB |",
-        "|---|---|---|---|",
+        "| sampling | against | latent relative error | PSNR dB | SSIM |",
+        "|---|---|---|---|---|",
     ]
     for row in drift.rows:
-        lines.append(f"| {row.name} | {row.against} | {_range(row.error, '.3f')} | {_range(row.psnr, '.1f')} |")
+        figures = (_range(row.error, ".3f"), _range(row.psnr, ".1f"), _range(row.ssim, ".3f"))
+        lines.append(f"| {row.name} | {row.against} | {' | '.join(figures)} |")
     return "\n".join(lines)
 
 
@@ -57,7 +58,10 @@ def _range(values: np.ndarray, form: str) -> str:
 
 def write_drift(drift: Drift, path: Path) -> None:
     """Every pair's figures; null for a PSNR that is infinite."""
-    rows = [asdict(row) | {"error": row.error.tolist(), "psnr": _finite(row.psnr)} for row in drift.rows]
+    rows = [
+        asdict(row) | {"error": row.error.tolist(), "psnr": _finite(row.psnr), "ssim": row.ssim.tolist()}
+        for row in drift.rows
+    ]
     path.write_text(json.dumps({"machine": drift.machine, "settings": drift.settings, "rows": rows}, indent=1) + "\n")
 
 

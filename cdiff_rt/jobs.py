@@ -102,9 +102,9 @@ def run_jobs(
 
     All rows are checked before this returns, and nothing is written before the first outcome is asked for. A row's
     image is the same as by `Pipeline.generate`, in any shard; shard "2/8" is every eighth row from the second on. With
-    `resume`, rows whose image is there and follows from
-    the same request are left out, and without results to resume it is a first run. Raises BadInput for a bad file,
-    BadRequest if something exists and neither `resume` nor `force` is set, and OutOfResource when the disk is full.
+    `resume`, rows whose image is there and follows from the same request are left out, and without results to resume
+    it is a first run. Raises BadInput for a bad file, BadRequest if something exists and neither `resume` nor `force`
+    is set, and OutOfResource when the disk is full.
     """
     return run(prepare(pipeline, jobs, out, shard=shard, resume=resume, force=force), pipeline)
 

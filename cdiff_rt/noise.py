@@ -1,4 +1,9 @@
-"""Noise that depends on the seed, the image's number and the draw's number, and on nothing else."""
+"""Noise that depends on the seed, the image's number and the draw's number, and on nothing else.
+
+What the steps of a run add is one path, cut into steps: however many they are, a seed stays the same picture.
+"""
+
+from collections.abc import Callable
 
 import numpy as np
 
@@ -15,7 +20,7 @@ def check_seed(seed: int) -> int:
 
 
 def normal(seed: int, images: range, draw: int, shape: tuple[int, ...], stream: int = SAMPLING) -> np.ndarray:
-    """[len(images), *shape] float32 standard normal; draw 0 is x_T, draw k the noise added by the k-th step.
+    """[len(images), *shape] float32 standard normal; draw 0 is x_T, the others are those of `path`.
 
     Counter-based (Philox, Salmon et al. 2011): image i's noise is the same in any batch, on any backend.
     """
@@ -25,3 +30,39 @@ def normal(seed: int, images: range, draw: int, shape: tuple[int, ...], stream: 
 def _one(seed: int, counter: tuple[int, ...], shape: tuple[int, ...]) -> np.ndarray:
     generator = np.random.Generator(np.random.Philox(key=seed, counter=counter))
     return generator.standard_normal(shape, dtype=np.float32)
+
+
+def path(snr: np.ndarray, knots: np.ndarray) -> np.ndarray:
+    """[S, D]: the noise of each step as a mixture of the draws 1 ... D. Rows have the norm 1.
+
+    snr [S + 1], knots [K + 1]: signal to noise a / (1 - a) where steps begin and the last one ends, both ascending.
+
+    A step of the diffusion SDE from a to a' adds (1 - a') / sqrt(a') (W(snr') - W(snr)), where W is a Brownian motion:
+    its increments are independent, with the variance snr' - snr. The draws 1 ... K are the increments between knots;
+    steps that go from knot to knot take them as they are, longer ones a sum. Between knots it is bridged with draws of
+    its own.
+    """
+    at = np.union1d(snr, knots)
+    pieces = np.diff(at)  # [P]
+    of_steps, of_knots = _within(at, snr), _within(at, knots)
+    shares = of_knots * pieces / (of_knots @ pieces)[:, None]  # of the way between two knots
+    drawn = shares.T * np.sqrt(of_knots @ pieces)
+    bridge = np.diag(np.sqrt(pieces)) - shares.T @ (of_knots * np.sqrt(pieces))
+    return of_steps @ np.hstack([drawn, bridge]) / np.sqrt(of_steps @ pieces)[:, None]
+
+
+def _within(at: np.ndarray, bounds: np.ndarray) -> np.ndarray:
+    """[len(bounds) - 1, P]: 1 where a piece, between two of `at`, lies between two of `bounds`; else 0."""
+    return ((bounds[:-1, None] <= at[:-1]) & (at[1:] <= bounds[1:, None])).astype(np.float64)
+
+
+def along(path: np.ndarray, seed: int, images: range, shape: tuple[int, ...]) -> Callable[[int], np.ndarray]:
+    """What each step adds: its number -> [len(images), *shape] float32, standard normal."""
+
+    def noise(step: int) -> np.ndarray:
+        added = np.zeros((len(images), *shape), np.float32)
+        for i in np.flatnonzero(path[step]):
+            added += np.float32(path[step, i]) * normal(seed, images, int(i) + 1, shape)
+        return added
+
+    return noise

@@ -1,6 +1,7 @@
 """What stands on the command line: conditions by name, and options that contradict each other."""
 
 from collections.abc import Callable, Iterable
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -60,22 +61,31 @@ WITH_JOBS = ("resume", "shard", "workers", "ray_address")
 ALSO_WITH_JOBS = ("jobs", "out", "backend", "precision", "fused_step", "model", "force")
 
 
-def jobs_options(command: Callable) -> Callable:
-    for option in (
-        click.option("--ray-address", metavar="ADDRESS", help="For --ray: of a cluster that runs, or auto."),
-        click.option("--ray", "workers", type=click.IntRange(1), help="Run --jobs on so many processes of Ray Data."),
-        click.option("--shard", metavar="I/N", default="1/1", help="Of --jobs: every N-th row, from row I on."),
-        click.option("--resume", is_flag=True, help="Go on with --jobs: what is there and holds is not made again."),
-        click.option("--jobs", type=click.Path(path_type=Path), help="Many images: a JSON Lines file, a row for each."),
-    ):
-        command = option(command)
-    return command
-
-
+Decorator = Callable[[Callable], Callable]
 PATH = click.Path(path_type=Path)
+
+
+def _together(*options: Decorator) -> Decorator:
+    """Several options as one decorator, in the order in which --help lists them."""
+
+    def decorate(command: Callable) -> Callable:
+        return reduce(lambda made, option: option(made), reversed(options), command)
+
+    return decorate
+
+
+jobs_options = _together(
+    click.option("--jobs", type=PATH, help="Many images: a JSON Lines file, a row for each."),
+    click.option("--resume", is_flag=True, help="Go on with --jobs: what is there and holds is not made again."),
+    click.option("--shard", metavar="I/N", default="1/1", help="Of --jobs: every N-th row, from row I on."),
+    click.option("--ray", "workers", type=click.IntRange(1), help="Run --jobs on so many processes of Ray Data."),
+    click.option("--ray-address", metavar="ADDRESS", help="For --ray: of a cluster that runs, or auto."),
+)
+
 # The library's own, which would take a tenth of a second to import; a test compares them.
 TIERS, SOLVERS, DECAYS = ("exact", "fast", "turbo"), ("ddim", "dpmpp-2m", "dpmpp-2m-sde"), ("none", "linear", "cosine")
-SAMPLING = (
+# Those of `generate` about the sampler and the influence functions.
+sampling_options = _together(
     click.option("--tier", type=click.Choice(TIERS), help="Solver and steps at once. Default: exact."),
     click.option("--solver", type=click.Choice(SOLVERS), help="Instead of a tier. Default: ddim."),
     click.option("--steps", type=int, help="Denoising steps, instead of a tier. Default: 50."),
@@ -86,7 +96,9 @@ SAMPLING = (
     click.option("--sharpness", type=float, help="Of the softmax over modalities. Default: the model's."),
     click.option("--boost", type=float, help="Of a second softmax over the influence. Default: the model's."),
 )
-TIMING = (
+
+# Those of `bench` that are about time alone.
+timing_options = _together(
     click.option("--suite", type=click.Choice(("cpu", "gpu")), default="cpu", show_default=True, help="What is timed."),
     click.option(
         "--what",
@@ -118,20 +130,6 @@ TIMING = (
     click.option("--plot", type=PATH, help="Also draw the times, as .svg."),
     click.option("--compare", type=PATH, help="Also compare with what --json wrote before."),
 )
-
-
-def sampling_options(command: Callable) -> Callable:
-    """Those of `generate` about the sampler and the influence functions."""
-    for option in reversed(SAMPLING):
-        command = option(command)
-    return command
-
-
-def timing_options(command: Callable) -> Callable:
-    """Those of `bench` that are about time alone."""
-    for option in reversed(TIMING):
-        command = option(command)
-    return command
 
 
 def check_jobs(jobs: Path | None) -> None:

@@ -109,7 +109,9 @@ class Pipeline:
         numbers = check_numbers(seed, first, batch)
         check_choice("rounding", rounding, ("truncate", "nearest"))
         how = sampling(tier, solver, steps, eta, temperature)
-        table = how.table(self.manifest.schedule)
+        schedule = self.manifest.schedule
+        table = how.table(schedule)
+        path = noise.path(schedule.snr(table.timesteps), schedule.snr(schedule.usual()[::-1]))
         adjust = check_influence(influence or self.manifest.influence)
         shape = self.manifest.latent_shape
         start = noise.normal(seed, numbers, 0, shape) if x_T is None else check_start(x_T, (batch, *shape))
@@ -118,7 +120,7 @@ class Pipeline:
             modalities,
             inputs,
             start,
-            lambda i: noise.normal(seed, numbers, i + 1, shape),
+            noise.along(path, seed, numbers, shape),
             table,
             adjustment_of(self.manifest, modalities, table, adjust),
             self._known(inpaint, seed, numbers) if inpaint else None,

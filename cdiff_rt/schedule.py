@@ -1,11 +1,14 @@
 """The diffusion schedule: how much signal is left at each timestep, and which timesteps a run visits."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
 from cdiff_rt.errors import BadRequest
+
+USUAL_STEPS = 50
 
 
 def half_log_snr(alpha_bar: np.ndarray) -> np.ndarray:
@@ -51,23 +54,34 @@ class Schedule:
             )
         return self._grid(steps)
 
-    def spread(self, steps: int, in_log_snr: float) -> np.ndarray:
-        """[steps] int64, ascending, the last the schedule's: steps of equal length from there to timestep 0.
+    def spread(self, steps: int, in_log_snr: float, among: Sequence[int] | np.ndarray = ()) -> np.ndarray:
+        """[steps] int64, ascending: steps of equal length from the noise to timestep 0.
 
         Length is a mean of that in time and of that in log-SNR, which has the weight `in_log_snr`; either is 1 for the
-        whole way. Where that asks for less than a timestep, the next one is taken. Raises BadRequest.
+        whole way. The timesteps are some of those of `among`, ascending, if these are enough, else of all. Where two
+        steps would be the same, the next one is taken. Raises BadRequest.
         """
         if not 2 <= steps < self.train_steps:
             raise BadRequest(
                 "steps", f"{steps} is outside 2-{self.train_steps - 1}", "choose a number of that range, e.g. 20"
             )
-        lambdas = half_log_snr(self.alpha_bars())
-        way = (lambdas[0] - lambdas) / (lambdas[0] - lambdas[-1])  # [train_steps] 0 at timestep 0, 1 at the last
-        every, number = np.arange(self.train_steps), np.arange(steps)
-        length = in_log_snr * way + (1 - in_log_snr) * every / every[-1]
-        nearest = np.rint(np.interp((number + 1) / steps, length, every)).astype(np.int64)
+        at = np.append(0, among if steps <= len(among) else np.arange(1, self.train_steps))
+        lambdas = half_log_snr(self.alpha_bars()[at])
+        way = (lambdas[0] - lambdas) / (lambdas[0] - lambdas[-1])  # 0 at timestep 0, 1 at the last
+        length = in_log_snr * way + (1 - in_log_snr) * at / at[-1]
+        number = np.arange(steps)
+        nearest = np.rint(np.interp((number + 1) / steps, length, np.arange(len(at)))).astype(np.int64)
         distinct = np.maximum.accumulate(np.maximum(nearest, 1) - number) + number
-        return np.minimum(distinct, self.train_steps - steps + number)
+        return at[np.minimum(distinct, len(at) - steps + number)]
+
+    def usual(self) -> np.ndarray:
+        """The reference's grid of 50 timesteps; of a schedule that has no room for these, of as many as it has."""
+        return self._grid(max(n for n in range(1, min(USUAL_STEPS, self.train_steps) + 1) if self._fits(n)))
+
+    def snr(self, timesteps: np.ndarray) -> np.ndarray:
+        """[S + 1] ascending: signal to noise, a / (1 - a), at timesteps in the order of execution, and at the end, 0."""
+        a = self.alpha_bars()[np.append(timesteps, 0)]
+        return a / (1 - a)
 
     def _grid(self, steps: int) -> np.ndarray:
         return np.arange(0, self.train_steps, self.train_steps // steps, dtype=np.int64) + 1

@@ -3,7 +3,7 @@ import pytest
 
 from cdiff_rt.bench import drift as module
 from cdiff_rt.bench import exam as exam_module
-from cdiff_rt.bench.drift import measure, psnr_of, relative_error
+from cdiff_rt.bench.drift import measure, relative_error
 from cdiff_rt.errors import BadRequest
 from cdiff_rt.pipeline import Pipeline
 from cdiff_rt.tiers import TIERS, Sampling
@@ -23,21 +23,25 @@ def short(monkeypatch):
     monkeypatch.setitem(TIERS, "exact", Sampling(steps=5))
 
 
-def test_errors_by_hand():
+def test_a_relative_error_by_hand():
     assert relative_error(np.array([3.0, 5.0]), np.array([3.0, 4.0])) == pytest.approx(0.2)
-    black = np.zeros((2, 2, 3), np.uint8)
-    assert psnr_of(black, black) == np.inf
-    assert psnr_of(black + np.uint8(255), black) == pytest.approx(0)
-    assert psnr_of(black + np.uint8(16), black) == pytest.approx(20 * np.log10(255 / 16))
 
 
-def test_the_exact_way_drifts_from_itself_by_its_noise_alone(short):
-    """Both rows are the exact way with other noise in its steps."""
+def test_the_exact_way_does_not_drift_from_itself(short):
+    """But it does with other noise in its steps."""
     drift = measure("faces-128", (), TIERS["exact"], pairs=2)
     ours, scale = drift.rows
-    assert ours.against == scale.against == "exact: ddim, 5 steps, eta 1"
-    np.testing.assert_array_equal(ours.error, scale.error)
-    assert len(ours.error) == 2 and (ours.error > 0.05).all() and (ours.psnr < 40).all()
+    assert ours.against == "exact: ddim, 5 steps, eta 1" and scale.name == f"{ours.name} with other noise, for scale"
+    assert not ours.error.any() and np.isinf(ours.psnr).all() and ours.ssim == pytest.approx(1)
+    assert len(scale.error) == 2 and (scale.error > 0.05).all() and (scale.psnr < 40).all() and (scale.ssim < 1).all()
+
+
+def test_a_seed_is_the_same_picture_in_every_tier():
+    """For its noise is the same path. With noise of their own images were as far as those of other noise."""
+    other = measure("faces-128", (), TIERS["fast"], pairs=3).rows[1]
+    for tier in ("fast", "turbo"):
+        ours = measure("faces-128", (), TIERS[tier], pairs=3).rows[0]
+        assert (ours.error < other.error / 2).all() and (ours.psnr > other.psnr + 5).all()
 
 
 def test_x_T_is_the_same_and_the_noise_of_the_steps_another(short, monkeypatch):

@@ -1,10 +1,9 @@
 import numpy as np
 import pytest
-from skimage.metrics import structural_similarity
 
 from cdiff_rt.bench import edits
 from cdiff_rt.bench import exam as exam_module
-from cdiff_rt.bench.edits import COLUMNS, Case, compare, psnr, score, share, ssim, table, ways
+from cdiff_rt.bench.edits import COLUMNS, Case, compare, psnr, score, share, table, ways
 from cdiff_rt.bench.exam import UNASKED, Exam
 from tests.coded_exam import coded, labels_of, write_coded_exam
 
@@ -65,19 +64,6 @@ def test_psnr_is_of_the_pixels_that_stay():
     assert psnr(first, second, where) == pytest.approx(20 * np.log10(255 / 16))
     assert psnr(first, first, where) == 60
     assert np.isnan(psnr(first, second, np.zeros((8, 8), bool)))
-
-
-def test_ssim_is_scikit_images():
-    rng = np.random.default_rng(0)
-    first = rng.integers(0, 256, (32, 32, 3), np.uint8)
-    second = np.clip(first + rng.normal(0, 30, first.shape), 0, 255).astype(np.uint8)
-    greys = [image.astype(float).mean(2) for image in (first, second)]
-    full = structural_similarity(*greys, data_range=255, use_sample_covariance=False, full=True)[1]
-    assert ssim(first, second, np.ones((32, 32), bool)) == pytest.approx(full[3:-3, 3:-3].mean())
-    left = np.zeros((32, 32), bool)
-    left[:, :16] = True
-    assert ssim(first, second, left) == pytest.approx(full[3:-3, 3:13].mean())
-    assert np.isnan(ssim(first, second, np.zeros((32, 32), bool)))
 
 
 class Recording:

@@ -97,18 +97,19 @@ def test_quality_as_json_holds_every_image(exam, tmp_path):
 DRIFT = Drift(
     MACHINE,
     {"model": "tiny", "seed": 0, "pairs": 3},
-    [DriftRow("fast", "exact", np.array([0.5, 0.1, 0.2]), np.array([10.0, np.inf, 30.0]))],
+    [DriftRow("fast", "exact", np.array([0.5, 0.1, 0.2]), np.array([10.0, np.inf, 30.0]), np.array([0.5, 1.0, 0.75]))],
 )
 
 
 def test_drift_is_a_median_between_the_extremes():
     first, _, header, _, row = drift_table(DRIFT).splitlines()
     assert "A Processor" in first and "pairs 3" in first and header.count("|") == row.count("|")
-    assert row == "| fast | exact | 0.200 (0.100 to 0.500) | 30.0 (10.0 to inf) |"
+    assert row == "| fast | exact | 0.200 (0.100 to 0.500) | 30.0 (10.0 to inf) | 0.750 (0.500 to 1.000) |"
 
 
 def test_drift_as_json_holds_every_pair(tmp_path):
     write_drift(DRIFT, tmp_path / "drift.json")
     data = json.loads((tmp_path / "drift.json").read_text())
     assert data["machine"] == MACHINE and data["settings"]["pairs"] == 3
-    assert data["rows"] == [{"name": "fast", "against": "exact", "error": [0.5, 0.1, 0.2], "psnr": [10.0, None, 30.0]}]
+    figures = {"error": [0.5, 0.1, 0.2], "psnr": [10.0, None, 30.0], "ssim": [0.5, 1.0, 0.75]}
+    assert data["rows"] == [{"name": "fast", "against": "exact"} | figures]

@@ -45,13 +45,8 @@ def ode_error(table, schedule):
 
 def sde_errors(table, schedule):
     """Of the last x's mean, and of its variance relatively, when x_T is drawn of the marginal: in closed form."""
-    mean, _ = _end(table, schedule)
-    return abs(mean - marginal(schedule.alpha_bars()[0])[0]), abs(variance(table, schedule) - 1)
-
-
-def variance(table, schedule):
-    """Of the last x, as a share of what it should be."""
-    return _end(table, schedule)[1] / marginal(schedule.alpha_bars()[0])[1]
+    (mean, variance), (its_mean, its_variance) = _end(table, schedule), marginal(schedule.alpha_bars()[0])
+    return abs(mean - its_mean), abs(variance / its_variance - 1)
 
 
 def _end(table, schedule):

@@ -106,6 +106,29 @@ def test_steps_of_equal_length_in_time_in_log_snr_and_in_between():
     assert Schedule().spread(20, 0.5).tolist() == [np.abs(half - k / 20).argmin() for k in range(1, 21)]
 
 
+def test_steps_are_some_of_given_ones_where_these_are_enough():
+    usual = Schedule().usual()
+    nearest = [usual[np.abs(usual - 98.1 * k).argmin()] for k in range(1, 11)]  # 981 is the last
+    assert Schedule().spread(10, 0.0, among=usual).tolist() == nearest
+    for steps in range(2, 51):
+        timesteps = Schedule().spread(steps, 0.25, among=usual)
+        assert len(timesteps) == steps and (np.diff(timesteps) > 0).all() and timesteps[-1] == 981
+        assert set(timesteps) <= set(usual)
+    np.testing.assert_array_equal(Schedule().spread(50, 0.25, among=usual), usual)
+    np.testing.assert_array_equal(Schedule().spread(51, 0.25, among=usual), Schedule().spread(51, 0.25))
+
+
+def test_the_usual_timesteps_are_as_many_of_50_as_there_is_room_for():
+    np.testing.assert_array_equal(Schedule().usual(), Schedule().timesteps(50))
+    np.testing.assert_array_equal(Schedule(train_steps=20).usual(), np.arange(1, 20, 2))
+    np.testing.assert_array_equal(Schedule(train_steps=2).usual(), [1])
+
+
+def test_the_signal_to_noise_of_steps_ends_at_timestep_0():
+    bars = Schedule().alpha_bars()
+    np.testing.assert_allclose(Schedule().snr(np.array([900, 30])), [bars[t] / (1 - bars[t]) for t in (900, 30, 0)])
+
+
 @pytest.mark.parametrize("steps", [-1, 0, 1, 1000])
 def test_counts_that_cannot_be_spread_are_refused(steps):
     with pytest.raises(BadRequest, match=rf"^steps: {steps} is outside 2-999"):

@@ -1,13 +1,10 @@
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
 from cdiff_rt.errors import BadRequest
 from cdiff_rt.schedule import Schedule
-from cdiff_rt.solvers import C_HIST, C_NOISE, ddim
+from cdiff_rt.solvers import C_HIST, ddim
 from cdiff_rt.tiers import ETAS, SOLVERS, TIERS, Sampling, sampling
-from tests.cdiff_rt.gaussian import variance
 
 
 def test_without_any_wish_sampling_is_the_references():
@@ -66,18 +63,10 @@ def test_a_table_is_the_solvers():
     np.testing.assert_array_equal(sampling(steps=10).table(Schedule()).rows, ddim(Schedule(), 10).rows)
     fast = TIERS["fast"].table(Schedule())
     assert len(fast.rows) == TIERS["fast"].steps and fast.rows[2, C_HIST]
-    warm = replace(TIERS["fast"], temperature=1.0).table(Schedule())
-    np.testing.assert_allclose(fast.rows[:, C_NOISE], TIERS["fast"].temperature * warm.rows[:, C_NOISE])
 
 
-def test_fast_tiers_leave_about_the_variance_that_the_exact_one_leaves():
-    """Of Gaussian data; at temperature 1 they are farther from it."""
-
-    def left(how: Sampling) -> float:
-        schedule = Schedule(prediction="v")
-        return variance(how.table(schedule), schedule)
-
-    exact = left(TIERS["exact"])
-    assert exact == pytest.approx(0.77, abs=0.005)
-    for tier in (tier for tier in TIERS.values() if tier.temperature != 1):
-        assert abs(left(tier) - exact) < 0.12 < left(replace(tier, temperature=1.0)) - exact
+def test_fast_tiers_visit_some_of_the_exact_ones_timesteps():
+    exact = TIERS["exact"].table(Schedule()).timesteps
+    for tier in TIERS.values():
+        timesteps = tier.table(Schedule()).timesteps
+        assert set(timesteps) <= set(exact) and timesteps[0] == exact[0]
