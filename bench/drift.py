@@ -61,8 +61,10 @@ def measure(model: str, backends: tuple[str, ...], how: Sampling, pairs: int) ->
         made = runs(pipeline, way, its_seed, conditions)
         both = list(zip(made, wanted, strict=True))
         error = np.array([relative_error(ours.latents, its.latents) for ours, its in both])
-        alike = (np.array([of(ours.images[0], its.images[0]) for ours, its in both]) for of in (psnr, ssim))
-        rows.append(Row(name, str(reference), error, *alike))
+        alike = {
+            of.__name__: np.array([of(ours.images[0], its.images[0]) for ours, its in both]) for of in (psnr, ssim)
+        }
+        rows.append(Row(name, str(reference), error, **alike))
         log.info("%s: relative error %.3f, PSNR %.1f dB", name, np.median(error), np.median(rows[-1].psnr))
     settings: dict[str, int | str] = {"model": model, "backend": backend, "seed": SEED, "pairs": len(conditions)}
     return Drift(machine(), settings, rows)

@@ -12,7 +12,6 @@ import numpy as np
 
 from cdiff_rt.bench import likeness
 from cdiff_rt.bench.exam import UNASKED, Exam
-from cdiff_rt.bench.likeness import ssim
 from cdiff_rt.bench.quality import LABELS_KEPT, interval, mean_iou
 from cdiff_rt.bench.reading import described
 from cdiff_rt.pipeline import Pipeline
@@ -87,7 +86,7 @@ def score(exam: Exam, cases: Sequence[Case], made: Sequence[np.ndarray]) -> dict
     iou = mean_iou(labels, np.stack([case.labels for case in cases]))
     both = ((iou >= LABELS_KEPT) & (named == 1)).astype(float)
     pairs = list(zip(cases, made, strict=True))
-    kept = [np.array([of(case.photo, image, case.stays) for case, image in pairs]) for of in (psnr, ssim)]
+    kept = [np.array([of(case.photo, image, case.stays) for case, image in pairs]) for of in (psnr, likeness.ssim)]
     return dict(zip(COLUMNS, (iou, named, both, changed, unchanged, *kept), strict=True))
 
 

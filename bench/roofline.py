@@ -110,10 +110,11 @@ def _convolution(channels: int, side: int, dtype: Any) -> float:
 
 
 def _convolved(channels: int, out: int, kernel: int, image: tuple[int, int], dtype: Any) -> float:
-    """The least time of a convolution, in seconds."""
+    """The least time of a convolution of [1, channels, *image] to [1, out, *image], in seconds."""
     import torch
 
-    layer = torch.nn.Conv2d(channels, out, kernel, padding="same").to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    layer = torch.nn.Conv2d(channels, out, kernel, padding="same", dtype=dtype)
+    layer = layer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     x = torch.ones(1, channels, *image, dtype=dtype).contiguous(memory_format=torch.channels_last)
     return fastest(lambda: layer(x))
 

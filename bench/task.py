@@ -93,12 +93,9 @@ def run_of(bundle: Bundle, how: Sampling, batch: int) -> Run:
     manifest = bundle.manifest
     modalities, table = list(manifest.modalities), how.table(manifest.schedule)
     inputs = [KINDS[m.kind].read(example(m.kind, m.classes, m.input_shape), m, bundle) for m in modalities]
-
-    def drawn(draw: int) -> np.ndarray:
-        return noise.normal(SEED, range(batch), draw, manifest.latent_shape)
-
-    adjust = adjustment_of(manifest, modalities, table, manifest.influence)
-    return Run(modalities, inputs, drawn(0), lambda i: drawn(i + 1), table, adjust)
+    start = noise.normal(SEED, range(batch), 0, manifest.latent_shape)
+    added = noise.of_steps(manifest.schedule, table, SEED, range(batch), manifest.latent_shape)
+    return Run(modalities, inputs, start, added, table, adjustment_of(manifest, modalities, table, manifest.influence))
 
 
 def example(kind: str, classes: int, shape: tuple[int, ...]) -> Any:

@@ -74,6 +74,7 @@ def _together(*options: Decorator) -> Decorator:
     return decorate
 
 
+# Those of `generate` for many images.
 jobs_options = _together(
     click.option("--jobs", type=PATH, help="Many images: a JSON Lines file, a row for each."),
     click.option("--resume", is_flag=True, help="Go on with --jobs: what is there and holds is not made again."),

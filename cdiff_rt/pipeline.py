@@ -103,15 +103,14 @@ class Pipeline:
 
         Only the experts of those modalities run, less those of `without` and those that `influence` gives no weight.
         The images are numbers `first` to `first + batch - 1` of the seed: image i is the same in any batch. `tier`
-        names a set of `solver`, `steps`, `eta` and `temperature`, see tiers.py, and is given instead of them. `influence` stands in for the manifest's, `x_T` [batch, C, *latent] for the seed's first
-        noise. Raises BadRequest or BadInput.
+        names a set of `solver`, `steps`, `eta` and `temperature`, see tiers.py, and is given instead of them.
+        `influence` stands in for the manifest's, `x_T` [batch, C, *latent] for the seed's first noise. Raises
+        BadRequest or BadInput.
         """
         numbers = check_numbers(seed, first, batch)
         check_choice("rounding", rounding, ("truncate", "nearest"))
         how = sampling(tier, solver, steps, eta, temperature)
-        schedule = self.manifest.schedule
-        table = how.table(schedule)
-        path = noise.path(schedule.snr(table.timesteps), schedule.snr(schedule.usual()[::-1]))
+        table = how.table(self.manifest.schedule)
         adjust = check_influence(influence or self.manifest.influence)
         shape = self.manifest.latent_shape
         start = noise.normal(seed, numbers, 0, shape) if x_T is None else check_start(x_T, (batch, *shape))
@@ -120,10 +119,10 @@ class Pipeline:
             modalities,
             inputs,
             start,
-            noise.along(path, seed, numbers, shape),
+            noise.of_steps(self.manifest.schedule, table, seed, numbers, shape),
             table,
             adjustment_of(self.manifest, modalities, table, adjust),
-            self._known(inpaint, seed, numbers) if inpaint else None,
+            self._known(inpaint, table, seed, numbers) if inpaint else None,
             [contexts[modality.name] for modality in modalities] if contexts else None,
         )
         latents = self._runner.sample(run, callback_on_step_end)
@@ -273,12 +272,14 @@ class Pipeline:
             contexts.append(editing.between(now, then, alphas))
         return contexts
 
-    def _known(self, inpaint: Inpainting, seed: int, numbers: range) -> Known:
+    def _known(self, inpaint: Inpainting, table: solvers.SolverTable, seed: int, numbers: range) -> Known:
+        """Its noise goes by timesteps, so that it too is the same in every tier."""
         shape = self.manifest.latent_shape
         if not self.manifest.image_size or "vae.encode" not in self.manifest.networks:
             raise BadRequest("inpaint", f"{self.manifest.name} has no encoder of images", "take another model")
         photo, keep = inpaint.read(self.manifest.image_size, shape[-1])
-        return Known(self.encode(photo), keep, lambda i: noise.normal(seed, numbers, i, shape, noise.INPAINTING))
+        draws = table.timesteps.tolist()
+        return Known(self.encode(photo), keep, lambda i: noise.normal(seed, numbers, draws[i], shape, noise.INPAINTING))
 
     def identity(self) -> dict:
         """What made the images, beside the request."""

@@ -75,11 +75,12 @@ class Schedule:
         return at[np.minimum(distinct, len(at) - steps + number)]
 
     def usual(self) -> np.ndarray:
-        """The reference's grid of 50 timesteps; of a schedule that has no room for these, of as many as it has."""
-        return self._grid(max(n for n in range(1, min(USUAL_STEPS, self.train_steps) + 1) if self._fits(n)))
+        """[K] ascending: the reference's grid of 50 timesteps, or what of it the schedule has room for."""
+        grid = self._grid(min(USUAL_STEPS, self.train_steps))
+        return grid[grid < self.train_steps]
 
     def snr(self, timesteps: np.ndarray) -> np.ndarray:
-        """[S + 1] ascending: signal to noise, a / (1 - a), at timesteps in the order of execution, and at the end, 0."""
+        """[S + 1] ascending: signal to noise, a / (1 - a), at [S] timesteps as they are executed, and at the end, 0."""
         a = self.alpha_bars()[np.append(timesteps, 0)]
         return a / (1 - a)
 

@@ -14,8 +14,8 @@ import numpy as np
 from cdiff_rt.schedule import Schedule, half_log_snr
 
 C_X, C_OUT, C_HIST, C_NOISE, D_X, D_OUT, E_X, E_OUT = range(8)
-# Weight of log-SNR in the length of a step of second order, see Schedule.spread. At 0.5 images in 22, 16, 14, 10 and 8 steps
-# are 1 to 2 dB farther from those in 50, in 12 steps 1 dB nearer: the medians of 24 images of faces-128.
+# Weight of log-SNR in the length of a step of second order, see Schedule.spread. At 0.5 images in 16 and in 10 steps are 2 dB
+# farther from those in 50 (`bench --drift --pairs 24`).
 IN_LOG_SNR = 0.25
 
 
@@ -66,9 +66,11 @@ def dpmpp_2m_sde(schedule: Schedule, steps: int, *, temperature: float = 1.0) ->
 
     x' = sqrt((1 - a') / (1 - a)) exp(-h) x + sqrt(a') (1 - exp(-2h)) D + temperature sqrt((1 - a') (1 - exp(-2h))) noise
 
-    Up to 50 steps visit some of the 50 timesteps that `ddim` does: so they can follow the same path of noise.
+    Fewer than 50 steps visit some of the timesteps that `ddim` does in 50, so that they can follow the same path of noise;
+    but never 1, for from 21 to there it is too far in log-SNR to go along a line.
     """
-    return _second_order(schedule, schedule.spread(steps, IN_LOG_SNR, among=schedule.usual()), 1.0, temperature)
+    usual = schedule.usual()[1:]
+    return _second_order(schedule, schedule.spread(steps, IN_LOG_SNR, among=usual), 1.0, temperature)
 
 
 def _first_order(schedule: Schedule, timesteps: np.ndarray, eta: float, temperature: float) -> SolverTable:

@@ -35,8 +35,8 @@ class Sampling:
 
     def __str__(self) -> str:
         named = f"{self.tier}: " if self.tier else ""
-        cooled = "" if self.temperature == 1 else f", temperature {self.temperature:g}"
-        return f"{named}{self.solver}, {self.steps} steps, eta {self.eta:g}{cooled}"
+        warmth = "" if self.temperature == 1 else f", temperature {self.temperature:g}"
+        return f"{named}{self.solver}, {self.steps} steps, eta {self.eta:g}{warmth}"
 
     @property
     def tier(self) -> str | None:
@@ -44,7 +44,7 @@ class Sampling:
         return next((name for name, tier in TIERS.items() if tier == self), None)
 
 
-# All of them visit some of the same 50 timesteps and share the path of noise (noise.path): a seed is the same picture.
+# They visit some of the same 50 timesteps and share the path of noise (noise.py), so a seed is nearly the same picture.
 TIERS = {
     "exact": Sampling(),
     "fast": Sampling("dpmpp-2m-sde", 16),

@@ -84,4 +84,6 @@ def test_a_run_has_every_expert_and_its_own_noise(tiny):
     assert len(run.table.timesteps) == TIERS["fast"].steps
     shape = tiny.manifest.latent_shape
     np.testing.assert_array_equal(run.start, noise.normal(0, range(2), 0, shape))
-    np.testing.assert_array_equal(run.noise(3), noise.normal(0, range(2), 4, shape))
+    added = noise.of_steps(tiny.manifest.schedule, run.table, 0, range(2), shape)
+    np.testing.assert_array_equal(run.noise(3), added(3))
+    assert run.noise(3).std() == pytest.approx(1, abs=0.1)

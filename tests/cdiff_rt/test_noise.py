@@ -1,10 +1,12 @@
+import itertools
+
 import numpy as np
 import pytest
 
 from cdiff_rt.errors import BadRequest
-from cdiff_rt.noise import along, check_seed, normal, path
+from cdiff_rt.noise import check_seed, normal, of_steps, path
 from cdiff_rt.schedule import Schedule
-from cdiff_rt.solvers import ddim, dpmpp_2m_sde
+from cdiff_rt.solvers import C_NOISE, ddim, dpmpp_2m_sde
 
 SHAPE = (16, 16, 16)
 
@@ -51,6 +53,9 @@ SCHEDULE = Schedule()
 KNOTS = SCHEDULE.snr(SCHEDULE.usual()[::-1])
 
 
+RUNS = [(ddim, 1), (ddim, 20), (ddim, 50), (ddim, 500), (dpmpp_2m_sde, 16), (dpmpp_2m_sde, 90)]
+
+
 def ends(solver, steps):
     return SCHEDULE.snr(solver(SCHEDULE, steps).timesteps)
 
@@ -60,41 +65,49 @@ def increments(snr):
     return np.sqrt(np.diff(snr))[:, None] * path(snr, KNOTS)
 
 
+@pytest.mark.parametrize(("solver", "steps"), RUNS)
+def test_what_a_step_adds_is_an_increment_of_the_motion(solver, steps):
+    """(1 - a') / sqrt(a') (W(snr') - W(snr)), by the solvers' own coefficients."""
+    table = solver(SCHEDULE, steps)
+    after = SCHEDULE.alpha_bars()[[*table.timesteps[1:], 0]]
+    spread = np.sqrt(np.diff(ends(solver, steps)))
+    np.testing.assert_allclose(table.rows[:, C_NOISE], (1 - after) / np.sqrt(after) * spread, rtol=1e-9)
+
+
 def test_the_usual_steps_add_the_draws_as_they_are():
     np.testing.assert_array_equal(path(KNOTS, KNOTS)[:, :50], np.eye(50))
     assert not path(KNOTS, KNOTS)[:, 50:].any()
 
 
-@pytest.mark.parametrize(
-    ("solver", "steps"), [(ddim, 1), (ddim, 20), (ddim, 500), (dpmpp_2m_sde, 16), (dpmpp_2m_sde, 90)]
-)
+@pytest.mark.parametrize(("solver", "steps"), RUNS)
 def test_steps_of_any_length_add_independent_standard_noise(solver, steps):
     found = path(ends(solver, steps), KNOTS)
     np.testing.assert_allclose(found @ found.T, np.eye(steps), atol=1e-12)
 
 
-@pytest.mark.parametrize(("solver", "steps"), [(ddim, 10), (ddim, 25), (dpmpp_2m_sde, 16)])
-def test_steps_over_several_knots_add_what_those_between_add_in_all(solver, steps):
-    whole, parts = ends(solver, steps), increments(KNOTS)
-    for start, stop, increment in zip(whole[:-1], whole[1:], increments(whole), strict=True):
-        inside = (start <= KNOTS[:-1]) & (KNOTS[1:] <= stop)
-        np.testing.assert_allclose(increment, parts[inside].sum(0), atol=1e-12)
-
-
-@pytest.mark.parametrize("steps", [100, 200, 500])
-def test_steps_between_knots_add_up_to_what_a_step_over_them_adds(steps):
-    fine = ends(ddim, steps)
-    assert set(KNOTS) <= set(fine)
-    parts = increments(fine)
-    for start, stop, increment in zip(KNOTS[:-1], KNOTS[1:], increments(KNOTS)[:, :50], strict=True):
-        added = parts[(start <= fine[:-1]) & (fine[1:] <= stop)].sum(0)
-        np.testing.assert_allclose(added[:50], increment, atol=1e-12)
+@pytest.mark.parametrize(("solver", "steps"), [*RUNS, (ddim, 10), (ddim, 125), (dpmpp_2m_sde, 10)])
+def test_between_knots_that_it_meets_a_run_adds_what_the_usual_steps_do(solver, steps):
+    snr = ends(solver, steps)
+    ours, usual = increments(snr), increments(KNOTS)
+    met = [at for at in KNOTS if at in snr]
+    assert len(met) >= 2
+    for start, stop in itertools.pairwise(met):
+        added = ours[(start <= snr[:-1]) & (snr[1:] <= stop)].sum(0)
+        between = usual[(start <= KNOTS[:-1]) & (KNOTS[1:] <= stop)].sum(0)
+        np.testing.assert_allclose(added[:50], between[:50], atol=1e-12)
         np.testing.assert_allclose(added[50:], 0, atol=1e-12)  # what bridges it adds nothing in all
 
 
-def test_noise_along_a_path_is_the_mixture_of_the_draws():
-    mixtures = np.array([[0.6, 0.0, 0.8], [0.0, 1.0, 0.0]])
-    noise = along(mixtures, 7, range(2, 4), SHAPE)
-    drawn = [normal(7, range(2, 4), draw, SHAPE) for draw in (1, 2, 3)]
-    np.testing.assert_allclose(noise(0), 0.6 * drawn[0] + 0.8 * drawn[2], atol=1e-6)
-    np.testing.assert_array_equal(noise(1), drawn[1])
+def test_the_noise_of_a_step_is_its_mixture_of_the_draws():
+    table, images = dpmpp_2m_sde(SCHEDULE, 16), range(2, 4)
+    noise, mixtures = of_steps(SCHEDULE, table, 7, images, (2, 8, 8)), path(ends(dpmpp_2m_sde, 16), KNOTS)
+    drawn = np.stack([normal(7, images, draw, (2, 8, 8)) for draw in range(1, 1 + mixtures.shape[1])])
+    for step in (0, 7, 15):
+        assert noise(step).dtype == np.float32
+        np.testing.assert_allclose(noise(step), np.tensordot(mixtures[step], drawn, 1), atol=1e-6)
+    usual = of_steps(SCHEDULE, ddim(SCHEDULE, 50), 7, images, (2, 8, 8))
+    np.testing.assert_array_equal([usual(step) for step in range(50)], drawn[:50])
+
+
+def test_steps_that_add_nothing_draw_nothing():
+    assert not of_steps(SCHEDULE, ddim(SCHEDULE, 50, eta=0.0), 7, range(1), (2, 8, 8))(3).any()

@@ -118,10 +118,11 @@ def test_steps_are_some_of_given_ones_where_these_are_enough():
     np.testing.assert_array_equal(Schedule().spread(51, 0.25, among=usual), Schedule().spread(51, 0.25))
 
 
-def test_the_usual_timesteps_are_as_many_of_50_as_there_is_room_for():
+def test_the_usual_timesteps_are_what_there_is_room_for_of_50():
     np.testing.assert_array_equal(Schedule().usual(), Schedule().timesteps(50))
-    np.testing.assert_array_equal(Schedule(train_steps=20).usual(), np.arange(1, 20, 2))
-    np.testing.assert_array_equal(Schedule(train_steps=2).usual(), [1])
+    np.testing.assert_array_equal(Schedule(train_steps=103).usual(), np.arange(1, 103, 2))
+    np.testing.assert_array_equal(Schedule(train_steps=20).usual(), np.arange(1, 20))
+    assert not len(Schedule(train_steps=1).usual())
 
 
 def test_the_signal_to_noise_of_steps_ends_at_timestep_0():
