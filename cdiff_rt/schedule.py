@@ -49,7 +49,7 @@ class Schedule:
             above = min((n for n in near if n > steps), default=near[-1])
             raise BadRequest(
                 "steps",
-                f"{steps} does not divide the schedule of {self.train_steps} timesteps evenly",
+                f"{steps} does not divide the timesteps 1-{self.train_steps - 1} evenly",
                 f"take {' or '.join(map(str, sorted({below, above})))}",
             )
         return self._grid(steps)

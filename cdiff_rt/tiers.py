@@ -26,6 +26,8 @@ class Sampling:
         check_choice("solver", self.solver, SOLVERS)
         check_range("eta", self.eta, 0.0, 1.0)
         check_range("temperature", self.temperature, 0.0, 100.0)
+        if self.temperature != 1 and not self.eta:
+            raise BadRequest("temperature", f"{self.temperature:g}, but no step adds noise at eta 0", "leave it out")
         if self.solver == "ddim":
             return ddim(schedule, self.steps, eta=self.eta, temperature=self.temperature)
         if self.eta != ETAS[self.solver]:

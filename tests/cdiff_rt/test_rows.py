@@ -34,7 +34,7 @@ def test_a_row_is_a_job_whose_paths_start_at_the_file(write, bundle, tmp_path):
         "first": 2,
         "solver": "ddim",
         "steps": 4,
-        "eta": 0,
+        "eta": 0.5,
         "temperature": 2,
         "rounding": "nearest",
     }

@@ -59,6 +59,13 @@ def test_settings_out_of_range_are_refused(settings, words):
         sampling(**settings).table(Schedule())
 
 
+@pytest.mark.parametrize("settings", [{"eta": 0.0}, {"solver": "dpmpp-2m", "steps": 8}])
+def test_a_temperature_of_no_noise_is_refused(settings):
+    with pytest.raises(BadRequest, match="^temperature: 0.5, but no step adds noise"):
+        sampling(temperature=0.5, **settings).table(Schedule())
+    sampling(temperature=1.0, **settings).table(Schedule())
+
+
 def test_a_table_is_the_solvers():
     np.testing.assert_array_equal(sampling(steps=10).table(Schedule()).rows, ddim(Schedule(), 10).rows)
     fast = TIERS["fast"].table(Schedule())
