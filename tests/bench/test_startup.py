@@ -14,7 +14,8 @@ def test_both_commands_are_timed_in_new_processes(monkeypatch):
     assert [timing.ms for timing in result.timings] == [[7000, 9000, 11000], [8000, 10000, 12000]]
 
 
-def test_a_command_that_fails_is_no_measurement():
+def test_a_command_that_fails_is_no_measurement(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     assert 0.01 < seconds(["--help"]) < 60
     with pytest.raises(BadEnvironment, match="cdiff-rt generate: .*no bundle 'no-such'"):
         seconds(["generate", "--model", "no-such", "--text", "x"])
