@@ -103,9 +103,8 @@ class Pipeline:
 
         Only the experts of those modalities run, less those of `without` and those that `influence` gives no weight.
         The images are numbers `first` to `first + batch - 1` of the seed: image i is the same in any batch. `tier`
-        names a set of `solver`, `steps`, `eta` and `temperature`, see tiers.py, and is given instead of them.
-        `influence` stands in for the manifest's, `x_T` [batch, C, *latent] for the seed's first noise. Raises
-        BadRequest or BadInput.
+        names a set of `solver`, `steps`, `eta` and `temperature` and is given instead of them, see tiers.py; `influence`
+        is instead of the manifest's, `x_T` [batch, C, *latent] of the seed's first noise. Raises BadRequest or BadInput.
         """
         numbers = check_numbers(seed, first, batch)
         check_choice("rounding", rounding, ("truncate", "nearest"))
