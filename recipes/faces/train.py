@@ -22,7 +22,7 @@ from recipes.faces.config import FACES_128, MASK_SIZE, SCHEDULE
 from recipes.faces.data import Portraits
 from recipes.faces.examples import Examples, Stage, encode_all, images_of
 from recipes.faces.judge import train_judge
-from recipes.faces.training import Loss, Plan, fit
+from recipes.faces.training import Loss, Plan, fit, load_state
 from recipes.faces.weights import load_weights, parts_of, save_weights
 
 LATENT_NOISE = 0.05  # the sampler leaves errors of this size, so the decoder must not read finer detail
@@ -150,10 +150,10 @@ def importance(t: Tensor) -> Tensor:
 
 
 def fresh_branch(stage: Stage, modality: str) -> None:
-    """Text starts from the mask's UNet, which already draws faces."""
+    """Text starts from the mask's UNet as far as its training has come, for it already draws faces."""
     expert = stage.model.expert(modality)
     if isinstance(expert.encoder, TextEncoder):
-        load_weights(stage.model, stage.plan.folder, f"experts.{modality}.unet", "experts.mask.unet")
+        expert.unet.load_state_dict(load_state(stage.plan.folder, "mask", "unet"))
         nn.init.normal_(expert.encoder.transformer.token_emb.weight, std=0.1)
         nn.init.normal_(expert.encoder.transformer.pos_emb.emb.weight, std=0.1)
     else:

@@ -109,3 +109,12 @@ def _save(plan: Plan, module: nn.Module, optimizer: torch.optim.Optimizer, progr
     partial = plan.state.with_suffix(".partial")
     torch.save({"module": module.state_dict(), "optimizer": optimizer.state_dict(), **progress}, partial)
     partial.replace(plan.state)
+
+
+def load_state(folder: Path, stage: str, part: str) -> dict[str, Tensor]:
+    """The weights of one part of a stage's module, from its last save; the stage may still run."""
+    path = folder / f"{stage}.pt"
+    if not path.exists():
+        raise click.UsageError(f"there is no {path} to begin from; train {stage} first")
+    module = torch.load(path, weights_only=True)["module"]
+    return {name.removeprefix(f"{part}."): value for name, value in module.items() if name.startswith(f"{part}.")}

@@ -15,8 +15,8 @@ def save_weights(model: nn.Module, folder: Path, part: str) -> None:
     save_file(tensors, folder / f"{part}.safetensors")
 
 
-def load_weights(model: nn.Module, folder: Path, part: str, name: str | None = None) -> None:
-    model.get_submodule(part).load_state_dict(load_file(folder / f"{name or part}.safetensors"))
+def load_weights(model: nn.Module, folder: Path, part: str) -> None:
+    model.get_submodule(part).load_state_dict(load_file(folder / f"{part}.safetensors"))
 
 
 def parts_of(modality: str) -> list[str]:

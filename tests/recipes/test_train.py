@@ -1,5 +1,6 @@
 from dataclasses import replace
 
+import click
 import numpy as np
 import pytest
 import torch
@@ -10,8 +11,9 @@ from torch import nn
 from cdiff_rt.nets.autoencoder import AutoencoderConfig
 from cdiff_rt.nets.collaborative import CollaborativeModel, ModelConfig
 from recipes.faces import examples, train
-from recipes.faces.config import MASK_SIZE, SCHEDULE
+from recipes.faces.config import FACES_128, MASK_SIZE, SCHEDULE
 from recipes.faces.painter import portrait
+from recipes.faces.training import fit
 from tests.recipes.random_portraits import stage
 from tests.tiny import CONFIG, tiny_model
 
@@ -126,3 +128,18 @@ def test_errors_count_most_where_signal_and_noise_are_alike():
     assert weights[0] == pytest.approx(0.5, abs=0.001)
     assert weights.argmax() in (1, 2)
     assert 0.5 < weights[3] < 0.6
+
+
+def test_text_starts_from_the_masks_unet_while_that_is_in_training(work):
+    given = stage(work)
+    torch.manual_seed(5)
+    branch = nn.ModuleDict({"encoder": nn.Linear(2, 2), "unet": CollaborativeModel(FACES_128).expert("mask").unet})
+    fit(replace(given.plan, minutes=0), branch, None)
+    train.fresh_branch(given, "text")
+    text = given.model.expert("text").unet.state_dict()
+    assert all(torch.equal(text[name], weight) for name, weight in branch["unet"].state_dict().items())
+
+
+def test_text_without_the_mask_says_what_to_train_first(work):
+    with pytest.raises(click.UsageError, match=r"mask\.pt to begin from; train mask first"):
+        train.fresh_branch(stage(work), "text")
