@@ -253,6 +253,7 @@ def parameters_text(record: dict) -> dict[str, str]:
         "Steps": record["steps"],
         "Sampler": SAMPLERS[record.get("solver", "ddim")],
         "Eta": record["eta"],
+        "Temperature": record.get("temperature", 1),
         "Seed": record["seed"],
         "Image": record["image"],
         "Size": f"{record['size']}x{record['size']}",
@@ -260,5 +261,5 @@ def parameters_text(record: dict) -> dict[str, str]:
         "Model hash": record["model_hash"][:10],
         "Version": f"cdiff-rt {record['version']}",
     }
-    line = ", ".join(f"{key}: {value}" for key, value in shown.items())
+    line = ", ".join(f"{key}: {value}" for key, value in shown.items() if (key, value) != ("Temperature", 1))
     return {"parameters": f"{record['prompt']}\n{line}".lstrip(), "cdiff_rt": json.dumps(record)}

@@ -72,7 +72,9 @@ class Job:
     def request(self, identity: dict) -> str:
         """sha256 of all that the image follows from: settings, conditions, the files' content, and what makes it."""
         conditions = {name: _content(value) for name, value in self.conditions.items()}
-        whole = {"conditions": conditions, "settings": asdict(self.settings), "identity": identity}
+        settings = asdict(self.settings) | asdict(self.settings.sampling())
+        del settings["tier"]  # a name, and what it stands for may change
+        whole = {"conditions": conditions, "settings": settings, "identity": identity}
         return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
 
 

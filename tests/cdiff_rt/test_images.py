@@ -217,6 +217,13 @@ def test_parameters_survive_a_png(prompt, tmp_path):
     assert json.loads(texts["cdiff_rt"]) == record
 
 
+@pytest.mark.parametrize(("temperature", "told"), [(1.0, False), (0.8, True), (0, True)])
+def test_a_temperature_is_told_where_it_is_not_the_usual(temperature, told):
+    line = images.parameters_text(RECORD | {"temperature": temperature, "prompt": "", "image": 0})["parameters"]
+    assert (f"Eta: 1.0, Temperature: {temperature}, Seed" in line) == told
+    assert ("Temperature" in line) == told
+
+
 def test_the_palette_has_one_colour_for_each_class():
     assert len(CLASSES) == len(PALETTE) == len(set(PALETTE)) == 19
     assert (CLASSES[1], PALETTE[1], CLASSES[18], PALETTE[18]) == ("skin", (204, 0, 0), "cloth", (0, 204, 0))

@@ -1,6 +1,7 @@
 import json
 import os
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from cdiff_rt import rows
 from cdiff_rt.errors import BadInput
 from cdiff_rt.manifest import Influence
 from cdiff_rt.rows import Job, Settings, read_jobs
+from cdiff_rt.tiers import TIERS
 
 TEXT = "This man has a long beard."
 
@@ -172,3 +174,15 @@ def test_a_request_is_known_by_all_that_the_image_follows_from(write, bundle, tm
     Image.fromarray(np.roll(mask, 1)).save(tmp_path / "masks" / "face.png")
     requests.append(request({}))
     assert len(set(requests)) == len(changes) + 3
+
+
+def test_a_tier_is_known_by_what_it_stands_for(write, bundle, monkeypatch):
+    def request(settings):
+        (job,) = read_jobs(write({"id": "a", "text": TEXT} | settings), bundle.manifest)
+        return job.request({})
+
+    fast = request({"tier": "fast"})
+    assert fast == request({"solver": TIERS["fast"].solver, "steps": TIERS["fast"].steps})
+    assert request({"tier": "exact"}) == request({}) != fast
+    monkeypatch.setitem(TIERS, "fast", replace(TIERS["fast"], steps=12))
+    assert request({"tier": "fast"}) != fast
