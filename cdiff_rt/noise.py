@@ -1,7 +1,7 @@
 """Noise that depends on the seed, the image's number and the draw's number, and on nothing else.
 
 What the steps of a run add is one path of Brownian motion, cut into steps: so a seed's picture is nearly the same in 10 or
-16 steps as in 50.
+20 steps as in 50.
 """
 
 from collections.abc import Callable

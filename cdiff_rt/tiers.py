@@ -49,7 +49,7 @@ class Sampling:
 # They visit some of the same 50 timesteps and share the path of noise (noise.py), so a seed is nearly the same picture.
 TIERS = {
     "exact": Sampling(),
-    "fast": Sampling("dpmpp-2m-sde", 16),
+    "fast": Sampling("dpmpp-2m-sde", 20),
     "turbo": Sampling("dpmpp-2m-sde", 10),
 }
 
