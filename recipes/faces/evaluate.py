@@ -13,7 +13,7 @@ from torch import Tensor
 from cdiff_rt.nets.collaborative import CollaborativeModel
 from recipes.faces.data import HELD_OUT, Portraits
 from recipes.faces.examples import Examples, conditions_of, images_of
-from recipes.faces.train import at_timestep, peak_signal_to_noise
+from recipes.faces.train import at_timestep, peak_signal_to_noise, visibility
 from recipes.faces.weights import load_model
 
 TIMESTEPS = (981, 781, 581, 381, 181, 21)
@@ -21,8 +21,8 @@ SEED = 1
 
 
 def predictions(model: CollaborativeModel, examples: Examples, t: int) -> dict[str, Tensor]:
-    """row name -> squared error of the predicted v of every held-out latent [N] at timestep t."""
-    generator = torch.Generator().manual_seed(SEED)
+    """row name -> squared error, as it shows, of the predicted v of every held-out latent [N] at timestep t."""
+    generator, visible = torch.Generator().manual_seed(SEED), visibility(model.vae)
     count = len(examples.latents)
     x, times, v = at_timestep(examples.latents, torch.full((count,), t), generator)
     errors: dict[str, list[Tensor]] = {}
@@ -39,7 +39,7 @@ def predictions(model: CollaborativeModel, examples: Examples, t: int) -> dict[s
         outs["plain mean"] = own_outs.mean(0)
         outs["collaborative"] = (torch.softmax(torch.stack(logits), dim=0) * own_outs).sum(0)
         for name, out in outs.items():
-            errors.setdefault(name, []).append(((out - v[part]) ** 2).mean((1, 2, 3)))
+            errors.setdefault(name, []).append((visible * (out - v[part]) ** 2).mean((1, 2, 3)))
     return {name: torch.cat(rows) for name, rows in errors.items()}
 
 

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from cdiff_rt.nets.autoencoder import AutoencoderKL
 from cdiff_rt.nets.collaborative import CollaborativeModel, Expert
 from cdiff_rt.nets.text_encoder import TextEncoder
 from recipes.faces.config import FACES_128, MASK_SIZE, SCHEDULE
@@ -173,8 +174,21 @@ def train_branch(stage: Stage, modality: str) -> None:
         save_weights(stage.model, stage.plan.folder, part)
 
 
-def diffusers_loss(experts: dict[str, Expert], examples: Examples) -> Loss:
-    """The loss of the fused prediction under the plain softmax (Collaborative Diffusion, eq. 5-7 and section 3.3)."""
+def visibility(vae: AutoencoderKL) -> Tensor:
+    """[C, 1, 1]: how much an error of each latent channel shows, squared, in an image; 1 on average.
+
+    By the decoder's linear part, which makes most of the image.
+    """
+    seen = vae.linear_out.weight.detach().square().sum((1, 2, 3))
+    return (seen / seen.mean())[:, None, None]
+
+
+def diffusers_loss(experts: dict[str, Expert], visible: Tensor, examples: Examples) -> Loss:
+    """The loss of the fused prediction under the plain softmax (Collaborative Diffusion, eq. 5-7 and section 3.3).
+
+    Errors count as they show: most latent channels hold edges, and few the colours that a sentence names, so where all
+    count alike the mask gets too much influence.
+    """
 
     def loss(indices: Tensor, generator: torch.Generator) -> Tensor:
         x, t, v = diffuse(examples.latents[indices], generator)
@@ -185,7 +199,8 @@ def diffusers_loss(experts: dict[str, Expert], examples: Examples) -> Loss:
                 outs.append(expert.unet(x, t, tokens).float())
             logits.append(expert.diffuser(x, t, tokens).float())
         influence = torch.softmax(torch.stack(logits), dim=0)
-        return F.mse_loss((influence * torch.stack(outs)).sum(0), v)
+        error = (visible * ((influence * torch.stack(outs)).sum(0) - v) ** 2).mean((1, 2, 3))
+        return (importance(t) * error).mean()
 
     return loss
 
@@ -194,14 +209,16 @@ def train_diffusers(stage: Stage) -> None:
     examples = encode_all(stage)
     experts = {modality: stage.model.expert(modality) for modality in stage.model.experts}
     stage.model.requires_grad_(False)
+    load_weights(stage.model, stage.plan.folder, "vae")
     for modality, expert in experts.items():
         encoder, unet, diffuser = parts_of(modality)
         load_weights(stage.model, stage.plan.folder, encoder)
         load_weights(stage.model, stage.plan.folder, unet)
         begin(stage, [diffuser], lambda expert=expert: zero_weights(expert.diffuser.out[2]))  # type: ignore[misc]
         expert.diffuser.requires_grad_(True)
+        expert.unet.compile()  # as in train_branch
     diffusers = nn.ModuleDict({modality: expert.diffuser for modality, expert in experts.items()})
-    fit(stage.plan, diffusers, diffusers_loss(experts, examples))
+    fit(stage.plan, diffusers, diffusers_loss(experts, visibility(stage.model.vae), examples))
     for modality in experts:
         save_weights(stage.model, stage.plan.folder, f"experts.{modality}.diffuser")
 

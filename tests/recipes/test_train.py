@@ -104,7 +104,7 @@ def test_diffusers_learn_and_nothing_else_does(tiny_masks, generator):
     model = CollaborativeModel(CONFIG).requires_grad_(False)
     for expert in model.experts.values():
         expert.diffuser.requires_grad_(True)
-    train.diffusers_loss(model.experts, tiny_examples())(torch.arange(8), generator).backward()
+    train.diffusers_loss(model.experts, torch.ones(3, 1, 1), tiny_examples())(torch.arange(8), generator).backward()
     touched = {
         name
         for name, parameter in model.named_parameters()
@@ -118,9 +118,30 @@ def test_one_expert_has_all_the_influence(tiny_masks, monkeypatch):
     monkeypatch.setattr(train, "importance", torch.ones_like)
     expert, given = tiny_model().experts["mask"], tiny_examples()
     alone = train.branch_loss(expert, "mask", given)
-    fused = train.diffusers_loss(nn.ModuleDict({"mask": expert}), given)
+    fused = train.diffusers_loss(nn.ModuleDict({"mask": expert}), torch.ones(3, 1, 1), given)
     one, two = (loss(torch.arange(8), torch.Generator().manual_seed(3)) for loss in (alone, fused))
     assert one.item() == pytest.approx(two.item(), rel=1e-5)
+
+
+def test_an_error_counts_as_much_as_it_shows(images):
+    torch.manual_seed(0)
+    model = CollaborativeModel(ModelConfig({}, VAE))
+    train.start_at_pca(model, images)
+    z = torch.zeros(1, 16, 8, 8)
+    with torch.no_grad():
+        seen = [F.mse_loss(model.vae.decode(z + unit), model.vae.decode(z)) for unit in torch.eye(16)[:, :, None, None]]
+    expected = torch.stack(seen) / torch.stack(seen).mean()
+    assert torch.allclose(train.visibility(model.vae).flatten(), expected, rtol=1e-3)
+
+
+def test_the_mix_is_weighed_by_what_shows(tiny_masks):
+    expert, given = tiny_model().experts["mask"], tiny_examples()
+    units = torch.eye(3)[:, :, None, None]
+    losses = [
+        train.diffusers_loss({"mask": expert}, visible, given)(torch.arange(8), torch.Generator().manual_seed(3)).item()
+        for visible in (*units, torch.tensor([4.0, 2.0, 1.0])[:, None, None])
+    ]
+    assert losses[3] == pytest.approx(4 * losses[0] + 2 * losses[1] + losses[2], rel=1e-5)
 
 
 def test_errors_count_most_where_signal_and_noise_are_alike():
