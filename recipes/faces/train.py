@@ -183,12 +183,20 @@ def visibility(vae: AutoencoderKL) -> Tensor:
     return (seen / seen.mean())[:, None, None]
 
 
-def diffusers_loss(experts: dict[str, Expert], visible: Tensor, examples: Examples) -> Loss:
-    """The loss of the fused prediction under the plain softmax (Collaborative Diffusion, eq. 5-7 and section 3.3).
+def mixing_error(influence: Tensor, outs: Tensor, v: Tensor, visible: Tensor) -> Tensor:
+    """influence [N, B, 1, H, W], outs [N, B, C, H, W], v [B, C, H, W], visible [C, 1, 1] -> [B].
 
-    Errors count as they show: most latent channels hold edges, and few the colours that a sentence names, so where all
-    count alike the mask gets too much influence.
+    The squared error of the mix. Channels count as they show: most hold edges, and few the colours that a sentence
+    names, so where all count alike the mask gets too much influence. And each example counts relative to the variance of
+    the experts, for at late timesteps, when wrinkles come, they differ little.
     """
+    error = visible * ((influence * outs).sum(0) - v) ** 2
+    variance = visible * outs.var(0, correction=0)
+    return error.mean((1, 2, 3)) / variance.mean((1, 2, 3))
+
+
+def diffusers_loss(experts: dict[str, Expert], visible: Tensor, examples: Examples) -> Loss:
+    """The loss of the fused prediction under the plain softmax (Collaborative Diffusion, eq. 5-7 and section 3.3)."""
 
     def loss(indices: Tensor, generator: torch.Generator) -> Tensor:
         x, t, v = diffuse(examples.latents[indices], generator)
@@ -199,8 +207,7 @@ def diffusers_loss(experts: dict[str, Expert], visible: Tensor, examples: Exampl
                 outs.append(expert.unet(x, t, tokens).float())
             logits.append(expert.diffuser(x, t, tokens).float())
         influence = torch.softmax(torch.stack(logits), dim=0)
-        error = (visible * ((influence * torch.stack(outs)).sum(0) - v) ** 2).mean((1, 2, 3))
-        return (importance(t) * error).mean()
+        return mixing_error(influence, torch.stack(outs), v, visible).mean()
 
     return loss
 

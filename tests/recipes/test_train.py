@@ -114,13 +114,24 @@ def test_diffusers_learn_and_nothing_else_does(tiny_masks, generator):
     assert {name.split(".")[1] for name in touched} == {"mask", "text"}
 
 
-def test_one_expert_has_all_the_influence(tiny_masks, monkeypatch):
+def test_the_mix_starts_as_the_plain_mean_and_can_become_either_expert(tiny_masks, monkeypatch):
     monkeypatch.setattr(train, "importance", torch.ones_like)
-    expert, given = tiny_model().experts["mask"], tiny_examples()
-    alone = train.branch_loss(expert, "mask", given)
-    fused = train.diffusers_loss(nn.ModuleDict({"mask": expert}), torch.ones(3, 1, 1), given)
-    one, two = (loss(torch.arange(8), torch.Generator().manual_seed(3)) for loss in (alone, fused))
-    assert one.item() == pytest.approx(two.item(), rel=1e-5)
+    model, given = CollaborativeModel(CONFIG).requires_grad_(False), tiny_examples()
+    experts = {name: model.expert(name) for name in ("mask", "text")}
+
+    def value(loss):
+        return loss(torch.tensor([3]), torch.Generator().manual_seed(3)).item()
+
+    def mixed(logit):
+        experts["mask"].diffuser.out[2].bias.fill_(logit)
+        return value(train.diffusers_loss(experts, torch.ones(3, 1, 1), given))
+
+    for expert in experts.values():
+        train.zero_weights(expert.diffuser.out[2])
+    plain, mask, text = mixed(0.0), mixed(50.0), mixed(-50.0)
+    alone = [value(train.branch_loss(expert, name, given)) for name, expert in experts.items()]
+    assert mask / text == pytest.approx(alone[0] / alone[1], rel=1e-4)
+    assert plain == pytest.approx((mask + text) / 2 - 1, rel=1e-4)  # the experts' errors, less their variance
 
 
 def test_an_error_counts_as_much_as_it_shows(images):
@@ -134,14 +145,12 @@ def test_an_error_counts_as_much_as_it_shows(images):
     assert torch.allclose(train.visibility(model.vae).flatten(), expected, rtol=1e-3)
 
 
-def test_the_mix_is_weighed_by_what_shows(tiny_masks):
-    expert, given = tiny_model().experts["mask"], tiny_examples()
-    units = torch.eye(3)[:, :, None, None]
-    losses = [
-        train.diffusers_loss({"mask": expert}, visible, given)(torch.arange(8), torch.Generator().manual_seed(3)).item()
-        for visible in (*units, torch.tensor([4.0, 2.0, 1.0])[:, None, None])
-    ]
-    assert losses[3] == pytest.approx(4 * losses[0] + 2 * losses[1] + losses[2], rel=1e-5)
+def test_the_error_of_a_mix_counts_what_shows_relative_to_how_the_experts_differ():
+    outs = torch.tensor([[[3.0, 0.0]], [[1.0, 8.0]]])[..., None, None]  # two experts, one example, two channels
+    influence, v = torch.tensor([0.75, 0.25]).reshape(2, 1, 1, 1, 1), torch.zeros(1, 2, 1, 1)
+    for visible, expected in (((1, 0), 2.5**2 / 1), ((0, 1), 2.0**2 / 16), ((2, 1), (2 * 2.5**2 + 4) / (2 * 1 + 16))):
+        weights = torch.tensor(visible, dtype=torch.float)[:, None, None]
+        assert train.mixing_error(influence, outs, v, weights).tolist() == pytest.approx([expected])
 
 
 def test_errors_count_most_where_signal_and_noise_are_alike():
