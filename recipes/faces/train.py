@@ -186,9 +186,9 @@ def visibility(vae: AutoencoderKL) -> Tensor:
 def mixing_error(influence: Tensor, outs: Tensor, v: Tensor, visible: Tensor) -> Tensor:
     """influence [N, B, 1, H, W], outs [N, B, C, H, W], v [B, C, H, W], visible [C, 1, 1] -> [B].
 
-    The squared error of the mix. Channels count as they show: most hold edges, and few the colours that a sentence
-    names, so where all count alike the mask gets too much influence. And each example counts relative to the variance of
-    the experts, for at late timesteps, when wrinkles come, they differ little.
+    The squared error of the mix. Channels count as they show: one makes more than half of what does, and would be one
+    of sixteen. And each example counts relative to the variance of the experts: at late timesteps they differ little,
+    and would hardly count.
     """
     error = visible * ((influence * outs).sum(0) - v) ** 2
     variance = visible * outs.var(0, correction=0)
