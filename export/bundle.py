@@ -20,6 +20,7 @@ from cdiff_rt.export.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
+from cdiff_rt.export.cpu_graph import write_cpu_graph
 from cdiff_rt.export.padding import pad_weight, padded_config
 from cdiff_rt.export.published import import_published
 from cdiff_rt.export.tensors import write_tensors
@@ -130,6 +131,8 @@ def write_bundle(checkpoint: Checkpoint, folder: Path, precision: Precision = "f
         specs |= part_specs(described, part, module)
         for network, function in part_functions(part, module).items():
             export_network(module, f"{part}.", function, specs[network], folder, WEIGHTS)
+            if network.startswith("expert."):  # what runs at each step
+                specs[network] = write_cpu_graph(specs[network], folder)
     (folder / WEIGHTS).chmod(0o644)
     files = {path.name: sha256(path) for path in sorted(folder.iterdir())}
     manifest = Manifest(

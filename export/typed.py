@@ -88,10 +88,10 @@ def _expand_attention(model: "onnx.ModelProto") -> None:
     has no fused kernel (one wide head, fp32) it runs them, while it refuses to build the whole operator.
     """
     graph = model.graph
-    scaled = any(node.op_type == "Attention" and not _attributes(node).get("scale") for node in graph.node)
-    widths = _widths(model) if scaled else {}
+    scaled = any(node.op_type == "Attention" and not attributes(node).get("scale") for node in graph.node)
+    shapes = shapes_of(model) if scaled else {}
     nodes = [
-        part for node in graph.node for part in (_products(graph, node, widths) if _is_attention(node) else [node])
+        part for node in graph.node for part in (_products(graph, node, shapes) if _is_attention(node) else [node])
     ]
     del graph.node[:]
     graph.node.extend(nodes)
@@ -101,14 +101,14 @@ def _is_attention(node: "onnx.NodeProto") -> bool:
     return node.op_type == "Attention"
 
 
-def _attributes(node: "onnx.NodeProto") -> dict:
+def attributes(node: "onnx.NodeProto") -> dict:
     import onnx
 
     return {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
 
 
-def _widths(model: "onnx.ModelProto") -> dict[str, int]:
-    """The last size of every tensor."""
+def shapes_of(model: "onnx.ModelProto") -> dict[str, tuple[int, ...]]:
+    """The sizes of every tensor; 0 where it isn't known before it runs."""
     import onnx
 
     copy = onnx.ModelProto()
@@ -117,18 +117,21 @@ def _widths(model: "onnx.ModelProto") -> dict[str, int]:
         if node.op_type == "GroupNormalization":  # through which onnx 1.23 infers no shape
             node.op_type = "Identity"
             del node.input[1:], node.attribute[:]
-    inferred = onnx.shape_inference.infer_shapes(copy, strict_mode=True, data_prop=True).graph
-    shapes = {value.name: value.type.tensor_type.shape.dim for value in (*inferred.value_info, *inferred.input)}
-    return {name: shape[-1].dim_value for name, shape in shapes.items() if shape}
+    graph = onnx.shape_inference.infer_shapes(copy, strict_mode=True, data_prop=True).graph
+    values = (*graph.value_info, *graph.input)
+    shapes = {value.name: tuple(d.dim_value for d in value.type.tensor_type.shape.dim) for value in values}
+    return shapes | {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
 
 
-def _products(graph: "onnx.GraphProto", node: "onnx.NodeProto", widths: dict[str, int]) -> "list[onnx.NodeProto]":
+def _products(
+    graph: "onnx.GraphProto", node: "onnx.NodeProto", shapes: dict[str, tuple[int, ...]]
+) -> "list[onnx.NodeProto]":
     """softmax(scale q k^T) v. The scale comes first, so that the scores stay within fp16."""
     import onnx
 
-    given, (query, key, value), (out,) = _attributes(node), node.input, node.output
+    given, (query, key, value), (out,) = attributes(node), node.input, node.output
     assert not any(given.get(name) for name in ("is_causal", "softcap", "qk_matmul_output_mode")), given
-    scale = given.get("scale") or widths[query] ** -0.5
+    scale = given.get("scale") or shapes[query][-1] ** -0.5
     graph.initializer.append(onnx.helper.make_tensor(f"{out}/scale", onnx.TensorProto.FLOAT, (), [scale]))
     steps: list[tuple[str, list[str], str, dict[str, object]]] = [
         ("Mul", [query, f"{out}/scale"], f"{out}/scaled", {}),

@@ -15,7 +15,7 @@ HEAVY |= {"tensorrt", "triton", "polygraphy", "ray"}
 HOMES = {
     "onnxruntime": {"engines/ort.py"},
     "openvino": {"engines/vino.py"},
-    "onnx": {"export/to_onnx.py", "export/typed.py", "export/fused.py"},
+    "onnx": {"export/to_onnx.py", "export/typed.py", "export/fused.py", "export/cpu_graph.py"},
     "onnxscript": {"export/to_onnx.py"},
     "skimage": {"bench/faces.py"},
     "ray": {"cdiff_rt/on_ray.py"},

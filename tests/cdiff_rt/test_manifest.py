@@ -228,6 +228,8 @@ def test_a_field_of_the_wrong_type_is_refused(field, value, folder):
         (("modalities", 1, "vocabulary"), "../vocab.txt"),
         (("networks", "vae.decode", "file"), []),
         (("networks", "vae.decode", "file"), "nowhere.onnx"),
+        (("networks", "vae.decode", "cpu_file"), "nowhere.onnx"),
+        (("networks", "vae.decode", "cpu_file"), None),
         (("networks", "vae.decode", "inputs"), None),
         (("networks", "vae.decode", "inputs", 0, "shape"), 5),
         (("networks", "vae.decode"), None),
