@@ -2,7 +2,7 @@
 
 The limit of a task is the time that its convolutions would take at the speed of the best convolution measured and its
 other multiplications at that of the best matrix product, or, where that is longer, that of reading its weights once.
-So 100 % is out of reach: normalisations, activations and softmaxes count as nothing.
+So 100 % is out of reach of direct convolutions, for normalisations, activations and softmaxes count as nothing.
 """
 
 import importlib.util

@@ -55,8 +55,8 @@ class Pipeline:
     """A bundle and a backend. Engines load at first use and stay loaded."""
 
     def __init__(self, bundle: Bundle, backend: str = DEFAULT_BACKEND, on_device: OnDevice | None = None) -> None:
-        self.bundle, self.manifest, self.backend = bundle, bundle.manifest, resolve(backend)
-        self._on_device = on_device
+        self.bundle, self.manifest, self._on_device = bundle, bundle.manifest, on_device
+        self.backend = resolve(backend, bundle.manifest, on_device.precision if on_device else None)
         self._runner = load_runner(bundle, self.backend, on_device)
 
     def __reduce__(self) -> tuple:

@@ -13,7 +13,7 @@ import numpy as np
 
 from cdiff_rt.engines.cuda import why_no_device
 from cdiff_rt.errors import BadEnvironment, BadRequest
-from cdiff_rt.manifest import Bundle, NetworkSpec, TensorSpec
+from cdiff_rt.manifest import Bundle, Manifest, NetworkSpec, TensorSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -102,16 +102,23 @@ BACKENDS: dict[str, Backend] = {
 
 AUTO = "auto"
 FASTEST = ("torch-cuda", "openvino", "onnxruntime", "torch")  # what `auto` tries; engines built for a GPU go by name
+FASTEST_REWRITTEN = ("torch-cuda", "onnxruntime", "openvino", "torch")  # with graphs of onnxruntime's own for CPUs
 
 
-def resolve(backend: str) -> str:
-    """A backend's name; of "auto" that of the first of `FASTEST` that works here, which a note tells.
+def resolve(backend: str, manifest: Manifest, precision: Precision | None = None) -> str:
+    """A backend's name; of "auto" that of the fastest that works here, in this precision, which a note tells.
 
     Raises BadEnvironment if none does.
     """
     if backend != AUTO:
         return backend
-    reasons = {name: why_not(name) for name in FASTEST}
+    rewritten = any(network.cpu_file for network in manifest.networks.values())
+    tried = [
+        name
+        for name in (FASTEST_REWRITTEN if rewritten else FASTEST)
+        if precision is None or precision in BACKENDS[name].precisions
+    ]
+    reasons = {name: why_not(name) for name in tried}
     found = next((name for name, reason in reasons.items() if reason is None), None)
     told = "; ".join(f"{name}: {reason}" for name, reason in reasons.items() if reason)
     if found is None:

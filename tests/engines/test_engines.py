@@ -165,19 +165,41 @@ def test_engines_get_all_cores_unless_told_otherwise(bundle, monkeypatch):
     assert seen == [engines.cores(), 1]
 
 
-def test_auto_is_the_first_that_works_and_says_why_others_do_not(monkeypatch, caplog):
+def test_auto_is_the_first_that_works_and_says_why_others_do_not(bundle, monkeypatch, caplog):
     reasons = dict.fromkeys(engines.FASTEST) | {engines.FASTEST[0]: "no GPU", engines.FASTEST[1]: "x not installed"}
     monkeypatch.setattr(engines, "why_not", reasons.get)
     with caplog.at_level(logging.INFO, "cdiff_rt"):
-        assert engines.resolve("auto") == engines.FASTEST[2]
+        assert engines.resolve("auto", bundle.manifest) == engines.FASTEST[2]
     (message,) = caplog.messages
     assert engines.FASTEST[2] in message and "no GPU" in message and "x not installed" in message
 
 
-def test_auto_needs_one_that_works(monkeypatch):
+@pytest.mark.parametrize(
+    ("rewritten", "precision", "expected"),
+    [
+        (False, None, "openvino"),
+        (True, None, "onnxruntime"),
+        (True, "fp32", "onnxruntime"),
+        (True, "bf16", "openvino"),
+        (False, "bf16", "openvino"),
+    ],
+)
+def test_auto_is_the_fastest_for_the_bundle_and_the_precision(bundle, monkeypatch, rewritten, precision, expected):
+    monkeypatch.setattr(engines, "why_not", lambda name: "no GPU" if name == "torch-cuda" else None)
+    networks = {
+        name: dataclasses.replace(spec, cpu_file="some.cpu.onnx" if rewritten and name == "expert.text" else "")
+        for name, spec in bundle.manifest.networks.items()
+    }
+    assert engines.resolve("auto", dataclasses.replace(bundle.manifest, networks=networks), precision) == expected
+
+
+def test_auto_needs_one_that_works(bundle, monkeypatch):
     monkeypatch.setattr(engines, "why_not", lambda name: "x not installed")
     with pytest.raises(BadEnvironment, match="^backend auto: none works here"):
-        engines.resolve("auto")
+        engines.resolve("auto", bundle.manifest)
+    monkeypatch.setattr(engines, "why_not", lambda name: "no GPU" if name == "torch-cuda" else None)
+    with pytest.raises(BadEnvironment, match=r"none works here \(torch-cuda: no GPU\)"):
+        engines.resolve("auto", bundle.manifest, "fp16")
 
 
 def test_auto_makes_images_and_the_record_has_the_backends_name(bundle):
