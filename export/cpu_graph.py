@@ -1,8 +1,8 @@
 """A step's network as ONNX Runtime runs it faster on CPUs: the same function with fewer multiplications and less memory.
 
 Large convolutions of 3 x 3 become Winograd's (winograd.py); attention with many scores is computed a few heads at a time,
-so that their scores stay in the cache. Other runtimes do better with the plain graph: on an AMD EPYC OpenVINO took 8 %
-longer with this one, and builders of GPU engines choose such things themselves.
+so that their scores stay in the cache. Other runtimes do better with the plain graph: OpenVINO is slower with this one, and
+builders of GPU engines choose such things themselves.
 """
 
 import math
