@@ -102,27 +102,31 @@ BACKENDS: dict[str, Backend] = {
 
 AUTO = "auto"
 FASTEST = ("torch-cuda", "openvino", "onnxruntime", "torch")  # what `auto` tries; engines built for a GPU go by name
-FASTEST_REWRITTEN = ("torch-cuda", "onnxruntime", "openvino", "torch")  # with graphs of onnxruntime's own for CPUs
+
+
+def fastest(manifest: Manifest) -> tuple[str, ...]:
+    """`FASTEST`, but onnxruntime passes openvino where it has graphs of its own for all experts (docs/speed.md)."""
+    experts = [network for name, network in manifest.networks.items() if name.startswith("expert.")]
+    passes = all(network.cpu_file for network in experts)
+    return ("torch-cuda", "onnxruntime", "openvino", "torch") if passes else FASTEST
 
 
 def resolve(backend: str, manifest: Manifest, precision: Precision | None = None) -> str:
     """A backend's name; of "auto" that of the fastest that works here, in this precision, which a note tells.
 
-    Raises BadEnvironment if none does.
+    Raises BadEnvironment if none does, BadRequest for a precision that none has.
     """
     if backend != AUTO:
         return backend
-    rewritten = any(network.cpu_file for network in manifest.networks.values())
-    tried = [
-        name
-        for name in (FASTEST_REWRITTEN if rewritten else FASTEST)
-        if precision is None or precision in BACKENDS[name].precisions
-    ]
+    tried = [name for name in fastest(manifest) if precision is None or precision in BACKENDS[name].precisions]
+    if not tried:
+        raise BadRequest("precision", repr(precision), f"choose one of {', '.join(ANY)}")
     reasons = {name: why_not(name) for name in tried}
     found = next((name for name, reason in reasons.items() if reason is None), None)
     told = "; ".join(f"{name}: {reason}" for name, reason in reasons.items() if reason)
     if found is None:
-        raise BadEnvironment("backend auto", f"none works here ({told})", "see `cdiff-rt doctor`")
+        asked, other = (f" in {precision}", "choose another precision or ") if precision else ("", "")
+        raise BadEnvironment("backend auto", f"none works here{asked} ({told})", f"{other}see `cdiff-rt doctor`")
     log.info("backend auto: %s%s", found, f" ({told})" if told else "")
     return found
 

@@ -105,7 +105,7 @@ def _refused(spec: NetworkSpec, reason: str) -> BadArtefact:
 
 def load(bundle: Bundle, network: str, placement: Placement) -> OrtEngine:
     spec = bundle.manifest.networks[network]
-    return OrtEngine(bundle.path(spec.files[-1]), spec, placement.threads)
+    return OrtEngine(bundle.path(spec.cpu_file or spec.file), spec, placement.threads)
 
 
 def load_cuda(bundle: Bundle, network: str, placement: Placement) -> OrtDeviceEngine:

@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from cdiff_rt.engines import check_backend
 from cdiff_rt.errors import BadArtefact, BadRequest, OutOfResource
 from cdiff_rt.export.checkpoint import (
     Checkpoint,
@@ -52,11 +53,13 @@ def export_checkpoint(
     `precision`; `diffuser_input` and `freeu`, by modality, change the networks; `head_multiple` pads attention's heads to
     a multiple of that width (padding.py). If `out` ends with .safetensors, one
     checkpoint that describes itself is written instead, and nothing compared. Raises BadRequest, BadArtefact,
-    OutOfResource.
+    BadEnvironment, OutOfResource.
     """
     if out.exists():
         raise BadRequest("out", f"{out} exists", "choose another name or remove it")
     check_folder(out.parent)
+    if out.suffix != ".safetensors":
+        check_backend("onnxruntime")  # which every network is compared on
     loaded = adapt(load(checkpoints), diffuser_input, freeu or {})
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

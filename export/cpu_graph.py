@@ -1,8 +1,8 @@
 """A step's network as ONNX Runtime runs it faster on CPUs: the same function with fewer multiplications and less memory.
 
 Large convolutions of 3 x 3 become Winograd's (winograd.py); attention with many scores is computed a few heads at a time,
-so that their scores stay in the cache. Other runtimes do better with the plain graph: OpenVINO is slower with this one, and
-builders of GPU engines choose such things themselves.
+so that their scores stay in the cache. Other runtimes keep the plain graph: OpenVINO gains nothing by this one, and builders
+of GPU engines choose such things themselves.
 """
 
 import math
@@ -19,11 +19,11 @@ from cdiff_rt.manifest import NetworkSpec
 if TYPE_CHECKING:
     import onnx
 
-LARGEST_SCORES = 2**21  # of a few heads: 8 MiB in fp32
+LARGEST_SCORES = 2**21  # of the heads that are computed together: 8 MiB in fp32
 FEWEST_CHANNELS = 192  # with fewer, the transforms cost what the products save
-# The tile by the pixels of an image's shorter side. A small image has few tiles to share a kernel's transform, of which
-# a tile of 4 makes four times as many numbers as it had; a large one's tiles take too much memory.
-TILES = ((8, 2), (32, 4), (65, 0))
+SMALLEST, LARGEST = 8, 64 * 64  # side and area of an image: with few tiles the kernels are read for little, and many
+# take too much memory.
+LARGE = 32  # side from which tiles of 4 pay, whose kernels are four times as large as they were, and not twice
 Shape = tuple[int, ...]  # 0 for what is known at run time only: the batch
 
 
@@ -86,9 +86,14 @@ class _Making:
 
 
 def _parts(node: "onnx.NodeProto", shapes: dict[str, Shape]) -> int:
-    """Into how many parts the heads of one image go. Queries and keys are [batch, heads, tokens, width]."""
-    (_, heads, queries, _), (_, _, keys, _) = (shapes[name] for name in node.input[:2])
-    return min(heads, math.ceil(heads * queries * keys / LARGEST_SCORES))
+    """Into how many parts the heads of one image go, so that a part's scores are few enough; 1: it is left alone."""
+    sizes = [shapes[name] for name in node.input]
+    if [len(size) for size in sizes] != [4, 4, 4]:  # q, k, v [batch, heads, tokens, width], and no mask
+        return 1
+    (_, heads, queries, _), (_, shared, keys, _), _ = sizes
+    if shared != heads or not queries * keys:
+        return 1
+    return math.ceil(heads / max(1, LARGEST_SCORES // (queries * keys)))
 
 
 def _by_heads(making: _Making, node: "onnx.NodeProto", parts: int) -> None:
@@ -107,17 +112,19 @@ def _by_heads(making: _Making, node: "onnx.NodeProto", parts: int) -> None:
 # --- convolutions ----------------------------------------------------------------------------------------------------
 
 
+DEFAULTS = {"strides": [1, 1], "pads": [0] * 4, "dilations": [1, 1], "group": 1, "auto_pad": b"NOTSET"}
+
+
 def _tile(node: "onnx.NodeProto", shapes: dict[str, Shape]) -> int:
     """The tile of a convolution that pays as Winograd's, or 0."""
     made, taken, *kernel = shapes[node.input[1]]
-    plain = {"strides": [1, 1], "pads": [1] * 4, "dilations": [1, 1], "group": 1, "auto_pad": b"NOTSET"}
-    given = {name: value for name, value in attributes(node).items() if name in plain}
-    if kernel != [winograd.TAPS] * 2 or plain | given != plain or "pads" not in given or len(node.input) < 3:
+    given = {name: value for name, value in attributes(node).items() if name in DEFAULTS}
+    if kernel != [winograd.TAPS] * 2 or DEFAULTS | given != DEFAULTS | {"pads": [1] * 4} or len(node.input) < 3:
         return 0
-    if min(made, taken) < FEWEST_CHANNELS:
+    height, width = shapes[node.input[0]][2:]
+    if min(made, taken) < FEWEST_CHANNELS or min(height, width) < SMALLEST or height * width > LARGEST:
         return 0
-    side = min(shapes[node.input[0]][2:])
-    return next((tile for least, tile in reversed(TILES) if side >= least), 0)
+    return 4 if min(height, width) >= LARGE else 2
 
 
 def _winograd(making: _Making, node: "onnx.NodeProto", tile: int, shapes: dict[str, Shape]) -> None:

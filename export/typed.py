@@ -118,7 +118,7 @@ def shapes_of(model: "onnx.ModelProto") -> dict[str, tuple[int, ...]]:
             node.op_type = "Identity"
             del node.input[1:], node.attribute[:]
     graph = onnx.shape_inference.infer_shapes(copy, strict_mode=True, data_prop=True).graph
-    values = (*graph.value_info, *graph.input)
+    values = (*graph.value_info, *graph.input, *graph.output)
     shapes = {value.name: tuple(d.dim_value for d in value.type.tensor_type.shape.dim) for value in values}
     return shapes | {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
 

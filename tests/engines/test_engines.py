@@ -177,17 +177,18 @@ def test_auto_is_the_first_that_works_and_says_why_others_do_not(bundle, monkeyp
 @pytest.mark.parametrize(
     ("rewritten", "precision", "expected"),
     [
-        (False, None, "openvino"),
-        (True, None, "onnxruntime"),
-        (True, "fp32", "onnxruntime"),
-        (True, "bf16", "openvino"),
-        (False, "bf16", "openvino"),
+        ((), None, "openvino"),
+        (("expert.text",), None, "openvino"),
+        (("expert.mask", "expert.text"), None, "onnxruntime"),
+        (("expert.mask", "expert.text"), "fp32", "onnxruntime"),
+        (("expert.mask", "expert.text"), "bf16", "openvino"),
+        ((), "bf16", "openvino"),
     ],
 )
 def test_auto_is_the_fastest_for_the_bundle_and_the_precision(bundle, monkeypatch, rewritten, precision, expected):
     monkeypatch.setattr(engines, "why_not", lambda name: "no GPU" if name == "torch-cuda" else None)
     networks = {
-        name: dataclasses.replace(spec, cpu_file="some.cpu.onnx" if rewritten and name == "expert.text" else "")
+        name: dataclasses.replace(spec, cpu_file="some.cpu.onnx" if name in rewritten else "")
         for name, spec in bundle.manifest.networks.items()
     }
     assert engines.resolve("auto", dataclasses.replace(bundle.manifest, networks=networks), precision) == expected
@@ -198,8 +199,12 @@ def test_auto_needs_one_that_works(bundle, monkeypatch):
     with pytest.raises(BadEnvironment, match="^backend auto: none works here"):
         engines.resolve("auto", bundle.manifest)
     monkeypatch.setattr(engines, "why_not", lambda name: "no GPU" if name == "torch-cuda" else None)
-    with pytest.raises(BadEnvironment, match=r"none works here \(torch-cuda: no GPU\)"):
+    with pytest.raises(
+        BadEnvironment, match=r"none works here in fp16 \(torch-cuda: no GPU\); choose another precision"
+    ):
         engines.resolve("auto", bundle.manifest, "fp16")
+    with pytest.raises(BadRequest, match="'fp8'"):
+        engines.resolve("auto", bundle.manifest, "fp8")
 
 
 def test_auto_makes_images_and_the_record_has_the_backends_name(bundle):

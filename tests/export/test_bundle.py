@@ -9,8 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from cdiff_rt import engines
 from cdiff_rt.engines import load_engine
-from cdiff_rt.errors import BadArtefact, BadRequest, OutOfResource
+from cdiff_rt.errors import BadArtefact, BadEnvironment, BadRequest, OutOfResource
 from cdiff_rt.export import bundle as bundle_module
 from cdiff_rt.export.bundle import adapt, export_checkpoint
 from cdiff_rt.export.checkpoint import in_memory, read_checkpoint, write_checkpoint
@@ -134,6 +135,13 @@ def test_a_refused_checkpoint_leaves_nothing(tiny_checkpoint, tmp_path):
     weights = {key: weight for key, weight in tiny_checkpoint.weights.items() if "vae" not in key}
     with pytest.raises(BadArtefact):
         export(tmp_path, in_memory(tiny_checkpoint.description, weights))
+    assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+def test_an_export_without_onnxruntime_is_refused_before_it_begins(tiny_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(engines, "why_not", lambda name: f"{name} not installed")
+    with pytest.raises(BadEnvironment, match="backend onnxruntime: onnxruntime not installed"):
+        export(tmp_path, tiny_checkpoint)
     assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
 
 
