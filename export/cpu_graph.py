@@ -1,4 +1,4 @@
-"""A step's network as ONNX Runtime runs it faster on CPUs: the same function with fewer multiplications and less memory.
+"""A step's network as ONNX Runtime runs it faster on CPUs: the same function, fewer multiplications, fewer ways to memory.
 
 Large convolutions of 3 x 3 become Winograd's (winograd.py); attention with many scores is computed a few heads at a time,
 so that their scores stay in the cache. Other runtimes keep the plain graph: OpenVINO gains nothing by this one, and builders
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 LARGEST_SCORES = 2**21  # of the heads that are computed together: 8 MiB in fp32
 FEWEST_CHANNELS = 192  # with fewer, the transforms cost what the products save
-SMALLEST, LARGEST = 8, 64 * 64  # side and area of an image: with few tiles the kernels are read for little, and many
-# take too much memory.
-LARGE = 32  # side from which tiles of 4 pay, whose kernels are four times as large as they were, and not twice
+SMALLEST = 8  # pixels of a side: with fewer, there are too few tiles for the kernels that are read
+LARGE = 32  # pixels of a side from which tiles of 4 pay: their kernels are 4 times as large as they were, those of 2 1.8 times
+LARGEST = 64 * 64  # pixels of an image: the tiles of larger ones take too much memory
 Shape = tuple[int, ...]  # 0 for what is known at run time only: the batch
 
 
@@ -110,7 +110,6 @@ def _by_heads(making: _Making, node: "onnx.NodeProto", parts: int) -> None:
 
 
 # --- convolutions ----------------------------------------------------------------------------------------------------
-
 
 DEFAULTS = {"strides": [1, 1], "pads": [0] * 4, "dilations": [1, 1], "group": 1, "auto_pad": b"NOTSET"}
 
