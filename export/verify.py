@@ -42,9 +42,8 @@ def graph_errors(bundle: Bundle, network: str) -> dict[str, float]:
     errors = {}
     for file in spec.files:
         ours = outputs(OrtEngine(bundle.path(file), spec, cores()))
-        errors[file] = float(
-            np.max([relative_error(ours[name], reference[name]) for name in reference])
-        )  # NaN if one is
+        found = [relative_error(ours[name], reference[name]) for name in reference]
+        errors[file] = float(np.max(found))  # NaN if one is, where max() may not say so
     return errors
 
 
