@@ -67,7 +67,7 @@ def legend(comparison: Comparison, titles: set[str]) -> str:
     said = {
         "spread": "spread: half of the runs lie in so much of the median",
         "speed": f"speed: median of the ratios to {base}, run by run",
-        "to tuned": f"to tuned: the same to {tuned}",
+        "to tuned": f"to tuned: ratio of the medians to {tuned}",
         "roofline": f"roofline: share of what this machine does at best ({comparison.roofline})",
         "dB": "dB: signal to error of the latents, against the first case of the same sampling",
         "dB later": f"later: after {comparison.settings.get('after')} steps",

@@ -48,6 +48,15 @@ def test_the_references_arithmetic_is_the_baseline_where_it_was_timed():
     assert [result.to_tuned(timing) for timing in result.timings] == [4.0, 0.5, 1.0]
 
 
+def test_what_is_told_of_the_tuned_one_does_not_waver_with_the_baseline():
+    """Held two at a time, each case has runs of the baseline of its own: here twice as slow beside the second."""
+    tuned, fast = (
+        Timing(name, 1.0, 1.0, [ms] * 3, [base] * 3) for name, ms, base in ((TUNED[0], 4, 8), ("fast", 1, 16))
+    )
+    result = Comparison({}, {"batch": 1}, [tuned, fast])
+    assert (result.ratio(fast), result.to_tuned(fast), result.to_tuned(tuned)) == (16.0, 4.0, 1.0)
+
+
 def test_without_the_baseline_there_is_no_ratio():
     result = comparison("torch", onnxruntime=[50.0, 40.0, 150.0])
     assert result.ratio(result.timings[0]) is None
