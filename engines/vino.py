@@ -135,7 +135,7 @@ def _kernel_after_doubling(node: Any) -> np.ndarray | None:
 def by_precision(model: Any, precision: Precision) -> list[tuple[Precision, Any]]:
     """The model; or in bf16 two, one of them fp32, if `FP32_OUTPUTS` are not computed from the others.
 
-    All of a graph has one precision but what bears a mark, and not all that can be marked heeds it: attention doesn't.
+    Marks, as `keep_sums_fp32` sets them, would not do for these: attention doesn't heed them.
     """
     if precision == "fp32":
         return [(precision, model)]
