@@ -176,7 +176,7 @@ MARKED = b"""<net name="" version="11"><layers>
 
 
 def _fp32_mark() -> tuple[str, Any]:
-    """Its name and value."""
+    """Name and value of what keeps an operation fp32 in a graph of bf16."""
     ((name, value),) = _core().read_model(MARKED).get_parameters()[0].rt_info.items()
     return name, value
 
