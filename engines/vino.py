@@ -23,7 +23,7 @@ class VinoEngine:
     """The network of an ONNX file whose hash was checked. Arrays are fp32 in either precision.
 
     It is compiled for each size of batch, at its first call: fixed sizes are faster, above all in bf16. There, what adds
-    up or amplifies errors stays fp32: the sums of residual blocks, and `FP32_OUTPUTS`.
+    up or amplifies errors stays fp32: the sums of residual blocks, and what gives `FP32_OUTPUTS`, attention excepted.
     """
 
     def __init__(self, path: Path, spec: NetworkSpec, threads: int, precision: Precision) -> None:
@@ -70,8 +70,6 @@ def _compile(path: Path, spec: NetworkSpec, batch: int, precision: Precision, se
         convolve_before_upsampling(model)
         requests = []
         for kind, graph in by_precision(model, precision):
-            if kind != "fp32":
-                keep_sums_fp32(graph)
             compiled = _core().compile_model(graph, "CPU", settings | {"INFERENCE_PRECISION_HINT": HINTS[kind]})
             requests.append(compiled.create_infer_request())
         return requests
@@ -132,12 +130,43 @@ def _kernel_after_doubling(node: Any) -> np.ndarray | None:
     return weight.data.astype(np.float32) if fits else None
 
 
-def by_precision(model: Any, precision: Precision) -> list[tuple[Precision, Any]]:
-    """The model; or in bf16 two, one of them fp32, if `FP32_OUTPUTS` are not computed from the others.
+VECTOR, PAGE = 16, 1024  # numbers of fp32 in a register of AVX-512; in 4 KiB
 
-    Marks, as `keep_sums_fp32` sets them, would not do for these: attention doesn't heed them.
+
+def pad_keys(model: Any) -> None:
+    """In a graph of fp32: attention gets keys that nothing looks at, so that its scores lie well in memory.
+
+    A row of whole vectors has no remainder to be computed apart; rows of whole pages would all lie on the same few lines
+    of the cache and push each other out. Rows of bf16 don't, and there OpenVINO 2026.4 makes nonsense of masks.
+    """
+    from openvino import opset13 as ops
+
+    for node in model.get_ordered_ops():
+        if node.get_type_name() != "ScaledDotProductAttention":
+            continue
+        query, key, value, *given = node.input_values()
+        shape, masked = key.get_partial_shape(), any(len(port.get_partial_shape()) for port in given[:1])
+        if shape.is_dynamic or masked or node.get_attributes()["causal"]:
+            continue
+        *_, keys, _ = shape.to_shape()
+        added = -keys % VECTOR
+        added += VECTOR * ((keys + added) % PAGE == 0)
+        if added:
+            mask = np.where(np.arange(keys + added) < keys, 0, -np.inf).astype(np.float32)[np.newaxis]
+            none, below = [0] * len(shape), [0] * (len(shape) - 2) + [added, 0]
+            key, value = (ops.pad(port, none, below, "constant", np.float32(0)) for port in (key, value))
+            seen = ops.scaled_dot_product_attention(query, key, value, mask, *given[1:])
+            for port in node.output(0).get_target_inputs():
+                port.replace_source_output(seen.output(0))
+
+
+def by_precision(model: Any, precision: Precision) -> list[tuple[Precision, Any]]:
+    """The model; or in bf16 two, one of them fp32 but for its attention, if `FP32_OUTPUTS` don't depend on the others.
+
+    Marks, as `keep_sums_fp32` sets them, would not do for these: half of the products don't heed them.
     """
     if precision == "fp32":
+        pad_keys(model)
         return [(precision, model)]
     apart, rest = (
         _giving(model, lambda name: name in FP32_OUTPUTS),
@@ -145,7 +174,12 @@ def by_precision(model: Any, precision: Precision) -> list[tuple[Precision, Any]
     )
     sources = {result.input_value(0).get_node().get_friendly_name() for result in rest.get_results()}
     separate = apart.get_results() and not any(op.get_friendly_name() in sources for op in apart.get_ops())
-    return [("fp32", apart), (precision, rest)] if separate else [(precision, model)]
+    if not separate:
+        keep_sums_fp32(model)
+        return [(precision, model)]
+    attend_in_bf16(apart)
+    keep_sums_fp32(rest)
+    return [("fp32", apart), (precision, rest)]
 
 
 def _giving(model: Any, wanted: Callable[[str], bool]) -> Any:
@@ -155,6 +189,25 @@ def _giving(model: Any, wanted: Callable[[str], bool]) -> Any:
         if not any(map(wanted, result.output(0).names)):
             copy.remove_result(result)
     return copy
+
+
+def attend_in_bf16(model: Any) -> None:
+    """In a graph of fp32: what attention takes and gives is rounded, all else is not.
+
+    It is most of a dynamic diffuser's time, and averages its roundings away with what it attends to.
+    """
+    from openvino import Type
+    from openvino import opset13 as ops
+
+    for node in model.get_ordered_ops():
+        if node.get_type_name() == "ScaledDotProductAttention":
+            readers = node.output(0).get_target_inputs()
+            for port in node.inputs():
+                port.replace_source_output(ops.convert(port.get_source_output(), Type.bf16).output(0))
+            widened = ops.convert(node.output(0), Type.f32).output(0)
+            for port in readers:
+                port.replace_source_output(widened)
+    model.validate_nodes_and_infer_types()
 
 
 def keep_sums_fp32(model: Any) -> None:
