@@ -207,7 +207,6 @@ def attend_in_bf16(model: Any) -> None:
             widened = ops.convert(node.output(0), Type.f32).output(0)
             for port in readers:
                 port.replace_source_output(widened)
-    model.validate_nodes_and_infer_types()
 
 
 def keep_sums_fp32(model: Any) -> None:

@@ -238,7 +238,7 @@ def attention(queries, keys, **given):
     sizes = {"q": (2, 3, queries, 5), "k": (2, 3, keys, 5), "v": (2, 3, keys, 5)}
     taken = [ops.parameter(size, np.float32) for size in sizes.values()]
     made = ops.scaled_dot_product_attention(*taken, **given)
-    return Model([ops.relu(made)], taken), [RNG.standard_normal(size).astype(np.float32) for size in sizes.values()]
+    return Model([ops.relu(made)], taken), [RNG.standard_normal([abs(d) for d in size]).astype(np.float32) for size in sizes.values()]
 
 
 def attentions(model):
@@ -246,7 +246,7 @@ def attentions(model):
 
 
 @pytest.mark.parametrize(
-    "given", [{}, {"attention_mask": np.float32(0), "scale": np.float32(0.2)}], ids=["bare", "with a scale"]
+    "given", [{}, {"attention_mask": np.float32(0), "scale": np.float32([0.2])}], ids=["bare", "with a scale"]
 )
 @pytest.mark.parametrize(("keys", "padded"), [(1, 16), (16, 16), (77, 80), (1009, 1040), (1024, 1040), (2048, 2064)])
 def test_keys_fill_vectors_and_not_pages(keys, padded, given):
@@ -261,6 +261,13 @@ def test_keys_fill_vectors_and_not_pages(keys, padded, given):
 @pytest.mark.parametrize("given", [{"attention_mask": np.zeros((6, 77), np.float32)}, {"causal": True}])
 def test_attention_that_sees_not_all_is_left_alone(given):
     model, _ = attention(6, 77, **given)
+    before = types_of(model)
+    vino.pad_keys(model)
+    assert types_of(model) == before
+
+
+def test_as_many_keys_as_there_will_be_are_left_alone():
+    model, _ = attention(6, -1)
     before = types_of(model)
     vino.pad_keys(model)
     assert types_of(model) == before
@@ -364,7 +371,9 @@ def test_an_expert_in_fp32_has_keys_in_whole_vectors(bundle, compiled):
 
 @needs_bf16
 def test_an_expert_in_bf16_rounds_its_diffusers_attention_and_pads_none(bundle, compiled):
+    name, _ = vino._fp32_mark()
     load_engine("openvino", bundle, "expert.mask", precision="bf16")
     diffuser, branch = (graph for graph, *_ in compiled)
     assert keys_and_types(diffuser) == [(19, "bf16"), (64, "bf16")]
     assert keys_and_types(branch) == [(19, "f32"), (64, "f32"), (256, "f32")]
+    assert any(name in op.get_rt_info() for op in branch.get_ops())
