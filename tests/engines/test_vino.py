@@ -238,7 +238,9 @@ def attention(queries, keys, **given):
     sizes = {"q": (2, 3, queries, 5), "k": (2, 3, keys, 5), "v": (2, 3, keys, 5)}
     taken = [ops.parameter(size, np.float32) for size in sizes.values()]
     made = ops.scaled_dot_product_attention(*taken, **given)
-    return Model([ops.relu(made)], taken), [RNG.standard_normal([abs(d) for d in size]).astype(np.float32) for size in sizes.values()]
+    return Model([ops.relu(made)], taken), [
+        RNG.standard_normal([abs(d) for d in size]).astype(np.float32) for size in sizes.values()
+    ]
 
 
 def attentions(model):
