@@ -1,8 +1,9 @@
 """A step's network as ONNX Runtime runs it faster on CPUs: the same function, fewer multiplications, fewer ways to memory.
 
 Large convolutions of 3 x 3 become Winograd's (winograd.py); attention with many scores is computed a few heads at a time,
-so that their scores stay in the cache. Other runtimes keep the plain graph: OpenVINO was slower with this one when it was
-tried, and builders of GPU engines choose such things themselves.
+so that their scores stay in the cache; group normalisation, which has no kernel there and is taken apart into a score of
+operators, becomes that of instances, which has one. Other runtimes keep the plain graph: OpenVINO was slower with this
+one when it was tried, and builders of GPU engines choose such things themselves.
 """
 
 import math
@@ -48,6 +49,8 @@ def rewrite(model: "onnx.ModelProto") -> bool:
             _by_heads(making, node, parts)
         elif node.op_type == "Conv" and (tile := _tile(node, shapes)):
             _winograd(making, node, tile, shapes)
+        elif node.op_type == "GroupNormalization" and all(shapes[node.input[0]][1:]):
+            _by_instances(making, node, shapes)
         else:
             making.nodes.append(node)
     del model.graph.node[:]
@@ -107,6 +110,23 @@ def _by_heads(making: _Making, node: "onnx.NodeProto", parts: int) -> None:
     given = attributes(node)
     made = [making.add("Attention", [cut[name][i] for name in node.input], f"{out}/{i}", **given) for i in range(parts)]
     making.add("Concat", made, out, axis=1)
+
+
+# --- normalisation ---------------------------------------------------------------------------------------------------
+
+
+def _by_instances(making: _Making, node: "onnx.NodeProto", shapes: dict[str, Shape]) -> None:
+    """A group of channels is one channel of an instance; scale and bias are of the channels as they were."""
+    (image, scale, bias), (out,), given = node.input, node.output, attributes(node)
+    groups, sizes = given["num_groups"], shapes[image][1:]
+    ones = making.constant(f"ones/{groups}", np.ones(groups, np.float32))
+    zeros = making.constant(f"zeros/{groups}", np.zeros(groups, np.float32))
+    x = making.reshape(image, (0, groups, -1), f"{out}/groups")
+    x = making.add("InstanceNormalization", [x, ones, zeros], f"{out}/normal", epsilon=given.get("epsilon", 1e-5))
+    x = making.reshape(x, (0, *sizes), f"{out}/channels")
+    by_channel = (sizes[0], *[1] * len(sizes[1:]))
+    x = making.add("Mul", [x, making.reshape(scale, by_channel, f"{out}/scale")], f"{out}/scaled")
+    making.add("Add", [x, making.reshape(bias, by_channel, f"{out}/bias")], out)
 
 
 # --- convolutions ----------------------------------------------------------------------------------------------------

@@ -49,6 +49,12 @@ def attention(heads, queries, keys, **given):
     return model_of(helper.make_node("Attention", list(shapes), ["out"], **given), shapes)
 
 
+def normalisation(channels, spatial, groups, **given):
+    node = helper.make_node("GroupNormalization", ["x", "scale", "bias"], ["out"], num_groups=groups, **given)
+    scale, bias = RNG.standard_normal((2, channels)).astype(np.float32)
+    return model_of(node, {"x": (channels, *spatial)}, {"scale": scale, "bias": bias})
+
+
 def run(model, batch):
     session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     rng = np.random.default_rng(1)
@@ -176,6 +182,33 @@ def test_attention_with_few_scores_is_left_alone(monkeypatch):
     monkeypatch.setattr(cpu_graph, "LARGEST_SCORES", 5 * 6 * 9)
     assert not rewrite(attention(5, 6, 9))
     assert rewrite(attention(5, 6, 10))
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("given", [{}, {"epsilon": 0.5}], ids=str)
+@pytest.mark.parametrize(("channels", "groups"), [(12, 3), (8, 8), (6, 1)])
+@pytest.mark.parametrize("spatial", [(5,), (4, 7), (2, 3, 4)])
+def test_a_group_normalisation_is_one_of_instances(spatial, channels, groups, given, batch):
+    model = normalisation(channels, spatial, groups, **given)
+    plain, ours = before_and_after(model, batch)
+    np.testing.assert_allclose(ours, plain, atol=1e-5)
+    assert operators(model)["InstanceNormalization"] == 1 and not operators(model)["GroupNormalization"]
+
+
+def test_normalisations_of_as_many_groups_share_what_they_are_given():
+    model = normalisation(6, (4, 4), 2)
+    model.graph.node.append(
+        helper.make_node("GroupNormalization", ["out", "scale", "bias"], ["twice"], num_groups=2, epsilon=0.1)
+    )
+    model.graph.output[0].name = "twice"
+    plain, ours = before_and_after(model, 2)
+    np.testing.assert_allclose(ours, plain, atol=1e-5)
+    names = [tensor.name for tensor in model.graph.initializer]
+    assert len(names) == len(set(names))
+
+
+def test_a_normalisation_of_unknown_size_is_left_alone():
+    assert not rewrite(normalisation(6, (4, "width"), 2))
 
 
 def test_a_graph_that_stays_has_no_second_file(tmp_path):
