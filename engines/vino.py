@@ -136,8 +136,8 @@ VECTOR, PAGE = 16, 1024  # numbers of fp32 in a register of AVX-512; in 4 KiB
 def pad_keys(model: Any) -> None:
     """In a graph of fp32: attention gets keys that nothing looks at, so that its scores lie well in memory.
 
-    A row of whole vectors has no remainder to be computed apart; rows of whole pages would all lie on the same few lines
-    of the cache and push each other out. Rows of bf16 don't, and there OpenVINO 2026.4 makes nonsense of masks.
+    A row of whole vectors has no remainder to be computed apart; rows of whole pages would all lie on the same few
+    lines of the cache and push each other out. Rows of bf16 don't, and there OpenVINO 2026.4 makes nonsense of masks.
     """
     from openvino import opset13 as ops
 

@@ -1,9 +1,9 @@
 """A step's network as ONNX Runtime runs it faster on CPUs: the same function, fewer multiplications, fewer ways to memory.
 
 Large convolutions of 3 x 3 become Winograd's (winograd.py); attention with many scores is computed a few heads at a time,
-so that their scores stay in the cache; group normalisation, which has no kernel there and is taken apart into a score of
-operators, becomes that of instances, which has one. Other runtimes keep the plain graph: OpenVINO was slower with this
-one when it was tried, and builders of GPU engines choose such things themselves.
+so that their scores stay in the cache; group normalisation, which has no kernel there and is taken apart into some
+twenty operators, becomes that of instances, which has one. Other runtimes keep the plain graph: OpenVINO was slower
+with this one when it was tried, and builders of GPU engines choose such things themselves.
 """
 
 import math
