@@ -1,13 +1,12 @@
 """Checks of what a run is asked for and of what it made; each raises an error that names the value and the remedy."""
 
-import math
 from typing import get_args, get_type_hints
 
 import numpy as np
 
-from cdiff_rt import noise
-from cdiff_rt.errors import BadRequest
+from cdiff_rt.errors import BadRequest, check_choice, check_range
 from cdiff_rt.manifest import Influence
+from cdiff_rt.sampling import noise
 
 LARGEST_BATCH = 256
 
@@ -34,13 +33,3 @@ def check_start(x_T: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     if x_T.shape != shape or not np.isfinite(x_T).all():
         raise BadRequest("x_T", f"shape {x_T.shape}", f"give finite numbers of shape {shape}")
     return x_T.astype(np.float32)
-
-
-def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise BadRequest(name, repr(value), f"choose one of {', '.join(choices)}")
-
-
-def check_range(name: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high or not math.isfinite(value):  # the second fails for very large whole numbers
-        raise BadRequest(name, f"{value} is outside {low:g}-{high:g}", "choose a number of that range")

@@ -1,5 +1,7 @@
 """The one exception type for users: what was wrong, the value seen, what to do. The CLI prints it as one line."""
 
+import math
+
 
 class CdiffError(Exception):
     """`exit_code` is the command's: 2 usage, 3 bad input, 4 bad artefact, 5 environment, 6 resource."""
@@ -42,3 +44,13 @@ class OutOfResource(CdiffError):
     """Memory, disk or time ran out."""
 
     exit_code = 6
+
+
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise BadRequest(name, repr(value), f"choose one of {', '.join(choices)}")
+
+
+def check_range(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high or not math.isfinite(value):  # the second fails for very large whole numbers
+        raise BadRequest(name, f"{value} is outside {low:g}-{high:g}", "choose a number of that range")

@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from cdiff_rt import records
+from cdiff_rt import schema
 from cdiff_rt.errors import BadArtefact
-from cdiff_rt.schedule import Schedule
+from cdiff_rt.sampling.schedule import Schedule
 
 FORMAT = 1
 NAME, DIGEST = "manifest.json", "digest"
@@ -111,7 +111,7 @@ class Manifest:
             raise BadArtefact(NAME, f"format {found!r}", f"this cdiff-rt reads format {FORMAT}; {REBUILD}")
         try:
             signed = data.pop(DIGEST)
-            manifest = records.from_json(cls, data, "manifest")
+            manifest = schema.from_json(cls, data, "manifest")
             for name in ("latent_shape", "modalities", "networks"):
                 if not getattr(manifest, name):
                     raise TypeError(f"{name} is empty")

@@ -8,17 +8,23 @@ from typing import Literal
 
 import numpy as np
 
-from cdiff_rt import __version__, editing, fusion, images, noise, regions, solvers
-from cdiff_rt.checks import check_choice, check_influence, check_numbers, check_start
-from cdiff_rt.engines import Precision, resolve
-from cdiff_rt.errors import BadArtefact, BadInput, BadRequest
-from cdiff_rt.inpainting import Inpainting
-from cdiff_rt.manifest import NAME, Bundle, Influence, Manifest, Modality, sha256
-from cdiff_rt.modalities import KINDS, Condition, chosen_of
-from cdiff_rt.outputs import Generated
-from cdiff_rt.runs import OnDevice, Run, load_runner
-from cdiff_rt.sampler import Callback, Known
-from cdiff_rt.tiers import sampling
+from cdiff_rt.checks import check_influence, check_numbers, check_start
+from cdiff_rt.editing import inversion, regions
+from cdiff_rt.engines.backends import resolve
+from cdiff_rt.engines.base import Precision
+from cdiff_rt.errors import BadArtefact, BadInput, BadRequest, check_choice
+from cdiff_rt.inputs import images
+from cdiff_rt.inputs.inpainting import Inpainting
+from cdiff_rt.inputs.modalities import KINDS, Condition, chosen_of
+from cdiff_rt.manifest import NAME, Bundle, Influence, Modality, sha256
+from cdiff_rt.outputs import formats
+from cdiff_rt.outputs.generated import Generated
+from cdiff_rt.run import OnDevice, Run, adjustment_of
+from cdiff_rt.runners import load_runner
+from cdiff_rt.sampling import noise, solvers
+from cdiff_rt.sampling.loop import Callback, Known
+from cdiff_rt.sampling.tiers import sampling
+from cdiff_rt.version import __version__
 
 MODELS = Path(__file__).parent / "models"
 DEFAULT_MODEL = "faces-128"
@@ -38,17 +44,6 @@ def find_model(model: str | Path) -> Path:
 
 def _reopened(folder: Path, backend: str, on_device: OnDevice | None) -> "Pipeline":
     return Pipeline(Bundle.open(folder), backend, on_device)
-
-
-def adjustment_of(
-    manifest: Manifest, modalities: list[Modality], table: solvers.SolverTable, influence: Influence
-) -> fusion.Adjustment:
-    """What `influence` says of these modalities, at each step of the table."""
-    anchors = [i for i, modality in enumerate(modalities) if modality.anchor]
-    gain = fusion.decay(influence.decay, table.timesteps, manifest.schedule.train_steps)
-    decays = [modality.decays for modality in modalities]
-    anchor = anchors[0] if anchors else None
-    return fusion.adjustment(decays, anchor, gain, influence.factor, influence.sharpness, influence.boost)
 
 
 class Pipeline:
@@ -145,7 +140,7 @@ class Pipeline:
         image: str | Path | np.ndarray,
         *,
         source: Mapping[str, Condition | None] | None = None,
-        read: editing.Reading | None = None,
+        read: inversion.Reading | None = None,
         steps: int = 50,
         seed: int = 0,
         strength: float = 1.0,
@@ -158,7 +153,7 @@ class Pipeline:
         callback_on_step_end: Callback | None = None,
         **conditions: Condition | None,
     ) -> Generated:
-        """A photo, a file or [S, S, 3] uint8, changed no more than the conditions given ask for; see editing.py.
+        """A photo, a file or [S, S, 3] uint8, changed no more than the conditions given ask for; see inversion.py.
 
         `source` says by modality what it shows now; what it leaves open is asked of `read`, or the inversion does
         without. There is an image for each of `alphas`, from the source's conditions, 0, to those given, 1, and beyond.
@@ -166,20 +161,20 @@ class Pipeline:
         pixel where the mask does. `progress` is called after every step of the inversion and of the edit, the callback
         after those of the edit. Raises BadRequest or BadInput.
         """
-        editing.check(seed, strength, alphas, rounding, method)
+        inversion.check(seed, strength, alphas, rounding, method)
         adjust, shape = check_influence(influence or self.manifest.influence), self.manifest.latent_shape
-        table = editing.last_steps(solvers.ddim(self.manifest.schedule, steps), strength)
+        table = inversion.last_steps(solvers.ddim(self.manifest.schedule, steps), strength)
         photo = self.read_photo(image)
         seen = read(photo) if read else {}
-        before, after = editing.fill_in(conditions, source or {}, seen)
-        editing.note_gaps(before, after, source or {})
+        before, after = inversion.fill_in(conditions, source or {}, seen)
+        inversion.note_gaps(before, after, source or {})
         region = regions.region_of({**seen, **before}, after, keep, self.manifest)
         cells = region.cells(shape[-1])
         known = Known(self.encode(photo), cells, lambda i: noise.normal(seed, range(1), i, shape, noise.EDITING))
         old, new = (self._run(of, table, adjust) for of in (before, after))
         new = replace(new, contexts=self._between(old, new, alphas), known=known if cells.any() else None)
-        inversion = editing.METHODS[method](self._runner, old, known, progress)
-        latents = inversion.walk(self._runner, new, len(alphas), editing.both(progress, callback_on_step_end))
+        inverted = inversion.METHODS[method](self._runner, old, known, progress)
+        latents = inverted.walk(self._runner, new, len(alphas), inversion.both(progress, callback_on_step_end))
         self._check_finite(latents, "editing", "the latents are")
         edited = region.paste(photo, self.decode(latents, rounding))
         edit: dict = {
@@ -203,7 +198,7 @@ class Pipeline:
         scaled = latents / np.float32(self.manifest.latent_scale)
         decoded = self._runner.call("vae.decode", z=scaled)["image"]
         self._check_finite(decoded, "decoding", "the image is")
-        return images.to_uint8(decoded, rounding)
+        return formats.to_uint8(decoded, rounding)
 
     def encode(self, pixels: np.ndarray) -> np.ndarray:
         """[H, W, 3] uint8, as large as the model's images -> latents of the loop [1, C, *latent]."""
@@ -249,7 +244,7 @@ class Pipeline:
                 return draw(value, modality)
         return None
 
-    def _run(self, conditions: editing.Conditions, table: solvers.SolverTable, adjust: Influence) -> Run:
+    def _run(self, conditions: inversion.Conditions, table: solvers.SolverTable, adjust: Influence) -> Run:
         """One without a beginning: an inversion's."""
         modalities, inputs = self._read(conditions, (), adjust)
         nothing = np.zeros((1, *self.manifest.latent_shape), np.float32)
@@ -268,7 +263,7 @@ class Pipeline:
                 remedy = f"give the source's {name}, or leave alphas out"
                 raise BadRequest("alphas", f"nothing says what {name} the image has now", remedy)
             now, then = (self._runner.call(f"condition.{name}", inputs=x)["context"] for x in (known[name], value))
-            contexts.append(editing.between(now, then, alphas))
+            contexts.append(inversion.between(now, then, alphas))
         return contexts
 
     def _known(self, inpaint: Inpainting, table: solvers.SolverTable, seed: int, numbers: range) -> Known:

@@ -10,7 +10,7 @@ import onnx
 from onnx import helper, numpy_helper
 from PIL import Image
 
-from cdiff_rt.bench.exam import JUDGE, MASKS, WEIGHTS, Question, Sheet, write_sheet
+from cdiff_rt.exam import JUDGE, MASKS, WEIGHTS, Question, Sheet, write_sheet
 from cdiff_rt.manifest import sha256
 
 SIZE, CLASSES = 128, 19

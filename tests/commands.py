@@ -2,7 +2,7 @@
 
 from click.testing import CliRunner, Result
 
-from cdiff_rt.cli import main
+from cdiff_rt.commands import main
 
 
 def run(*arguments: object) -> Result:

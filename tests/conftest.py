@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cdiff_rt.inputs.palette import PALETTE
 from cdiff_rt.manifest import Bundle
-from cdiff_rt.palette import PALETTE
 from cdiff_rt.pipeline import DEFAULT_MODEL, MODELS, Pipeline
 
 ROOT = Path(__file__).parents[1]

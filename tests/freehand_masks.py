@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image, ImageDraw
 
-from cdiff_rt.palette import CLASSES
+from cdiff_rt.inputs.palette import CLASSES
 
 LABEL = {name: index for index, name in enumerate(CLASSES)}
 

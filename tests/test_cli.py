@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cdiff_rt import __version__, influence, options
-from cdiff_rt.bench import exam as exam_module
-from cdiff_rt.cli import OneLine
-from cdiff_rt.engines import BACKENDS, Backend
-from cdiff_rt.influence import InfluenceRecorder
+from cdiff_rt import exam as exam_module
+from cdiff_rt.commands import OneLine, options
+from cdiff_rt.engines.backends import BACKENDS, Backend
 from cdiff_rt.manifest import digest
+from cdiff_rt.outputs import influence
+from cdiff_rt.outputs.influence import InfluenceRecorder
 from cdiff_rt.pipeline import Pipeline
-from cdiff_rt.tiers import SOLVERS, TIERS
+from cdiff_rt.sampling.tiers import SOLVERS, TIERS
+from cdiff_rt.version import __version__
 from tests.coded_exam import write_coded_exam
 from tests.commands import check_error, check_refused, run
 from tests.test_layout import HEAVY
@@ -549,7 +550,7 @@ def test_doctor_says_by_its_exit_code_whether_a_picture_can_be_made(works, code,
 
 
 def in_a_process(root: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "cdiff_rt.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "cdiff_rt", *map(str, arguments)]
     return subprocess.run(command, cwd=root, capture_output=True, text=True, check=False, timeout=60)
 
 
@@ -569,7 +570,7 @@ def test_a_process_without_a_terminal_prints_notes_and_paths_only(root, mask_fil
 
 def libraries_of(root: Path, *arguments: object) -> set[str]:
     """What a command imports that is not Python's own."""
-    code = f"import sys\nfrom cdiff_rt.cli import main\ntry: main({[str(a) for a in arguments]})\nexcept SystemExit: pass\n"
+    code = f"import sys\nfrom cdiff_rt.commands import main\ntry: main({[str(a) for a in arguments]})\nexcept SystemExit: pass\n"
     code += "print(' '.join({name.split('.')[0] for name in sys.modules} - set(sys.stdlib_module_names)))"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True, timeout=60

@@ -194,7 +194,7 @@ def test_an_image_that_exists_is_kept_without_force(photo, out):
 
 
 def test_a_model_that_nothing_reads_asks_for_the_source(photo, out, monkeypatch):
-    monkeypatch.setattr("cdiff_rt.bench.reading.reading_for", lambda model: None)
+    monkeypatch.setattr("cdiff_rt.editing.reading.reading_for", lambda model: None)
     check_refused(run("--image", photo, "--text", THEN, "--out", out), 2, "give the source's text")
     assert run("--image", photo, "--source-text", NOW, "--text", THEN, "--out", out).exit_code == 0
 
@@ -216,7 +216,7 @@ def test_an_edit_by_imagic_is_one_command_and_goes_on_in_its_folder(photo, mask_
 
 def test_imagic_needs_torch_and_says_so(photo, out, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
-    monkeypatch.delitem(sys.modules, "cdiff_rt.export.imagic", raising=False)
+    monkeypatch.delitem(sys.modules, "cdiff_rt.editing.imagic", raising=False)
     monkeypatch.delattr(export, "imagic", raising=False)
     check_refused(run("--image", photo, "--text", THEN, "--out", out, *IMAGIC), 5, "imagic", "pip install '.[torch]'")
 

@@ -172,7 +172,7 @@ def test_an_interrupt_is_exit_code_130_and_keeps_what_is_made(out, tmp_path, mon
 def test_a_run_that_was_killed_goes_on_and_loses_and_doubles_nothing(root, out, tmp_path, mask_file):
     rows = [{"id": f"i{i}", "mask": "face.png", "text": TEXT, "seed": i, "steps": 8} for i in range(8)]
     jobs, results = write(tmp_path, *rows), out / "results-1-of-1.jsonl"
-    command = [sys.executable, "-m", "cdiff_rt.cli", "generate", "--jobs", str(jobs), "--out", str(out)]
+    command = [sys.executable, "-m", "cdiff_rt", "generate", "--jobs", str(jobs), "--out", str(out)]
     process = subprocess.Popen(command, cwd=root, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
     while not (results.exists() and results.read_bytes().count(b"\n") >= 2):

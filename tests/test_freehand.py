@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from cdiff_rt.bench.exam import Exam
 from cdiff_rt.bench.faces import face_finder
-from cdiff_rt.palette import CLASSES
+from cdiff_rt.exam import Exam
+from cdiff_rt.inputs.palette import CLASSES
 from tests.freehand_masks import FREEHAND
 
 SENTENCES = (

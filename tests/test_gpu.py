@@ -9,12 +9,12 @@ from cdiff_rt.bench.cases import Case, able
 from cdiff_rt.bench.latency import compare
 from cdiff_rt.bench.task import Task
 from cdiff_rt.bench.worker import launches_among
-from cdiff_rt.engines import BACKENDS, why_not
+from cdiff_rt.engines.backends import BACKENDS, why_not
 from cdiff_rt.engines.cuda import why_no_device
-from cdiff_rt.export.engines import build_engines
+from cdiff_rt.export.gpu_engines import build_engines
 from cdiff_rt.pipeline import Pipeline
-from cdiff_rt.runs import OnDevice
-from cdiff_rt.tiers import Sampling
+from cdiff_rt.run import OnDevice
+from cdiff_rt.sampling.tiers import Sampling
 
 pytestmark = [
     pytest.mark.gpu,

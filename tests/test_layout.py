@@ -124,7 +124,7 @@ def test_imports_point_one_way(path, room):
         ("nets", "import numpy"),
         ("nets", "from cdiff_rt.manifest import Bundle"),
         ("engines", "from cdiff_rt.export.bundle import export_checkpoint"),
-        ("engines", "from cdiff_rt.cli import main"),
+        ("engines", "from cdiff_rt.commands import main"),
         ("export", "from cdiff_rt import cli"),
         ("export", "def f():\n    from cdiff_rt.bench import latency"),
         ("bench", "from recipes.faces import judge"),
@@ -132,7 +132,7 @@ def test_imports_point_one_way(path, room):
         ("cli", "from recipes.faces import painter"),
         ("cli", "from cdiff_rt.pipeline import Pipeline"),
         ("cli", "try:\n    import torch\nexcept ImportError:\n    pass"),
-        ("recipes", "from cdiff_rt.cli import main"),
+        ("recipes", "from cdiff_rt.commands import main"),
         ("engines", "import requests"),
     ],
 )

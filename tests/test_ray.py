@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from cdiff_rt.errors import BadEnvironment, BadRequest, CdiffError, OutOfResource
-from cdiff_rt.jobs import Outcome, prepare, run_jobs
-from cdiff_rt.on_ray import DEATHS, Worker, run, run_on_ray
+from cdiff_rt.jobs.on_ray import DEATHS, Worker, run, run_on_ray
+from cdiff_rt.jobs.run import Outcome, prepare, run_jobs
 from tests.commands import check_refused
 from tests.commands import run as run_command
 
@@ -86,7 +86,7 @@ def hashes(folder: Path) -> list[tuple[str, str]]:
 
 
 def begin(root: Path, jobs: Path, out: Path, ray_folder: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "cdiff_rt.cli", "generate", "--jobs", str(jobs), "--out", str(out), "--ray", "2"]
+    command = [sys.executable, "-m", "cdiff_rt", "generate", "--jobs", str(jobs), "--out", str(out), "--ray", "2"]
     environment = os.environ | of_its_own(ray_folder)
     pipe = subprocess.PIPE
     return subprocess.Popen(command, cwd=root, env=environment, stdout=pipe, stderr=pipe, text=True)
@@ -141,7 +141,7 @@ DEADLY = """
 import os, signal, sys
 import ray
 from cdiff_rt.errors import OutOfResource
-from cdiff_rt.on_ray import run_on_ray
+from cdiff_rt.jobs.on_ray import run_on_ray
 from cdiff_rt.pipeline import Pipeline
 
 class Deadly:

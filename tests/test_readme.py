@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 import pytest
 
-from cdiff_rt.cli import main
+from cdiff_rt.commands import main
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from cdiff_rt.engines import BACKENDS
+from cdiff_rt.engines.backends import BACKENDS
 from tests.test_layout import HEAVY, SOURCES
 
 ROOT = Path(__file__).parents[1]
@@ -48,7 +48,7 @@ def test_the_runtime_imports_and_so_do_engines_benchmarks_and_commands():
 
 
 def test_doctor_says_what_is_missing_and_what_it_is_for():
-    status, told, _ = without_libraries("from cdiff_rt.cli import main\nmain(['doctor'])")
+    status, told, _ = without_libraries("from cdiff_rt.commands import main\nmain(['doctor'])")
     assert status == 5
     for name, backend in BACKENDS.items():
         (row,) = [line for line in told.splitlines() if line.startswith(f"backend {name} ")]
@@ -57,7 +57,7 @@ def test_doctor_says_what_is_missing_and_what_it_is_for():
 
 @pytest.mark.parametrize("command", ["generate --text x --out y.png", "export --checkpoint x --out y", "bench"])
 def test_commands_name_the_extra_that_they_want(command):
-    status, _, told = without_libraries(f"from cdiff_rt.cli import main\nmain({command.split()})")
+    status, _, told = without_libraries(f"from cdiff_rt.commands import main\nmain({command.split()})")
     *notes, error = told.splitlines()
     assert status == 5 and error.startswith("error: ") and all(note.startswith("note: ") for note in notes)
     assert "pip install '.[" in told or "doctor" in told

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from cdiff_rt.errors import BadRequest
-from cdiff_rt.fusion import Adjustment, fuse, influence, update
-from cdiff_rt.solvers import E_OUT, SolverTable
+from cdiff_rt.sampling.fusion import Adjustment, fuse, influence, update
+from cdiff_rt.sampling.solvers import E_OUT, SolverTable
 
 LARGEST = 8  # modalities
 # A step's numbers: the solver's row, then for up to 8 modalities each their gains, anchor and factors, then two scalars.

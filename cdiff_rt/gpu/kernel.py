@@ -10,8 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cdiff_rt import solvers
 from cdiff_rt.gpu import fused_step
+from cdiff_rt.sampling import solvers
 
 # A jitted function sees only such globals as are constants.
 C_X, C_OUT = tl.constexpr(solvers.C_X), tl.constexpr(solvers.C_OUT)

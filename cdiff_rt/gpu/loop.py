@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from cdiff_rt.engines import DeviceEngine
+from cdiff_rt.engines.base import DeviceEngine
 from cdiff_rt.gpu.buffers import dtype_of, shape_of, stacked
 from cdiff_rt.gpu.fused_step import WIDTH, fuse_step
 from cdiff_rt.gpu.graph import Captured, side_by_side

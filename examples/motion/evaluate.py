@@ -10,7 +10,7 @@ import numpy as np
 
 from cdiff_rt.manifest import Influence
 from cdiff_rt.pipeline import Pipeline
-from cdiff_rt.sampler import Callback
+from cdiff_rt.sampling.loop import Callback
 from examples.motion.judge import Verdict, held_out, judge
 from examples.motion.paths import NAMES, Requests, as_numbers, as_paths
 

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from cdiff_rt.pipeline import Pipeline
-from cdiff_rt.sampler import StepState
+from cdiff_rt.sampling.loop import StepState
 from examples.motion.evaluate import BOTH, ENDPOINTS, STYLE, sample
 from examples.motion.judge import held_out, judge
 from examples.motion.paths import NAMES, Requests

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cdiff_rt.palette import CLASSES
+from cdiff_rt.inputs.palette import CLASSES
 from recipes.faces.look import Color, Look
 
 Array = np.ndarray

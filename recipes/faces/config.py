@@ -1,13 +1,13 @@
 """The sizes of `faces-128` and the vocabulary of its captions."""
 
+from cdiff_rt.inputs.palette import CLASSES
+from cdiff_rt.inputs.wordpiece import END, PAD, START, UNKNOWN
 from cdiff_rt.nets.autoencoder import AutoencoderConfig
 from cdiff_rt.nets.collaborative import ExpertConfig, ModelConfig
 from cdiff_rt.nets.mask_encoder import MaskEncoderConfig
 from cdiff_rt.nets.text_encoder import TextEncoderConfig
 from cdiff_rt.nets.unet import UNetConfig
-from cdiff_rt.palette import CLASSES
-from cdiff_rt.schedule import Schedule
-from cdiff_rt.wordpiece import END, PAD, START, UNKNOWN
+from cdiff_rt.sampling.schedule import Schedule
 from recipes.faces.captions import words
 
 VOCABULARY = [PAD, UNKNOWN, START, END, *words()]

@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 import numpy as np
 
-from cdiff_rt.wordpiece import WordPiece
+from cdiff_rt.inputs.wordpiece import WordPiece
 from recipes.faces.config import IMAGE_SIZE, TOKENS, VOCABULARY
 from recipes.faces.painter import portrait
 

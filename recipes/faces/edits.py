@@ -21,10 +21,10 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from cdiff_rt.bench.edits import Case, compare, table
-from cdiff_rt.bench.exam import UNASKED, Exam
 from cdiff_rt.bench.machine import machine
 from cdiff_rt.bench.report import heading
-from cdiff_rt.palette import PALETTE
+from cdiff_rt.exam import UNASKED, Exam
+from cdiff_rt.inputs.palette import PALETTE
 from cdiff_rt.pipeline import Pipeline
 from recipes.faces.canvas import Array
 from recipes.faces.captions import AGES, BEARDS, HAIR_COLORS, Attributes, caption, sample_attributes

@@ -9,7 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from cdiff_rt.images import nearest
+from cdiff_rt.inputs.images import nearest
 from cdiff_rt.manifest import sha256
 from cdiff_rt.nets.collaborative import CollaborativeModel
 from recipes.faces.config import MASK_CLASSES, MASK_SIZE, VOCABULARY

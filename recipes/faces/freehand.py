@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cdiff_rt.palette import CLASSES
+from cdiff_rt.inputs.palette import CLASSES
 
 OFTEN_FORGOTTEN = ("eye_g", "l_brow", "r_brow", "l_ear", "r_ear", "ear_r", "neck_l", "u_lip", "mouth", "nose", "neck")
 DRAWN_THICK = ("l_eye", "r_eye", "l_brow", "r_brow", "nose", "u_lip", "mouth", "l_lip", "l_ear", "r_ear", "eye_g")

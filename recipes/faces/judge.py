@@ -21,9 +21,9 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from cdiff_rt.bench.exam import JUDGE, MASKS, WEIGHTS, Exam, Question, Sheet, judge_spec, write_sheet
 from cdiff_rt.bench.faces import face_finder
 from cdiff_rt.bench.quality import COLUMNS, interval, score
+from cdiff_rt.exam import JUDGE, MASKS, WEIGHTS, Exam, Question, Sheet, judge_spec, write_sheet
 from cdiff_rt.export.to_onnx import export_network
 from cdiff_rt.manifest import sha256
 from cdiff_rt.nets.autoencoder import AutoencoderKL

@@ -11,7 +11,7 @@ import click
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from cdiff_rt.palette import PALETTE
+from cdiff_rt.inputs.palette import PALETTE
 from recipes.faces.painter import portrait
 
 EXAMPLE_SEEDS = (9_000_020, 9_000_019, 9_000_008, 9_000_026, 9_000_012, 9_000_007)  # far from the training data

@@ -36,10 +36,10 @@ def test_an_eager_step_counts_every_expert_and_the_multiplications_of_its_convol
 
 
 def _weights(manifest):
-    from cdiff_rt import records
+    from cdiff_rt import schema
     from cdiff_rt.nets.collaborative import CollaborativeModel, ModelConfig
 
-    model = CollaborativeModel(records.from_json(ModelConfig, manifest.source, "source"))
+    model = CollaborativeModel(schema.from_json(ModelConfig, manifest.source, "source"))
     return [p for expert in model.experts.values() for p in expert.unet.parameters() if p.ndim > 1]
 
 

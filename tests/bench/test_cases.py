@@ -4,9 +4,9 @@ import pytest
 
 from cdiff_rt.bench import cases as module
 from cdiff_rt.bench.cases import BASELINES, GPU_SUITE, TUNED, Case, able, check, cpu_suite, select
-from cdiff_rt.engines import BACKENDS, Backend
+from cdiff_rt.engines.backends import BACKENDS, Backend
 from cdiff_rt.errors import BadEnvironment, BadRequest
-from cdiff_rt.tiers import TIERS, Sampling
+from cdiff_rt.sampling.tiers import TIERS, Sampling
 
 EXACT, FAST = TIERS["exact"], TIERS["fast"]
 

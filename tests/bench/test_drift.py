@@ -1,12 +1,12 @@
 import numpy as np
 import pytest
 
+from cdiff_rt import exam as exam_module
 from cdiff_rt.bench import drift as module
-from cdiff_rt.bench import exam as exam_module
 from cdiff_rt.bench.drift import measure, relative_error
 from cdiff_rt.errors import BadRequest
 from cdiff_rt.pipeline import Pipeline
-from cdiff_rt.tiers import TIERS, Sampling
+from cdiff_rt.sampling.tiers import TIERS, Sampling
 from tests.coded_exam import write_coded_exam
 
 

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
+from cdiff_rt import exam as exam_module
 from cdiff_rt.bench import edits
-from cdiff_rt.bench import exam as exam_module
 from cdiff_rt.bench.edits import COLUMNS, Case, compare, psnr, score, share, table, ways
-from cdiff_rt.bench.exam import UNASKED, Exam
+from cdiff_rt.exam import UNASKED, Exam
 from tests.coded_exam import coded, labels_of, write_coded_exam
 
 LABELS = labels_of(2)

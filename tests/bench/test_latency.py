@@ -20,10 +20,10 @@ from cdiff_rt.bench.latency import (
 )
 from cdiff_rt.bench.roofline import Roofline
 from cdiff_rt.bench.task import Task
-from cdiff_rt.engines import BACKENDS, Backend
+from cdiff_rt.engines.backends import BACKENDS, Backend
 from cdiff_rt.errors import BadEnvironment, BadRequest
 from cdiff_rt.manifest import Bundle
-from cdiff_rt.tiers import TIERS, Sampling
+from cdiff_rt.sampling.tiers import TIERS, Sampling
 
 TWO = Sampling(steps=2)
 ORT, TORCH = Case("onnxruntime", "onnxruntime", sampling=TWO), Case("torch", "torch", sampling=TWO)

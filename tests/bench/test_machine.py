@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from cdiff_rt import __version__
 from cdiff_rt.bench import machine as module
 from cdiff_rt.bench.machine import machine, multiplies_bf16
+from cdiff_rt.version import __version__
 
 
 def test_machine_says_what_was_measured_on():

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cdiff_rt.bench import exam as exam_module
+from cdiff_rt import exam as exam_module
 from cdiff_rt.bench import quality
-from cdiff_rt.bench.exam import Exam
 from cdiff_rt.bench.quality import CONFIDENCE, LABELS_KEPT, Scores, exam_for, examine, interval, mean_iou, score, ways
 from cdiff_rt.errors import BadEnvironment, BadRequest
+from cdiff_rt.exam import Exam
 from cdiff_rt.manifest import Influence, Modality
 from cdiff_rt.pipeline import Generated, Pipeline
-from cdiff_rt.tiers import Sampling
+from cdiff_rt.sampling.tiers import Sampling
 from tests.coded_exam import ANSWERS, QUESTIONS, coded, labels_of, write_coded_exam
 
 SKETCH = Modality("sketch", "labels", decays=True, anchor=False, size=32, classes=2)
@@ -216,6 +216,6 @@ def test_backends_that_cannot_be_judged_are_refused(backends, words, exam, no_wo
 
 
 def test_a_backend_that_is_not_installed_is_refused(exam, no_work, monkeypatch):
-    monkeypatch.setattr("cdiff_rt.engines.why_not", lambda backend: "not installed")
+    monkeypatch.setattr("cdiff_rt.engines.backends.why_not", lambda backend: "not installed")
     with pytest.raises(BadEnvironment, match="backend torch: not installed"):
         examine("faces-128", ("torch",), how=Sampling(steps=1), pairs=2, images=None)

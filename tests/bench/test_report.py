@@ -6,15 +6,9 @@ import pytest
 from cdiff_rt.bench.budget import Budget, Row
 from cdiff_rt.bench.drift import Drift
 from cdiff_rt.bench.drift import Row as DriftRow
-from cdiff_rt.bench.exam import Exam
 from cdiff_rt.bench.quality import COLUMNS, Examination, Scores
-from cdiff_rt.bench.report import (
-    budget_table,
-    drift_table,
-    quality_table,
-    write_drift,
-    write_quality,
-)
+from cdiff_rt.bench.report import budget_table, drift_table, quality_table, write_drift, write_quality
+from cdiff_rt.exam import Exam
 from tests.coded_exam import TRUTH, write_coded_exam
 
 MACHINE = {

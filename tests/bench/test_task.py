@@ -1,12 +1,12 @@
 import numpy as np
 import pytest
 
-from cdiff_rt import noise
 from cdiff_rt.bench.cases import Case
 from cdiff_rt.bench.task import Task, example, one_step, run_of, whole_image
 from cdiff_rt.manifest import Bundle
 from cdiff_rt.pipeline import Pipeline
-from cdiff_rt.tiers import TIERS, Sampling
+from cdiff_rt.sampling import noise
+from cdiff_rt.sampling.tiers import TIERS, Sampling
 
 STEPS = 4
 CASE = Case("a", "onnxruntime", sampling=Sampling(steps=STEPS))
@@ -64,7 +64,7 @@ def test_only_the_experts_run_in_a_step(tiny, monkeypatch):
 def test_after_some_steps_is_the_end_of_a_run_on_the_same_engines(way, tiny, monkeypatch):
     with way(tiny, CASE, Task("tiny")) as timed:
         timed.once()
-        monkeypatch.setattr("cdiff_rt.runs.load_engine", lambda *arguments, **more: pytest.fail("a second set"))
+        monkeypatch.setattr("cdiff_rt.runners.load_engine", lambda *arguments, **more: pytest.fail("a second set"))
         result = timed.after(5)
         monkeypatch.undo()
     np.testing.assert_array_equal(result.latents, trajectory(tiny, 5)[0][-1][0])

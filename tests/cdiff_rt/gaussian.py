@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from cdiff_rt.fusion import update
-from cdiff_rt.schedule import Schedule
-from cdiff_rt.solvers import C_HIST, C_NOISE, C_OUT, C_X, D_OUT, D_X
+from cdiff_rt.sampling.fusion import update
+from cdiff_rt.sampling.schedule import Schedule
+from cdiff_rt.sampling.solvers import C_HIST, C_NOISE, C_OUT, C_X, D_OUT, D_X
 
 DATA = 0.3, 0.5  # mean, spread
 FINE = {

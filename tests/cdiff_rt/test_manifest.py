@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from cdiff_rt import engines, pipeline, runs
+from cdiff_rt import pipeline, runners
+from cdiff_rt.engines import backends
 from cdiff_rt.errors import BadArtefact
 from cdiff_rt.manifest import LARGEST_MANIFEST, NAME, Bundle, Manifest, digest, sha256
 from cdiff_rt.pipeline import DEFAULT_MODEL, MODELS
@@ -51,8 +52,8 @@ def test_a_flipped_bit_in_any_file_is_found_before_a_network_loads(name, place, 
     content = bytearray((bundle_copy / name).read_bytes())
     content[int(place * len(content))] ^= 1
     (bundle_copy / name).write_bytes(content)
-    monkeypatch.setattr(engines, "load_engine", lambda *args, **kwargs: pytest.fail("a network was loaded"))
-    monkeypatch.setattr(runs, "load_engine", engines.load_engine)
+    monkeypatch.setattr(backends, "load_engine", lambda *args, **kwargs: pytest.fail("a network was loaded"))
+    monkeypatch.setattr(runners, "load_engine", backends.load_engine)
     with pytest.raises(BadArtefact):
         pipeline.Pipeline.from_pretrained(bundle_copy).generate(text="a man", steps=1)
 

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cdiff_rt import __version__, noise
-from cdiff_rt import runs as module
+from cdiff_rt import runners as module
 from cdiff_rt.errors import BadArtefact, BadInput, BadRequest
-from cdiff_rt.inpainting import Inpainting
+from cdiff_rt.inputs.inpainting import Inpainting
 from cdiff_rt.manifest import Influence, sha256
 from cdiff_rt.pipeline import MODELS, Pipeline, find_model
+from cdiff_rt.sampling import noise
+from cdiff_rt.version import __version__
 
 TEXT = "This man has a long beard. He is in his fifties."
 
@@ -331,7 +332,7 @@ def test_importing_the_package_loads_no_library(root):
 
 def test_importing_the_commands_loads_click_alone(root):
     libraries = ("numpy", "torch", "onnxruntime", "PIL", "click")
-    assert loaded_after("import cdiff_rt.cli", root, *libraries) == ["click"]
+    assert loaded_after("import cdiff_rt.commands", root, *libraries) == ["click"]
 
 
 def test_generating_through_onnxruntime_loads_no_torch(root):

@@ -5,12 +5,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from cdiff_rt import fusion
-from cdiff_rt.engines import Engine, load_engine
-from cdiff_rt.experts import Experts
+from cdiff_rt.engines.backends import load_engine
+from cdiff_rt.engines.base import Engine
 from cdiff_rt.manifest import Bundle, Influence
-from cdiff_rt.sampler import Callback, sample
-from cdiff_rt.solvers import SolverTable
+from cdiff_rt.sampling import fusion
+from cdiff_rt.sampling.experts import Experts
+from cdiff_rt.sampling.loop import Callback, sample
+from cdiff_rt.sampling.solvers import SolverTable
 
 REFERENCE = Influence()
 Conditions = dict[str, np.ndarray]  # modality -> what its encoder takes, [B, ...]

@@ -11,11 +11,11 @@ import pytest
 
 from cdiff_rt.export.bundle import adapt
 from cdiff_rt.export.published import import_published
-from cdiff_rt.images import to_uint8
 from cdiff_rt.manifest import Bundle, Influence
 from cdiff_rt.nets.freeu import FreeUConfig
-from cdiff_rt.schedule import Schedule
-from cdiff_rt.solvers import SolverTable, ddim
+from cdiff_rt.outputs.formats import to_uint8
+from cdiff_rt.sampling.schedule import Schedule
+from cdiff_rt.sampling.solvers import SolverTable, ddim
 from tests.conformance.conftest import BACKENDS, bundle_of
 from tests.conformance.model import Model
 
@@ -54,7 +54,7 @@ def whole(golden, folder):
 @pytest.fixture(scope="module")
 def fp16(whole, folder, record_testsuite_property):
     out = folder / "fp16"
-    memory = measured("-m", "cdiff_rt.cli", "export", "--checkpoint", whole, "--out", out)
+    memory = measured("-m", "cdiff_rt", "export", "--checkpoint", whole, "--out", out)
     record_testsuite_property("export_peak_bytes", memory)
     print(f"exported {whole.stat().st_size / 1e9:.2f} GB; peak memory {memory / 2**30:.2f} GiB")
     assert memory <= LARGEST_EXPORT
@@ -64,7 +64,7 @@ def fp16(whole, folder, record_testsuite_property):
 @pytest.fixture(scope="module")
 def fp32(whole, folder):
     out = folder / "fp32"
-    measured("-m", "cdiff_rt.cli", "export", "--checkpoint", whole, "--out", out, "--precision", "fp32")
+    measured("-m", "cdiff_rt", "export", "--checkpoint", whole, "--out", out, "--precision", "fp32")
     return Bundle.open(out)
 
 
@@ -87,7 +87,7 @@ def test_two_steps_make_an_image(fp16, golden, tmp_path):
         "--out",
         tmp_path / "a.png",
     ]
-    measured("-m", "cdiff_rt.cli", *command)
+    measured("-m", "cdiff_rt", *command)
     assert (tmp_path / "a.png").stat().st_size > 1000
 
 

@@ -6,13 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cdiff_rt import fusion, images
 from cdiff_rt.errors import BadRequest
 from cdiff_rt.export import published
-from cdiff_rt.modalities import KINDS
-from cdiff_rt.schedule import Schedule
-from cdiff_rt.solvers import C_NOISE, E_OUT, E_X, ddim
-from cdiff_rt.wordpiece import WordPiece
+from cdiff_rt.inputs import images
+from cdiff_rt.inputs.modalities import KINDS
+from cdiff_rt.inputs.wordpiece import WordPiece
+from cdiff_rt.sampling import fusion
+from cdiff_rt.sampling.schedule import Schedule
+from cdiff_rt.sampling.solvers import C_NOISE, E_OUT, E_X, ddim
 
 ROWS = {modality.name: modality for modality in published.PUBLISHED[0].modalities}
 

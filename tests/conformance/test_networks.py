@@ -3,8 +3,8 @@
 import numpy as np
 import torch
 
-from cdiff_rt.images import to_uint8
 from cdiff_rt.nets.collaborative import build_part
+from cdiff_rt.outputs.formats import to_uint8
 
 
 def test_conditions_are_embedded_as_by_the_reference(golden, three, tiny512, measures):

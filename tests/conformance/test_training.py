@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cdiff_rt import fusion
 from cdiff_rt.nets import imagic
 from cdiff_rt.nets.collaborative import Expert, build_part
-from cdiff_rt.schedule import Schedule
+from cdiff_rt.sampling import fusion
+from cdiff_rt.sampling.schedule import Schedule
 
 ALPHA_BARS = torch.from_numpy(Schedule().alpha_bars()).float()
 

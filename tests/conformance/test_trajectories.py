@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from cdiff_rt.images import to_uint8
-from cdiff_rt.schedule import Schedule
-from cdiff_rt.solvers import SolverTable, ddim
+from cdiff_rt.outputs.formats import to_uint8
+from cdiff_rt.sampling.schedule import Schedule
+from cdiff_rt.sampling.solvers import SolverTable, ddim
 from tests.conformance.conftest import conditions_of
 
 STEPS = 10

@@ -70,7 +70,7 @@ class StandIn(SimpleNamespace):
 def install(monkeypatch, module="tensorrt", version="11.4.0", capability="8.6") -> StandIn:
     library = StandIn(module, version)
     monkeypatch.setitem(sys.modules, module, library)
-    for place in ("cdiff_rt.engines.trt", "cdiff_rt.export.engines"):
+    for place in ("cdiff_rt.engines.trt", "cdiff_rt.export.gpu_engines"):
         monkeypatch.setattr(f"{place}.compute_capability", lambda device=0: capability)
     monkeypatch.setattr("cdiff_rt.engines.trt.why_no_device", lambda: None)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=41))

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from cdiff_rt.engines import Placement, cache
+from cdiff_rt.engines import cache
+from cdiff_rt.engines.base import Placement
 from cdiff_rt.engines.cache import INDEX, EngineCache, recipe, sources, step_network
 from cdiff_rt.errors import BadArtefact
 from cdiff_rt.manifest import Bundle, NetworkSpec, TensorSpec

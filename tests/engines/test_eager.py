@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from cdiff_rt.engines import Placement
+from cdiff_rt.engines.base import Placement
 from cdiff_rt.engines.eager import EagerEngine, load, load_compiled, load_device, load_device_compiled
 from cdiff_rt.gpu.buffers import tensors_of
 from cdiff_rt.manifest import Bundle

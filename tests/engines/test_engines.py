@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from cdiff_rt import engines
-from cdiff_rt.engines import BACKENDS, Backend, check_inputs, load_engine, why_not
+from cdiff_rt.engines.backends import BACKENDS, Backend, load_engine, why_not
+from cdiff_rt.engines.base import check_inputs
 from cdiff_rt.errors import BadArtefact, BadEnvironment, BadRequest
 from cdiff_rt.manifest import Bundle
 from cdiff_rt.pipeline import Pipeline

@@ -8,7 +8,8 @@ import onnxruntime
 import pytest
 import torch
 
-from cdiff_rt.engines import Placement, load_engine
+from cdiff_rt.engines.backends import load_engine
+from cdiff_rt.engines.base import Placement
 from cdiff_rt.engines.ort import OrtDeviceEngine, _open, _provider, load_cuda
 from cdiff_rt.errors import BadArtefact, BadEnvironment
 from cdiff_rt.gpu.buffers import tensors_of

@@ -8,17 +8,18 @@ import numpy as np
 import pytest
 import torch
 
-from cdiff_rt.engines import BACKENDS, Placement, load_device_engine, load_engine
 from cdiff_rt.engines import trt as trt_module
+from cdiff_rt.engines.backends import BACKENDS, load_device_engine, load_engine
+from cdiff_rt.engines.base import Placement
 from cdiff_rt.engines.cache import EngineCache
 from cdiff_rt.engines.cuda import compute_capability, why_no_device
 from cdiff_rt.engines.trt import FLAVOURS, TrtEngine, check_capabilities, library, load_rtx, load_tensorrt
 from cdiff_rt.errors import BadArtefact, BadEnvironment, BadRequest, OutOfResource
-from cdiff_rt.export.engines import build_engines
+from cdiff_rt.export.gpu_engines import build_engines
 from cdiff_rt.gpu.runner import DeviceRunner
 from cdiff_rt.manifest import Bundle
 from cdiff_rt.pipeline import Pipeline
-from cdiff_rt.runs import OnDevice
+from cdiff_rt.run import OnDevice
 from tests.engines import standin_trt
 
 HERE = Placement("cpu", "fp16", 2)

@@ -6,7 +6,8 @@ import sys
 import numpy as np
 import pytest
 
-from cdiff_rt.engines import load_engine, vino
+from cdiff_rt.engines import vino
+from cdiff_rt.engines.backends import load_engine
 from cdiff_rt.errors import BadEnvironment, BadRequest, OutOfResource
 from cdiff_rt.pipeline import Pipeline
 from tests.engines.test_engines import inputs_for
@@ -94,7 +95,7 @@ def test_other_precisions_are_refused(bundle):
 
 
 def vino_in(precision):
-    from cdiff_rt.runs import OnDevice
+    from cdiff_rt.run import OnDevice
 
     return OnDevice(precision)
 

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from cdiff_rt.inputs.modalities import KINDS
 from cdiff_rt.manifest import Bundle
-from cdiff_rt.modalities import KINDS
 from cdiff_rt.nets.collaborative import CollaborativeModel
 from cdiff_rt.pipeline import Pipeline
-from cdiff_rt.solvers import x0_coefficients
+from cdiff_rt.sampling.solvers import x0_coefficients
 from examples.motion import train
 from examples.motion.evaluate import BOTH, ENDPOINTS, MEAN, STYLE, WAYS, sample, table, verdicts
 from examples.motion.judge import ENDPOINTS_KEPT, STYLE_KEPT, held_out, judge, style_distances

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from cdiff_rt import engines
-from cdiff_rt.engines import load_engine
+from cdiff_rt.engines.backends import load_engine
 from cdiff_rt.errors import BadArtefact, BadEnvironment, BadRequest, OutOfResource
 from cdiff_rt.export import bundle as bundle_module
 from cdiff_rt.export.bundle import adapt, export_checkpoint
@@ -20,7 +20,7 @@ from cdiff_rt.manifest import Bundle
 from cdiff_rt.nets.collaborative import ModelConfig
 from cdiff_rt.nets.freeu import FreeUConfig
 from cdiff_rt.pipeline import Pipeline
-from cdiff_rt.records import from_json
+from cdiff_rt.schema import from_json
 from tests.tiny import DESCRIPTION, VOCABULARY, tiny_checkpoint
 
 MASK = np.array([[0, 1], [2, 4]], np.uint8).repeat(8, 0).repeat(8, 1)

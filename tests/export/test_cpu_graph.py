@@ -6,8 +6,9 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from cdiff_rt.engines import Placement, load_engine
 from cdiff_rt.engines import ort as ort_engines
+from cdiff_rt.engines.backends import load_engine
+from cdiff_rt.engines.base import Placement
 from cdiff_rt.errors import BadArtefact
 from cdiff_rt.export import cpu_graph
 from cdiff_rt.export.bundle import write_bundle

@@ -3,7 +3,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cdiff_rt.engines import load_engine
+from cdiff_rt.engines.backends import load_engine
 from cdiff_rt.export.refit import overwrite, refit
 from cdiff_rt.manifest import Bundle
 

@@ -17,17 +17,18 @@ import pytest
 import torch
 from onnx import TensorProto
 
-from cdiff_rt.engines import Placement, load_engine
+from cdiff_rt.engines.backends import load_engine
+from cdiff_rt.engines.base import Placement
 from cdiff_rt.engines.eager import load_device
 from cdiff_rt.errors import OutOfResource
 from cdiff_rt.export import typed
 from cdiff_rt.export.bundle import write_bundle
 from cdiff_rt.export.checkpoint import in_memory
 from cdiff_rt.export.typed import typed_network, write_typed
-from cdiff_rt.fusion import softmax
 from cdiff_rt.manifest import Bundle
 from cdiff_rt.nets.collaborative import CollaborativeModel, ModelConfig
 from cdiff_rt.nets.freeu import FreeUConfig
+from cdiff_rt.sampling.fusion import softmax
 from tests.export import rounded
 from tests.nets.naive import randomise
 from tests.tiny import CONFIG, DESCRIPTION

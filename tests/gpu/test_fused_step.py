@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from cdiff_rt import fusion
 from cdiff_rt.errors import BadRequest
-from cdiff_rt.fusion import Adjustment
 from cdiff_rt.gpu.fused_step import LARGEST, STORED, WIDTH, fuse_step, fuse_step_op, on_cuda, pack
-from cdiff_rt.solvers import C_HIST, C_NOISE, D_OUT, D_X, SolverTable
+from cdiff_rt.sampling import fusion
+from cdiff_rt.sampling.fusion import Adjustment
+from cdiff_rt.sampling.solvers import C_HIST, C_NOISE, D_OUT, D_X, SolverTable
 
 HALF, BRAIN, SINGLE = STORED
 STEPS = 3

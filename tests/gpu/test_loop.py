@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from cdiff_rt.engines import Placement, load_device_engine
-from cdiff_rt.fusion import adjustment
+from cdiff_rt.engines.backends import load_device_engine
+from cdiff_rt.engines.base import Placement
 from cdiff_rt.gpu.buffers import ALIGNMENT, stacked
 from cdiff_rt.gpu.fused_step import pack
 from cdiff_rt.gpu.loop import Plan, loop_of_experts, loop_of_step
-from cdiff_rt.schedule import Schedule
-from cdiff_rt.solvers import ddim
+from cdiff_rt.sampling.fusion import adjustment
+from cdiff_rt.sampling.schedule import Schedule
+from cdiff_rt.sampling.solvers import ddim
 from tests.gpu.lints import NotCapturable, StaticBuffers, capturable, trace, unseen
 from tests.gpu.whole_step import WholeStep
 

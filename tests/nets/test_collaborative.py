@@ -6,7 +6,7 @@ import torch
 
 from cdiff_rt.export.published import PUBLISHED
 from cdiff_rt.nets.collaborative import CollaborativeModel, Expert, ModelConfig, network_functions
-from cdiff_rt.records import from_json
+from cdiff_rt.schema import from_json
 from recipes.faces.config import FACES_128
 from tests.nets import naive
 from tests.tiny import CONFIG

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from cdiff_rt.bench.exam import UNASKED
+from cdiff_rt.exam import UNASKED
 from recipes.faces import edits
 from recipes.faces.captions import AGES
 from recipes.faces.edits import FIRST_SEED, MARGIN, case_of, main, pair

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from cdiff_rt.images import nearest
+from cdiff_rt.inputs.images import nearest
 from cdiff_rt.nets.collaborative import CollaborativeModel
 from recipes.faces import examples as module
 from recipes.faces.config import FACES_128, MASK_SIZE, VOCABULARY

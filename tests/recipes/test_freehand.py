@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from cdiff_rt.images import nearest
-from cdiff_rt.palette import CLASSES
+from cdiff_rt.inputs.images import nearest
+from cdiff_rt.inputs.palette import CLASSES
 from recipes.faces import freehand as module
 from recipes.faces.freehand import forget, freehand, straighten, thicken, waver
 from recipes.faces.painter import portrait

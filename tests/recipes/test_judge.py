@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from cdiff_rt.bench.exam import EXAMS, MASKS, UNASKED, WEIGHTS, Exam
 from cdiff_rt.bench.quality import COLUMNS
+from cdiff_rt.exam import EXAMS, MASKS, UNASKED, WEIGHTS, Exam
 from cdiff_rt.nets.collaborative import CollaborativeModel
 from recipes.faces import judge as module
 from recipes.faces.captions import AGES, BEARDS, HAIR_COLORS, Attributes, caption, sample_attributes

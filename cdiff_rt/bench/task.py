@@ -1,0 +1,113 @@
+"""What is timed: a whole image from conditions to pixels, or one fused step; as a function without arguments."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from cdiff_rt import schema
+from cdiff_rt.bench.cases import Case
+from cdiff_rt.inputs.modalities import KINDS
+from cdiff_rt.manifest import Bundle
+from cdiff_rt.pipeline import Pipeline, find_model
+from cdiff_rt.run import OnDevice, Run, adjustment_of
+from cdiff_rt.runners import HostRunner
+from cdiff_rt.sampling import noise
+from cdiff_rt.sampling.loop import sample
+from cdiff_rt.sampling.solvers import SolverTable
+from cdiff_rt.sampling.tiers import Sampling
+
+What = Literal["image", "step"]
+WHATS: tuple[What, ...] = get_args(What)
+SEED, SAMPLES = 0, 2**14  # pixels of an image that are compared
+
+
+@dataclass(frozen=True)
+class Task:
+    model: str
+    what: What = "image"
+    batch: int = 1
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "Task":
+        return schema.from_json(cls, json.loads(text), "task")
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """Of the first image of a batch."""
+
+    latents: np.ndarray  # [C, *latent]
+    pixels: np.ndarray  # [N] uint8, some of the image's; none after a step
+
+
+@dataclass(frozen=True)
+class Timed:
+    """Both on the same engines: there is memory for one set of them."""
+
+    once: Callable[[], Result]
+    after: Callable[[int], Result]  # what a run of so many steps comes to
+
+
+@contextmanager
+def whole_image(bundle: Bundle, case: Case, task: Task) -> Iterator[Timed]:
+    pipeline = Pipeline(bundle, case.backend, OnDevice(case.precision, case.fused_step, case.graphs))
+    conditions: dict[str, Any] = {m.name: example(m.kind, m.classes, m.input_shape) for m in bundle.manifest.modalities}
+
+    def made(how: Sampling) -> Result:
+        settings: dict[str, Any] = asdict(how)
+        image = pipeline.generate(seed=SEED, batch=task.batch, **settings, **conditions)
+        pixels = image.images[0].ravel()
+        return Result(image.latents[0], pixels[:: max(1, len(pixels) // SAMPLES)])
+
+    yield Timed(lambda: made(case.sampling), lambda steps: made(replace(case.sampling, steps=steps)))
+
+
+@contextmanager
+def one_step(bundle: Bundle, case: Case, task: Task) -> Iterator[Timed]:
+    """The first step of a run: every expert, the fusion, the update. What runs once per image is done before."""
+    runner = HostRunner(bundle, case.backend, case.precision)
+    run = run_of(bundle, case.sampling, task.batch)
+    first = SolverTable(*(part[:1] for part in (run.table.timesteps, run.table.alpha_bars, run.table.rows)))
+
+    def after(steps: int) -> Result:
+        return _latents(runner.sample(run_of(bundle, replace(case.sampling, steps=steps), task.batch)))
+
+    with runner.experts(replace(run, table=first)) as experts:
+        yield Timed(lambda: _latents(sample(experts, run.start, run.noise, first, run.adjust)), after)
+
+
+WAYS = {"image": whole_image, "step": one_step}
+
+
+def open_bundle(task: Task) -> Bundle:
+    return Bundle.open(find_model(task.model))
+
+
+def run_of(bundle: Bundle, how: Sampling, batch: int) -> Run:
+    """A run of every expert."""
+    manifest = bundle.manifest
+    modalities, table = list(manifest.modalities), how.table(manifest.schedule)
+    inputs = [KINDS[m.kind].read(example(m.kind, m.classes, m.input_shape), m, bundle) for m in modalities]
+    start = noise.normal(SEED, range(batch), 0, manifest.latent_shape)
+    added = noise.of_steps(manifest.schedule, table, SEED, range(batch), manifest.latent_shape)
+    return Run(modalities, inputs, start, added, table, adjustment_of(manifest, modalities, table, manifest.influence))
+
+
+def example(kind: str, classes: int, shape: tuple[int, ...]) -> Any:
+    """A condition whose content doesn't matter: latency depends on sizes only."""
+    if kind == "words":
+        return "This man has a long beard. He is in his fifties."
+    if kind == "labels":
+        return np.arange(64 * 64).reshape(64, 64) // 216 % classes
+    return np.linspace(0, 1, int(np.prod(shape)), dtype=np.float32)
+
+
+def _latents(x: np.ndarray) -> Result:
+    return Result(x[0], np.zeros(0, np.uint8))

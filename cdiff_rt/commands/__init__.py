@@ -1,0 +1,3 @@
+"""The commands."""
+
+from cdiff_rt.commands.everything import main  # noqa

@@ -1,0 +1,124 @@
+"""How the commands speak: every error as one line with its exit code, notes on stderr, a bar while it takes long."""
+
+import logging
+import sys
+from collections.abc import Callable, Iterable
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, Self
+
+import click
+
+from cdiff_rt.errors import BadInput, CdiffError
+
+if TYPE_CHECKING:
+    from cdiff_rt.jobs.run import Outcome, Work
+
+
+class Commands(click.Group):
+    """Prints every error as one line and ends with its exit code; `--debug` shows the traceback instead."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            result = super().main(*args, **kwargs | {"standalone_mode": False})
+        except CdiffError as error:
+            fail(str(error), error.exit_code)
+        except MemoryError:
+            fail("memory: it ran out; choose a smaller batch", 6)
+        except click.exceptions.NoArgsIsHelpError as error:
+            error.show()
+            sys.exit(2)
+        except click.UsageError as error:
+            path = error.ctx.command_path if error.ctx else "cdiff-rt"
+            fail(f"{error.format_message().rstrip('.')}; see `{path} --help`", 2)
+        except (KeyboardInterrupt, click.Abort):
+            fail("interrupted", 130)
+        sys.exit(result if isinstance(result, int) else 0)
+
+
+def fail(message: str, code: int) -> NoReturn:
+    if "--debug" in sys.argv:
+        logging.getLogger("cdiff_rt").exception("the error came from")
+    click.echo("error: " + " ".join(message.split()), err=True)
+    sys.exit(code)
+
+
+class OneLine(logging.Formatter):
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        kind = "warning" if record.levelno >= logging.WARNING else "note"
+        return f"{kind}: {' '.join(super().formatMessage(record).split())}"
+
+
+class Progress:
+    """A bar on a terminal from the first step on, nothing elsewhere."""
+
+    def __init__(self, length: int, label: str) -> None:
+        hidden = not sys.stderr.isatty() or not logging.getLogger("cdiff_rt").isEnabledFor(logging.INFO)
+        self._bar = click.progressbar(length=max(length, 1), label=label, file=sys.stderr, hidden=hidden)
+        self._begun = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __call__(self) -> None:
+        """One more is done."""
+        if not self._begun:
+            self._begun = bool(self._bar.__enter__())
+        self._bar.update(1)
+
+    def __exit__(self, *error: object) -> None:
+        if self._begun:
+            self._bar.render_finish()
+
+
+def conclude(
+    found: Any, table: Callable[[Any], str], write: Callable[[Any, Path], None], json_file: Path | None
+) -> None:
+    click.echo(table(found))
+    if json_file:
+        write(found, json_file)
+
+
+def save(result: Any, out: Path, recorders: list, **how: bool) -> None:
+    """Writes a result and what was recorded, and prints the paths."""
+    for path in result.save(out, recorders=recorders, **how):
+        click.echo(click.format_filename(path))
+        for recorder in recorders:
+            click.echo(click.format_filename(recorder.folder_of(path)))
+
+
+def run_jobs(
+    load: Callable[[], Any],
+    jobs: Path,
+    out: Path,
+    *,
+    shard: str,
+    resume: bool,
+    force: bool,
+    workers: int | None,
+    ray_address: str | None,
+) -> None:
+    """A file of jobs, on this process or on `workers` of Ray Data."""
+    from cdiff_rt.jobs import on_ray
+    from cdiff_rt.jobs import run as many
+
+    work = many.prepare(pipeline := load(), jobs, out, shard=shard, resume=resume, force=force)
+    follow(work, on_ray.run(work, pipeline, workers, ray_address) if workers else many.run(work, pipeline))
+
+
+def follow(work: "Work", outcomes: Iterable["Outcome"]) -> None:
+    """A bar while jobs run, then how many came to what. Raises BadInput if any failed.
+
+    What the library says of a row stands in its outcome, and would stand between the bar's lines here.
+    """
+    logging.getLogger("cdiff_rt").handlers.clear()
+    failed: list[str] = []
+    with Progress(len(work.jobs), "images") as progress, redirect_stdout(sys.stderr):  # where Ray tells of its workers
+        for outcome in outcomes:
+            progress()
+            failed += [outcome.error] if outcome.error else []
+    made, results = len(work.jobs) - len(failed), click.format_filename(work.results)
+    click.echo(f"{results}: {made} made, {len(work.kept)} there already, {len(failed)} failed")
+    if failed:
+        remedy = f"mend these rows, whose errors are in {results}, and go on with --resume"
+        raise BadInput("jobs", f"{len(failed)} of {len(work.jobs)} failed, the first by: {failed[0]}", remedy)

@@ -1,0 +1,1 @@
+"""Changing a photo to other conditions."""

@@ -1,0 +1,170 @@
+"""Editing: the noises that lead to a photo under what it shows now are kept, and the conditions are changed.
+
+The inversion is the edit-friendly one of DDPM (Huberman-Spiegelglas et al., CVPR 2024, arXiv 2304.06140). Every x_t is
+a draw of q(x_t | x_0) of its own, so the noise of a step follows from the step itself,
+
+    z_t = (x_{t-1} - mu_t(x_t)) / sigma_t ,
+
+and the sampling loop, given this x_T and these z_t, walks to the photo exactly, whatever the networks are. Both ways
+take as many steps as a generated image.
+"""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from cdiff_rt.checks import check_numbers
+from cdiff_rt.errors import BadRequest, check_choice, check_range
+from cdiff_rt.inputs.modalities import Condition
+from cdiff_rt.outputs.generated import Generated
+from cdiff_rt.run import Run, Runner
+from cdiff_rt.sampling.loop import Callback, Known, StepState
+from cdiff_rt.sampling.solvers import C_NOISE, SolverTable
+
+log = logging.getLogger("cdiff_rt")
+ALPHAS = (-10.0, 10.0)  # the lowest and the highest
+Conditions = dict[str, Condition]
+Progress = Callable[[], object]
+Reading = Callable[[np.ndarray], Mapping[str, Condition]]  # a photo [S, S, 3] uint8 -> what it shows, by modality
+
+
+@dataclass(frozen=True, eq=False)
+class Inversion:
+    """What leads to a photo: x_T [1, C, *latent], and the noise of each step, of that shape."""
+
+    start: np.ndarray
+    noises: list[np.ndarray]
+
+    def noise(self, step: int) -> np.ndarray:
+        return self.noises[step]
+
+    def walk(self, runner: Runner, run: Run, count: int, callback: Callback | None = None) -> np.ndarray:
+        """Where `run` ends with this start and these noises, [count, C, *latent]."""
+
+        def repeated(value: np.ndarray) -> np.ndarray:
+            return np.repeat(value, count, axis=0)
+
+        noise = lambda step: repeated(self.noise(step))
+        return runner.sample(replace(run, start=repeated(self.start), noise=noise), callback)
+
+
+def invert(runner: Runner, run: Run, known: Known, progress: Progress | None = None) -> Inversion:
+    """What makes `run` end at `known.x0` [1, C, *latent]; its own start, noise and known part do not matter.
+
+    `known.noise` draws every x_t. As all of the image is known, each step begins at its own draw; and as it adds no
+    noise, it ends at mu_t.
+    """
+    table, x0 = run.table, known.x0
+    noises: list[np.ndarray] = []
+
+    def x(step: int) -> np.ndarray:
+        return known.noisy(step, table.alpha_bars[step]) if step < len(table.timesteps) else x0
+
+    def after_step(state: StepState) -> None:
+        sigma = np.float32(table.rows[state.step, C_NOISE])
+        noises.append((x(state.step + 1) - state.x) / sigma)
+        if progress:
+            progress()
+
+    everywhere = replace(known, keep=np.ones(x0.shape[2:], np.float32))
+    runner.sample(replace(run, start=x(0), noise=lambda step: np.zeros_like(x0), known=everywhere), after_step)
+    return Inversion(x(0), noises)
+
+
+def forget(runner: Runner, run: Run, known: Known, progress: Progress | None = None) -> Inversion:
+    """A start near the photo, and noises that know nothing of it: SDEdit (Meng et al., ICLR 2022). A baseline."""
+    steps = range(len(run.table.timesteps))
+    return Inversion(known.noisy(0, run.table.alpha_bars[0]), [known.noise(step + 1) for step in steps])
+
+
+METHODS = {"inversion": invert, "sdedit": forget}
+
+
+def last_steps(table: SolverTable, strength: float) -> SolverTable:
+    """The share `strength` of the steps that lies nearest to the image; at least one."""
+    first = len(table.timesteps) - walked(len(table.timesteps), strength)
+    return SolverTable(table.timesteps[first:], table.alpha_bars[first:], table.rows[first:])
+
+
+def fill_in(
+    wanted: Mapping[str, Condition | None], source: Mapping[str, Condition | None], seen: Mapping[str, Condition]
+) -> tuple[Conditions, Conditions]:
+    """What the photo shows now, and what it is to show.
+
+    A modality of the `source` that nothing else is wanted of stays. What the source leaves open is taken of what was
+    `seen` in the photo; and if that is nothing either, the inversion does without. Raises BadRequest if nothing is left.
+    """
+    given = {name: value for name, value in source.items() if value is not None}
+    after = given | {name: value for name, value in wanted.items() if value is not None}
+    before = {name: value for name, value in seen.items() if name in after} | given
+    if after and not before:
+        remedy = f"give the source's {' or '.join(after)}"
+        raise BadRequest("source", "nothing says what the image shows now", remedy)
+    return before, after
+
+
+def note_gaps(before: Conditions, after: Conditions, source: Mapping[str, Condition | None]) -> None:
+    for name in after:
+        if name not in before:
+            log.warning("source %s: not given; the inversion does without it", name)
+        elif source.get(name) is None:
+            log.info("source %s: not given; it is read from the image", name)
+
+
+def between(before: np.ndarray, after: np.ndarray, alphas: Sequence[float]) -> np.ndarray:
+    """Two contexts [1, T, K] -> [A, T, K]. Keys and values are linear in the embedding, so it is one between theirs."""
+    share = np.array(alphas, np.float32).reshape(-1, 1, 1)
+    return (1 - share) * before + share * after
+
+
+def check(seed: int, strength: float, alphas: Sequence[float], rounding: str, method: str = "inversion") -> None:
+    """Raises BadRequest for a setting that is none."""
+    check_numbers(seed, 0, len(alphas))
+    check_range("strength", strength, 0.0, 1.0)
+    for alpha in alphas:
+        check_range("alphas", alpha, *ALPHAS)
+    check_choice("rounding", rounding, ("truncate", "nearest"))
+    check_choice("method", method, tuple(METHODS))
+
+
+def both(progress: Progress | None, callback: Callback | None) -> Callback | None:
+    """What to do after a step of the edit; None for nothing, as whoever watches a loop on a GPU slows it down."""
+    if progress is None:
+        return callback
+
+    def after_step(state: StepState) -> None:
+        progress()
+        if callback:
+            callback(state)
+
+    return after_step
+
+
+def read_alphas(text: str) -> list[float]:
+    """ "0,0.5,1" -> numbers. Raises BadRequest."""
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise BadRequest("alphas", repr(text[:80]), "give numbers with commas between them") from None
+
+
+def calls(steps: int, strength: float) -> int:
+    """How often `progress` is called."""
+    return 2 * walked(steps, strength)
+
+
+def walked(steps: int, strength: float) -> int:
+    return max(1, round(strength * steps))
+
+
+def side_by_side(result: Generated) -> Generated:
+    """All images of a run as one: a strip."""
+    return replace(result, images=np.concatenate(result.images, axis=1)[None], latents=result.latents[:1])
+
+
+def tell_change(result: Generated) -> None:
+    for where, levels in result.record["edit"].get("change", {}).items():
+        shown = ", ".join(f"{level:.1f}" for level in levels)
+        log.info("%s the edited region pixels changed by %s of 255", where, shown)

@@ -1,0 +1,29 @@
+"""What a photo shows, as conditions: the judge of a model's exam sees the labels, and its sentences are at hand.
+
+The judge knows painted portraits only; of anything else it says something, too.
+"""
+
+import numpy as np
+
+from cdiff_rt.editing.inversion import Reading
+from cdiff_rt.errors import CdiffError
+from cdiff_rt.exam import UNASKED, Exam
+
+
+def reading_for(model: str) -> Reading | None:
+    """Of a model's name; None where there is no exam for it, or nothing to run its judge with."""
+    try:
+        exam = Exam.of(model)
+    except CdiffError:
+        return None
+    return lambda photo: described(exam, photo)
+
+
+def described(exam: Exam, photo: np.ndarray) -> dict[str, np.ndarray | str]:
+    """A photo [S, S, 3] uint8 -> its labels and the sentence of the exam that says most of what the judge sees, and
+    nothing else."""
+    labels, answers = exam.ask(photo[None])
+    asked = exam.answers != UNASKED
+    right, wrong = (((exam.answers == answers) == truth) & asked for truth in (True, False))
+    best = int(np.argmax(right.sum(1) - len(exam.sheet.attributes) * wrong.sum(1)))
+    return {exam.sheet.mask: labels[0].astype(np.uint8), exam.sheet.text: exam.sheet.questions[best].sentence}

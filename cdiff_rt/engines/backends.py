@@ -1,0 +1,152 @@
+"""Engines run one network of a bundle on one backend. `BACKENDS` is the table; nothing is imported until asked for."""
+
+import importlib
+import importlib.util
+import logging
+import shutil
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from cdiff_rt.engines.base import DeviceEngine, Engine, Placement, Precision, cores
+from cdiff_rt.engines.cuda import why_no_device
+from cdiff_rt.errors import BadEnvironment, BadRequest
+from cdiff_rt.manifest import Bundle, Manifest
+
+log = logging.getLogger("cdiff_rt")
+ANY: tuple[Precision, ...] = ("fp16", "bf16", "fp32")
+
+
+@dataclass(frozen=True)
+class Backend:
+    loader: str  # "module:function": (bundle, network, placement) -> Engine, or DeviceEngine on a device
+    requires: tuple[str, ...]  # the libraries it imports
+    extra: str  # the extra of cdiff-rt that installs them
+    parallel: bool = False  # whether its engines run side by side, each on its own threads
+    device: Literal["cpu", "cuda"] = "cpu"
+    precisions: tuple[Precision, ...] = ("fp32",)  # the first is the default
+    fuses: bool = False  # whether it has engines of the whole step
+    programs: tuple[str, ...] = ()  # of which it needs one, whichever
+
+
+def _cuda(
+    loader: str, library: str, extra: str, precisions: tuple[Precision, ...] = ANY, fuses: bool = False
+) -> Backend:
+    return Backend(loader, (library, "torch"), extra, device="cuda", precisions=precisions, fuses=fuses)
+
+
+BACKENDS: dict[str, Backend] = {
+    "onnxruntime": Backend("cdiff_rt.engines.ort:load", ("onnxruntime",), "cpu", parallel=True),
+    "openvino": Backend(
+        "cdiff_rt.engines.vino:load", ("openvino",), "openvino", parallel=True, precisions=("fp32", "bf16")
+    ),
+    "torch": Backend("cdiff_rt.engines.eager:load", ("torch", "safetensors"), "torch", precisions=("fp32", "bf16")),
+    "torch-compiled": Backend(
+        "cdiff_rt.engines.eager:load_compiled",
+        ("torch", "safetensors"),
+        "torch",
+        precisions=("fp32", "bf16"),
+        programs=("g++", "clang++"),
+    ),
+    "tensorrt": _cuda("cdiff_rt.engines.trt:load_tensorrt", "tensorrt", "tensorrt", fuses=True),
+    "tensorrt-rtx": _cuda("cdiff_rt.engines.trt:load_rtx", "tensorrt_rtx", "tensorrt-rtx", fuses=True),
+    "onnxruntime-cuda": _cuda("cdiff_rt.engines.ort:load_cuda", "onnxruntime", "gpu", ("fp32",)),
+    "torch-cuda": _cuda("cdiff_rt.engines.eager:load_device", "safetensors", "torch"),
+    "torch-cuda-compiled": _cuda("cdiff_rt.engines.eager:load_device_compiled", "safetensors", "torch"),
+}
+
+
+AUTO = "auto"
+FASTEST = ("torch-cuda", "openvino", "onnxruntime", "torch")  # what `auto` tries; engines built for a GPU go by name
+
+
+def fastest(manifest: Manifest) -> tuple[str, ...]:
+    """`FASTEST`, but onnxruntime passes openvino where it has graphs of its own for all experts (docs/speed.md)."""
+    experts = [network for name, network in manifest.networks.items() if name.startswith("expert.")]
+    passes = all(network.cpu_file for network in experts)
+    return ("torch-cuda", "onnxruntime", "openvino", "torch") if passes else FASTEST
+
+
+def resolve(backend: str, manifest: Manifest, precision: Precision | None = None) -> str:
+    """A backend's name; of "auto" that of the fastest that works here, in this precision, which a note tells.
+
+    Raises BadEnvironment if none does, BadRequest for a precision that none has.
+    """
+    if backend != AUTO:
+        return backend
+    tried = [name for name in fastest(manifest) if precision is None or precision in BACKENDS[name].precisions]
+    if not tried:
+        raise BadRequest("precision", repr(precision), f"choose one of {', '.join(ANY)}")
+    reasons = {name: why_not(name) for name in tried}
+    found = next((name for name, reason in reasons.items() if reason is None), None)
+    told = "; ".join(f"{name}: {reason}" for name, reason in reasons.items() if reason)
+    if found is None:
+        asked, other = (f" in {precision}", "choose another precision or ") if precision else ("", "")
+        raise BadEnvironment("backend auto", f"none works here{asked} ({told})", f"{other}see `cdiff-rt doctor`")
+    log.info("backend auto: %s%s", found, f" ({told})" if told else "")
+    return found
+
+
+def why_not(backend: str) -> str | None:
+    """What keeps a backend from working here, or None. Imports no library."""
+    missing = [name for name in BACKENDS[backend].requires if importlib.util.find_spec(name) is None]
+    if missing:
+        return f"{', '.join(missing)} not installed"
+    programs = BACKENDS[backend].programs
+    if programs and not any(map(shutil.which, programs)):
+        return f"no compiler: none of {', '.join(programs)} is on the path"
+    return why_no_device() if BACKENDS[backend].device == "cuda" else None
+
+
+def check_backend(backend: str) -> None:
+    """Raises BadRequest for an unknown backend and BadEnvironment for one that doesn't work here."""
+    if backend not in BACKENDS:
+        raise BadRequest("backend", repr(backend), f"choose one of {', '.join(BACKENDS)}")
+    reason = why_not(backend)
+    if reason:
+        raise BadEnvironment(f"backend {backend}", reason, _remedy(backend, reason))
+
+
+def check_precision(backend: str, precision: Precision | None) -> Precision:
+    """What is asked for, or the backend's default. Raises BadRequest if it doesn't compute in that."""
+    known = BACKENDS[backend].precisions
+    if precision and precision not in known:
+        raise BadRequest("precision", repr(precision), f"{backend} computes in {', '.join(known)}")
+    return precision or known[0]
+
+
+def _remedy(backend: str, reason: str) -> str:
+    if reason == why_no_device():
+        return "choose a backend that needs no GPU: see `cdiff-rt doctor`"
+    if BACKENDS[backend].programs and reason.startswith("no compiler"):
+        return "install one or choose another backend"
+    return f"run `pip install '.[{BACKENDS[backend].extra}]'` in the checkout or choose another"
+
+
+def load_engine(
+    backend: str, bundle: Bundle, network: str, *, threads: int | None = None, precision: Precision | None = None
+) -> Engine:
+    """The engine of one network, on `threads` of the machine's cores (None: all), in `precision` or the backend's own.
+
+    Raises as `check_backend` and `check_precision` do.
+    """
+    check_backend(backend)
+    assert BACKENDS[backend].device == "cpu"
+    placement = Placement("cpu", check_precision(backend, precision), threads=threads or cores())
+    return _load(backend, bundle, network, placement)
+
+
+def load_device_engine(backend: str, bundle: Bundle, network: str, placement: Placement) -> DeviceEngine:
+    """The engine of one network on a device. Raises BadArtefact, BadEnvironment."""
+    return _load(backend, bundle, network, placement)
+
+
+def _load(backend: str, bundle: Bundle, network: str, placement: Placement) -> Any:
+    module, function = BACKENDS[backend].loader.split(":")
+    try:
+        return getattr(importlib.import_module(module), function)(bundle, network, placement)
+    except ImportError as error:
+        reason = f"it does not load ({error})"
+        raise BadEnvironment(f"backend {backend}", reason, _remedy(backend, reason)) from error
+
+
+# --- the types of a device's engines -----------------------------------------------------------------------------------

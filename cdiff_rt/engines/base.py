@@ -1,0 +1,95 @@
+"""What an engine is: one network of a bundle on one backend, on the CPU or on a device."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol
+
+import numpy as np
+
+from cdiff_rt.manifest import NetworkSpec, TensorSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Precision = Literal["fp16", "bf16", "fp32"]
+
+
+class Engine(Protocol):
+    """A loaded network. Calling it takes and gives arrays by the names of its spec."""
+
+    spec: NetworkSpec
+
+    def __call__(self, **inputs: np.ndarray) -> dict[str, np.ndarray]: ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where and how an engine runs. Networks that run once per image or schedule are always fp32."""
+
+    device: str = "cuda"  # as torch writes it
+    precision: Precision = "fp16"
+    batch: int = 1  # of a device's engine; the CPU's take any
+    threads: int = 1  # of an engine on the CPU
+
+
+class DeviceEngine(Protocol):
+    """A loaded network on a device, for buffers that somebody else owns."""
+
+    spec: NetworkSpec  # with this engine's own types; sizes that it fixes are numbers
+    capturable: bool  # whether a CUDA graph can record its work
+
+    def bind(self, tensors: "dict[str, Tensor]") -> Callable[[], None]:
+        """Contiguous tensors of the spec, by name -> what enqueues one call on the device's current stream.
+
+        The addresses stay bound: the owner keeps the buffers alive and in place.
+        """
+        ...
+
+    def close(self) -> None: ...
+
+
+def cores() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+_DTYPES: dict[Precision, str] = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
+
+
+_ALWAYS_FP32 = ("condition", "time")  # once per image or schedule; a timestep's sines don't survive fp16
+
+
+_FP32_TENSORS = ("x", "z", "image", "mean", "logvar")  # the loop's latents and what people see
+
+
+def runs_fp32(network: str) -> bool:
+    """Whether a network is fp32 whatever the precision asked for."""
+    return network.split(".")[0] in _ALWAYS_FP32
+
+
+def device_spec(spec: NetworkSpec, network: str, placement: Placement) -> NetworkSpec:
+    """A network's spec as engines on a device have it: their types, and the batch a number."""
+    precision: Precision = "fp32" if runs_fp32(network) else placement.precision
+
+    def typed(tensor: TensorSpec) -> TensorSpec:
+        shape = tuple(placement.batch if d == "batch" else d for d in tensor.shape)
+        changes = tensor.dtype == "float32" and tensor.name not in _FP32_TENSORS
+        return TensorSpec(tensor.name, shape, _DTYPES[precision] if changes else tensor.dtype)
+
+    return NetworkSpec(spec.file, tuple(map(typed, spec.inputs)), tuple(map(typed, spec.outputs)))
+
+
+def check_inputs(spec: NetworkSpec, inputs: dict[str, np.ndarray]) -> None:
+    """Our own invariant: names, types and shapes are those of the manifest, and equal names are equal sizes."""
+    sizes: dict[str, int] = {}
+    assert set(inputs) == {tensor.name for tensor in spec.inputs}, f"{spec.file} takes other inputs than {set(inputs)}"
+    for tensor in spec.inputs:
+        array = inputs[tensor.name]
+        expected = tuple(
+            sizes.setdefault(d, n) if isinstance(d, str) else d for d, n in zip(tensor.shape, array.shape, strict=False)
+        )
+        fits = array.shape == expected and len(array.shape) == len(tensor.shape) and str(array.dtype) == tensor.dtype
+        assert fits, f"{spec.file}: {tensor.name} is {array.dtype} {array.shape}, expected {tensor}"

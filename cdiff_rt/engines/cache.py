@@ -1,0 +1,287 @@
+"""Plans of engines that were built here, kept between runs.
+
+A plan is code: whoever can write one can run anything as its reader. So a plan is loaded only if the index names its
+hash, the index is signed with the user's own key, and nobody else may write into the folder; all of that is checked
+before a byte of it reaches a library. An entry's key is made of what it was built from, never of the plan, whose bytes
+differ from build to build.
+"""
+
+import hashlib
+import hmac
+import json
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+from cdiff_rt import schema
+from cdiff_rt.engines.base import Placement, Precision, runs_fp32
+from cdiff_rt.engines.user_files import (
+    at_home,
+    check_folder,
+    locked,
+    log,
+    make_folder,
+    make_user_key,
+    read_file,
+    user_key,
+    write_file,
+)
+from cdiff_rt.errors import BadArtefact
+from cdiff_rt.manifest import Bundle, NetworkSpec
+from cdiff_rt.version import __version__
+
+FOLDER, KEY = Path("~/.cache/cdiff-rt/engines"), Path("~/.local/state/cdiff-rt/key")
+INDEX, SIGNATURE = "engines.json", "hmac"
+LARGEST_INDEX, LARGEST_TIMING = 16 * 2**20, 256 * 2**20  # bytes
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that a plan depends on."""
+
+    network: str
+    flavour: str
+    version: str  # of the library
+    capabilities: tuple[str, ...]  # of the devices that it runs on, e.g. "8.6"
+    precision: Precision
+    sizes: dict[str, int]  # that are fixed, by name
+    profile: dict[str, tuple[int, int, int]]  # of those that are not: the smallest, the usual, the largest
+    flags: tuple[str, ...]
+    graphs: dict[str, str]  # file of the bundle -> sha256
+    weights: str  # sha256
+    ours: str = __version__
+
+    @property
+    def key(self) -> str:
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Record:
+    recipe: Recipe
+    sha256: str  # of the plan
+    bytes: int
+    spec: NetworkSpec  # with the plan's types and sizes
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A plan that was checked."""
+
+    record: Record
+    data: bytes
+
+
+@dataclass(frozen=True)
+class Index:
+    engines: dict[str, Record] = field(default_factory=dict)  # by the recipe's key
+    timings: dict[str, str] = field(default_factory=dict)  # timing cache's file -> sha256
+
+
+def step_network(modalities: Sequence[str], boosted: bool = False) -> str:
+    """The name of the whole step of these experts, beside those of a bundle's networks."""
+    return f"step{'-boosted' if boosted else ''}.{'+'.join(modalities)}"
+
+
+def sources(bundle: Bundle, network: str) -> dict[str, NetworkSpec]:
+    """The networks of the bundle that `network` is made of: itself, or a step's experts."""
+    kind, _, name = network.partition(".")
+    made_of = [f"expert.{m}" for m in name.split("+")] if kind.startswith("step") else [network]
+    unknown = sorted(set(made_of) - set(bundle.manifest.networks))
+    if unknown:
+        known = ", ".join(bundle.manifest.networks)
+        raise BadArtefact(f"bundle {bundle.folder.name}", f"it has no network {unknown[0]}", f"it has {known}")
+    return {part: bundle.manifest.networks[part] for part in made_of}
+
+
+def recipe(
+    bundle: Bundle,
+    network: str,
+    placement: Placement,
+    *,
+    flavour: str,
+    version: str,
+    capabilities: Sequence[str],
+    flags: Sequence[str] = (),
+) -> Recipe:
+    """Of the engine that this placement asks for."""
+    parts, steps = sources(bundle, network), bundle.manifest.schedule.train_steps
+    named = {d for spec in parts.values() for t in (*spec.inputs, *spec.outputs) for d in t.shape if isinstance(d, str)}
+    return Recipe(
+        network,
+        flavour,
+        version,
+        tuple(sorted(capabilities, key=float)),
+        "fp32" if runs_fp32(network) else placement.precision,
+        sizes={"batch": placement.batch} if "batch" in named else {},
+        profile={"steps": (1, min(50, steps), steps)} if "steps" in named else {},
+        flags=tuple(sorted(flags)),
+        graphs={spec.file: bundle.manifest.files[spec.file] for spec in parts.values()},
+        weights=bundle.manifest.files[bundle.manifest.weights],
+    )
+
+
+class EngineCache:
+    """A folder of plans and timing caches, and the index that is signed with the user's key."""
+
+    def __init__(self, folder: Path = FOLDER, key_file: Path = KEY) -> None:
+        self.folder, self._key_file = at_home(folder), at_home(key_file)
+
+    def load(self, wanted: Recipe, capability: str, again: str) -> Plan:
+        """The plan of `wanted`, whatever else it was built for, on a device of that capability; `again` builds it.
+
+        Raises BadArtefact if there is none, or if it isn't what was built here.
+        """
+        if not self.folder.is_dir():
+            raise BadArtefact(f"engine {wanted.network}", f"none was built for {wanted.flavour}", again)
+        check_folder(self.folder)
+        record = _choose(list(self._index(again).engines.values()), wanted, capability, again)
+        return Plan(record, self._read_plan(record, again))
+
+    def built(self, wanted: Recipe, build: Callable[[Path], tuple[bytes, NetworkSpec]]) -> tuple[Record, bool]:
+        """The record of a plan, and whether it was built now: by one process, while others wait for it.
+
+        `build` gets an empty folder, on this disk, for files that nobody needs afterwards.
+        """
+        make_folder(self.folder)
+        check_folder(self.folder)
+        with locked(self._path(wanted, "lock"), f"another process builds {wanted.network}; waiting"):
+            record = self._kept(wanted)
+            if record:
+                return record, False
+            with _scratch(self._path(wanted, "building")) as folder:
+                data, spec = build(folder)
+            record = Record(wanted, hashlib.sha256(data).hexdigest(), len(data), spec)
+            write_file(self._path(wanted, "plan"), data)
+            self._change(lambda index: replace(index, engines=index.engines | {wanted.key: record}))
+            return record, True
+
+    def timing(self, flavour: str, version: str) -> bytes:
+        """What the library learned in earlier builds; nothing if that isn't what it left here."""
+        path = self.folder / f"{flavour}-{version}.timing"
+        try:
+            check_folder(self.folder)
+            data = read_file(path, LARGEST_TIMING)
+        except FileNotFoundError:
+            return b""
+        if hashlib.sha256(data).hexdigest() != self._own_index().timings.get(path.name):
+            log.warning(f"{path.name} is not what was written here; building without it")
+            return b""
+        return data
+
+    def keep_timing(self, flavour: str, version: str, data: bytes) -> None:
+        path = self.folder / f"{flavour}-{version}.timing"
+        with locked(self.folder / f"{path.name}.lock"):
+            write_file(path, data)
+            digest = hashlib.sha256(data).hexdigest()
+            self._change(lambda index: replace(index, timings=index.timings | {path.name: digest}))
+
+    def _path(self, wanted: Recipe, suffix: str) -> Path:
+        return self.folder / f"{wanted.key}.{suffix}"
+
+    def _kept(self, wanted: Recipe) -> Record | None:
+        """The record of an intact plan."""
+        record = self._own_index().engines.get(wanted.key)
+        try:
+            if record:
+                self._read_plan(record, "building it again")
+        except BadArtefact as error:  # which this very build mends
+            log.warning(str(error))
+            return None
+        return record
+
+    def _own_index(self) -> Index:
+        """What this user signed; an empty one takes the place of anything else."""
+        try:
+            return self._index("building anew")
+        except BadArtefact as error:  # nothing of it was believed, and what is built next replaces it
+            log.warning(str(error))
+            return Index()
+
+    def _index(self, again: str) -> Index:
+        """Raises BadArtefact unless it is signed with the user's key."""
+        path = self.folder / INDEX
+        try:
+            data = json.loads(read_file(path, LARGEST_INDEX))
+            signed = data.pop(SIGNATURE)
+            if not hmac.compare_digest(signed, _signature(user_key(self._key_file), data)):
+                raise BadArtefact(f"engine cache {self.folder}", f"{INDEX} is not signed with this user's key", again)
+            return schema.from_json(Index, data, "index")
+        except FileNotFoundError:
+            if path.exists():  # then it is the key that is missing
+                raise BadArtefact(
+                    f"engine cache {self.folder}", f"the key {self._key_file} is missing", again
+                ) from None
+            return Index()
+        except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
+            raise BadArtefact(f"engine cache {self.folder}", f"{INDEX} is damaged", again) from None
+
+    def _change(self, change: Callable[[Index], Index]) -> None:
+        with locked(self.folder / f"{INDEX}.lock"):
+            key = make_user_key(self._key_file)
+            data = asdict(change(self._own_index()))
+            text = json.dumps(data | {SIGNATURE: _signature(key, data)}, indent=1, sort_keys=True)
+            write_file(self.folder / INDEX, text.encode())
+
+    def _read_plan(self, record: Record, again: str) -> bytes:
+        """Raises BadArtefact unless the file is the plan that was built. The bytes returned are those checked."""
+        what, path = f"engine {record.recipe.network}", self._path(record.recipe, "plan")
+        try:
+            data = read_file(path, record.bytes)
+        except FileNotFoundError:
+            raise BadArtefact(what, f"its plan {path.name} is missing", again) from None
+        except BadArtefact as error:
+            raise BadArtefact(what, f"{error.what}: {error.seen}", again) from None
+        if hashlib.sha256(data).hexdigest() != record.sha256:
+            raise BadArtefact(what, f"its plan {path.name} is not the one that was built here", again)
+        return data
+
+
+@contextmanager
+def _scratch(folder: Path) -> Iterator[Path]:
+    shutil.rmtree(folder, ignore_errors=True)  # of a builder that was killed
+    make_folder(folder)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _signature(key: bytes, data: object) -> str:
+    return hmac.new(key, json.dumps(data, sort_keys=True).encode(), "sha256").hexdigest()
+
+
+def _choose(built: Sequence[Record], wanted: Recipe, capability: str, again: str) -> Record:
+    """The record that differs from `wanted` in nothing but the devices, and runs on this one. Raises BadArtefact."""
+    similar = [r for r in built if (r.recipe.network, r.recipe.flavour) == (wanted.network, wanted.flavour)]
+    if not similar:
+        raise BadArtefact(f"engine {wanted.network}", f"none was built for {wanted.flavour}", again)
+    differences = {id(record): _differences(record.recipe, wanted, capability) for record in similar}
+    best = min(similar, key=lambda record: len(differences[id(record)]))
+    if differences[id(best)]:
+        raise BadArtefact(f"engine {wanted.network}", differences[id(best)][0], again)
+    return best
+
+
+def _differences(built: Recipe, wanted: Recipe, capability: str) -> list[str]:
+    """In words, what keeps an engine from being the one that is wanted."""
+    pairs = {
+        f"{wanted.flavour} ": (built.version, wanted.version),
+        "cdiff-rt ": (built.ours, wanted.ours),
+        "": (built.precision, wanted.precision),
+        "sizes ": (_said(built.sizes), _said(wanted.sizes)),
+        "steps ": (_said(built.profile), _said(wanted.profile)),
+        "flags ": (", ".join(built.flags) or "none", ", ".join(wanted.flags) or "none"),
+        "graphs ": (_said(built.graphs), _said(wanted.graphs)),
+        "weights ": (built.weights[:12], wanted.weights[:12]),
+    }
+    found = [f"built for {name}{ours}, here {theirs}" for name, (ours, theirs) in pairs.items() if ours != theirs]
+    if capability not in built.capabilities:
+        found.append(f"built for {', '.join(built.capabilities)}, here {capability}")
+    return found
+
+
+def _said(numbers: dict) -> str:
+    return ", ".join(f"{name} {value if isinstance(value, int) else value[:12]}" for name, value in numbers.items())

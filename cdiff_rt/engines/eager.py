@@ -1,0 +1,116 @@
+"""PyTorch, eagerly, from the same weights as the bundle's ONNX graphs: the baseline and the check of the others."""
+
+from collections.abc import Callable
+from pathlib import Path
+from weakref import WeakValueDictionary
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cdiff_rt import schema
+from cdiff_rt.engines.base import Placement, Precision, check_inputs, device_spec, runs_fp32
+from cdiff_rt.errors import BadArtefact
+from cdiff_rt.manifest import Bundle, NetworkSpec
+from cdiff_rt.nets.collaborative import ModelConfig, build_part, part_functions, part_of
+
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+
+# (folder, part of the model, device, type) -> the module, as long as an engine uses it: a modality's networks share their weights.
+_loaded: WeakValueDictionary[tuple[Path, str, str, torch.dtype], nn.Module] = WeakValueDictionary()
+
+
+class EagerEngine:
+    """Of the networks that run at each step, in bf16 by autocast, or compiled. The others stay as they are: there bf16
+    is slower, and compiling takes longer than they ever do. Arrays are fp32 in either precision.
+    """
+
+    def __init__(
+        self, spec: NetworkSpec, network: str, module: nn.Module, precision: Precision = "fp32", compiled: bool = False
+    ) -> None:
+        self.spec, self._module = spec, module
+        function, each_step = part_functions(part_of(network), module)[network], network.startswith("expert.")
+        self._function = torch.compile(function, dynamic=False) if compiled and each_step else function
+        self._autocast = precision == "bf16" and each_step
+
+    def __call__(self, **inputs: np.ndarray) -> dict[str, np.ndarray]:
+        check_inputs(self.spec, inputs)
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=self._autocast):
+            outputs = self._function(*(torch.from_numpy(inputs[tensor.name]) for tensor in self.spec.inputs))
+        return {tensor.name: value.float().numpy() for tensor, value in zip(self.spec.outputs, outputs, strict=True)}
+
+    def close(self) -> None:
+        del self._function, self._module
+
+
+class EagerDeviceEngine:
+    """Eager PyTorch on a device. Its allocations go to the pool of the graph that records it."""
+
+    capturable = True
+
+    def __init__(self, spec: NetworkSpec, network: str, module: nn.Module, compiled: bool = False) -> None:
+        self.spec, self._module = spec, module
+        function = part_functions(part_of(network), module)[network]
+        self._function = torch.compile(function, dynamic=False) if compiled else function
+        self._dtype = next(module.parameters()).dtype
+
+    def bind(self, tensors: dict[str, Tensor]) -> Callable[[], None]:
+        inputs = [tensors[tensor.name] for tensor in self.spec.inputs]
+        outputs = [tensors[tensor.name] for tensor in self.spec.outputs]
+
+        def enqueue() -> None:
+            given = [value.to(self._dtype) if value.is_floating_point() else value for value in inputs]
+            for output, value in zip(outputs, self._function(*given), strict=True):
+                output.copy_(value)
+
+        return enqueue
+
+    def close(self) -> None:
+        del self._function, self._module
+
+
+def load_part(bundle: Bundle, part: str) -> nn.Module:
+    """A part of the bundle's model in fp32, its weights read one by one."""
+    from safetensors import safe_open
+
+    try:
+        with torch.device("meta"):
+            module = build_part(schema.from_json(ModelConfig, bundle.manifest.source, "source"), part)
+        with safe_open(bundle.path(bundle.manifest.weights), "pt") as file:
+            weights = {name: file.get_tensor(f"{part}.{name}").float() for name in module.state_dict()}
+        module.load_state_dict(weights, assign=True)
+    except Exception as error:  # of the description, of safetensors and of torch: no base class but this
+        reason = " ".join(str(error).split())[:200]
+        raise BadArtefact(
+            f"bundle {bundle.folder.name}", f"its weights do not make its model ({reason})", "export it again"
+        ) from error
+    return module.eval().requires_grad_(False)
+
+
+def load(bundle: Bundle, network: str, placement: Placement, compiled: bool = False) -> EagerEngine:
+    torch.set_num_threads(placement.threads)
+    module = _module(bundle, network, "cpu", torch.float32)
+    return EagerEngine(bundle.manifest.networks[network], network, module, placement.precision, compiled)
+
+
+def load_compiled(bundle: Bundle, network: str, placement: Placement) -> EagerEngine:
+    return load(bundle, network, placement, compiled=True)
+
+
+def load_device_compiled(bundle: Bundle, network: str, placement: Placement) -> EagerDeviceEngine:
+    return load_device(bundle, network, placement, compiled=True)
+
+
+def load_device(bundle: Bundle, network: str, placement: Placement, compiled: bool = False) -> EagerDeviceEngine:
+    spec = device_spec(bundle.manifest.networks[network], network, placement)
+    dtype = torch.float32 if runs_fp32(network) else DTYPES[placement.precision]
+    return EagerDeviceEngine(spec, network, _module(bundle, network, placement.device, dtype), compiled)
+
+
+def _module(bundle: Bundle, network: str, device: str, dtype: torch.dtype) -> nn.Module:
+    """The part of the model that a network is of; networks of one part and place share it."""
+    key = bundle.folder, part_of(network), device, dtype
+    module = _loaded.get(key)
+    if module is None:
+        module = _loaded[key] = load_part(bundle, key[1]).to(device, dtype)
+    return module

@@ -1,0 +1,206 @@
+"""A bundle from checkpoints: networks as ONNX, one file of weights, and the manifest that names every file."""
+
+import dataclasses
+import math
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from cdiff_rt.engines.backends import check_backend
+from cdiff_rt.errors import BadArtefact, BadRequest, OutOfResource
+from cdiff_rt.export.checkpoint import (
+    Checkpoint,
+    Description,
+    describes_itself,
+    model_shapes,
+    read_checkpoint,
+    write_checkpoint,
+)
+from cdiff_rt.export.cpu_graph import write_cpu_graph
+from cdiff_rt.export.padding import pad_weight, padded_config
+from cdiff_rt.export.published import import_published
+from cdiff_rt.export.tensors import write_tensors
+from cdiff_rt.export.to_onnx import export_network
+from cdiff_rt.export.verify import compare_networks
+from cdiff_rt.manifest import NAME, Bundle, Manifest, NetworkSpec, TensorSpec, sha256
+from cdiff_rt.nets.collaborative import Expert, ModelConfig, build_part, part_functions, parts_of
+from cdiff_rt.nets.freeu import FreeUConfig
+from cdiff_rt.outputs.files import check_folder
+
+WEIGHTS = "weights.safetensors"
+Shape = tuple[int | str, ...]
+Precision = Literal["fp16", "fp32"]
+_STORED = {"fp16": torch.float16, "fp32": torch.float32}
+
+
+def export_checkpoint(
+    checkpoints: Sequence[Path],
+    out: Path,
+    *,
+    precision: Precision = "fp16",
+    diffuser_input: Literal["x_t", "prediction"] | None = None,
+    freeu: dict[str, FreeUConfig] | None = None,
+    head_multiple: int = 1,
+) -> dict[str, float]:
+    """Writes the bundle `out` and returns each network's relative error, ONNX Runtime against PyTorch.
+
+    `checkpoints` is one file that describes itself, or published ones (`import_published`). Weights are kept in
+    `precision`; `diffuser_input` and `freeu`, by modality, change the networks; `head_multiple` pads attention's heads to
+    a multiple of that width (padding.py). If `out` ends with .safetensors, one
+    checkpoint that describes itself is written instead, and nothing compared. Raises BadRequest, BadArtefact,
+    BadEnvironment, OutOfResource.
+    """
+    if out.exists():
+        raise BadRequest("out", f"{out} exists", "choose another name or remove it")
+    check_folder(out.parent)
+    if out.suffix != ".safetensors":
+        check_backend("onnxruntime")  # which every network is compared on
+    loaded = adapt(load(checkpoints), diffuser_input, freeu or {})
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=".cdiff-rt-") as hidden:
+            partial, report = Path(hidden) / out.name, {}
+            if out.suffix == ".safetensors":
+                write_checkpoint(partial, loaded)
+            else:
+                partial.mkdir()
+                write_bundle(loaded, partial, precision, head_multiple)
+                report = compare_networks(Bundle.open(partial))
+            shutil.move(partial, out)
+    except OSError as error:
+        raise OutOfResource(f"writing {out}", error.strerror or str(error), "free some space") from error
+    return report
+
+
+def load(checkpoints: Sequence[Path]) -> Checkpoint:
+    """One that describes itself, or published ones that go together."""
+    own = [path for path in checkpoints if path.is_file() and describes_itself(path)]
+    if own and len(checkpoints) > 1:
+        raise BadRequest("checkpoint", f"{own[0].name} is a whole model", "give it alone")
+    return read_checkpoint(own[0]) if own else import_published(checkpoints)
+
+
+def read_freeu(given: Sequence[str]) -> dict[str, FreeUConfig]:
+    """ "text=1.1,1.2,0.9,0.2" -> the settings by modality. Raises BadRequest."""
+    settings = {}
+    for entry in given:
+        name, _, numbers = entry.partition("=")
+        try:
+            factors = [float(number) for number in numbers.split(",")]
+        except ValueError:
+            factors = []
+        if len(factors) != 4 or not all(map(math.isfinite, factors)):
+            raise BadRequest("freeu", repr(entry), "write NAME=B1,B2,S1,S2, e.g. text=1.1,1.2,0.9,0.2")
+        settings[name] = FreeUConfig(*factors)
+    return settings
+
+
+def adapt(
+    checkpoint: Checkpoint, diffuser_input: Literal["x_t", "prediction"] | None, freeu: dict[str, FreeUConfig]
+) -> Checkpoint:
+    """The same weights in networks with other settings."""
+    experts = dict(checkpoint.description.config.experts)
+    strange = sorted(set(freeu) - set(experts))
+    if strange:
+        raise BadRequest("freeu", f"{strange[0]!r}", f"this model has {', '.join(experts)}")
+    for name, settings in freeu.items():
+        unet = dataclasses.replace(experts[name].unet, freeu=settings)
+        experts[name] = dataclasses.replace(experts[name], unet=unet)
+    if diffuser_input:
+        experts = {name: dataclasses.replace(e, diffuser_input=diffuser_input) for name, e in experts.items()}
+    config = dataclasses.replace(checkpoint.description.config, experts=experts)
+    return dataclasses.replace(checkpoint, description=dataclasses.replace(checkpoint.description, config=config))
+
+
+def write_bundle(checkpoint: Checkpoint, folder: Path, precision: Precision = "fp16", head_multiple: int = 1) -> None:
+    """Fills the empty `folder`, holding one weight at a time."""
+    described = checkpoint.description
+    config = padded_config(described.config, head_multiple)
+    stored = {
+        name: (str(_STORED[precision]).removeprefix("torch."), shape) for name, shape in model_shapes(config).items()
+    }
+    write_tensors(folder / WEIGHTS, stored, stored_weights(checkpoint, config, precision), {})
+    for file, pieces in described.vocabularies.items():
+        (folder / file).write_text("".join(f"{piece}\n" for piece in pieces), encoding="utf-8")
+    specs: dict[str, NetworkSpec] = {}
+    for part in parts_of(config):
+        with torch.device("meta"):
+            module = build_part(config, part)
+        specs |= part_specs(described, part, module)
+        for network, function in part_functions(part, module).items():
+            export_network(module, f"{part}.", function, specs[network], folder, WEIGHTS)
+            if network.startswith("expert."):  # what runs at each step
+                specs[network] = write_cpu_graph(specs[network], folder)
+    (folder / WEIGHTS).chmod(0o644)
+    files = {path.name: sha256(path) for path in sorted(folder.iterdir())}
+    manifest = Manifest(
+        name=described.name,
+        image_size=described.image_size,
+        latent_shape=described.latent_shape,
+        latent_scale=described.latent_scale,
+        schedule=described.schedule,
+        influence=described.influence,
+        modalities=described.modalities,
+        networks=specs,
+        weights=WEIGHTS,
+        source=dataclasses.asdict(config),
+        provenance=described.provenance | {"torch": torch.__version__},
+        licence=described.licence,
+        files=files,
+    )
+    (folder / NAME).write_text(manifest.to_json(), encoding="utf-8")
+
+
+def stored_weights(checkpoint: Checkpoint, config: ModelConfig, precision: Precision) -> Iterator[tuple[str, Tensor]]:
+    """The weights in the order of the padded model, as they are kept. Raises BadArtefact if one isn't finite."""
+    for name in model_shapes(config):
+        weight = checkpoint.weights[name].float()
+        broken = int((~torch.isfinite(weight)).sum())
+        if broken:
+            what = f"checkpoint of {checkpoint.description.name}"
+            raise BadArtefact(what, f"{name} holds {broken} values that are not finite", "get or train it again")
+        kept = pad_weight(name, weight, config).to(_STORED[precision]).contiguous()
+        if not torch.isfinite(kept).all():
+            what = f"checkpoint of {checkpoint.description.name}"
+            raise BadArtefact(what, f"{name} holds values too large for fp16", "export with --precision fp32")
+        yield name, kept
+
+
+def part_specs(described: Description, part: str, module: torch.nn.Module) -> dict[str, NetworkSpec]:
+    """The one place where shapes are written down. `docs/bundle.md` says what each network is for."""
+    latent: Shape = ("batch", *described.latent_shape)
+    if not isinstance(module, Expert):
+        image: Shape = ("batch", 3, described.image_size, described.image_size)
+        return {
+            "vae.encode": _spec("vae.encode", {"image": image}, {"mean": latent, "logvar": latent}),
+            "vae.decode": _spec("vae.decode", {"z": latent}, {"image": image}),
+        }
+    (modality,) = (modality for modality in described.modalities if part == f"experts.{modality.name}")
+    logit: Shape = ("batch", 1, *described.latent_shape[1:])
+    inputs: Shape = ("batch", *modality.input_shape)
+    context: Shape = ("batch", modality.input_shape[0], module.context_width)
+    condition, time, step = (f"{network}.{modality.name}" for network in ("condition", "time", "expert"))
+    kind = "int64" if modality.kind == "words" else "float32"
+    return {
+        condition: _spec(condition, {"inputs": inputs}, {"context": context}, kind),
+        time: _spec(time, {"t": ("steps",)}, {"rows": ("steps", module.row_width)}, "int64"),
+        step: _spec(
+            step,
+            {"x": latent, "rows": (1, module.row_width), "context": context},
+            {"out": latent, "logit": logit},
+        ),
+    }
+
+
+def _spec(network: str, inputs: dict[str, Shape], outputs: dict[str, Shape], kind: str = "float32") -> NetworkSpec:
+    """`kind` is the inputs' type; outputs are float32."""
+    return NetworkSpec(
+        f"{network}.onnx",
+        tuple(TensorSpec(name, shape, kind) for name, shape in inputs.items()),
+        tuple(TensorSpec(name, shape, "float32") for name, shape in outputs.items()),
+    )

@@ -1,0 +1,217 @@
+"""Pictures in and out: label maps and photos from files, finished images to PNG files with their parameters inside."""
+
+import logging
+import stat
+import struct
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageFile, ImageOps
+
+from cdiff_rt.errors import BadInput
+from cdiff_rt.inputs.palette import PALETTE
+
+ORIENTATION = 0x0112  # the EXIF tag
+LARGEST_FILE = 64 * 2**20  # bytes
+LARGEST_IMAGE = 25_000_000  # pixels; checked before decoding
+log = logging.getLogger("cdiff_rt")
+MASK_HELP = "a mask is a PNG of labels 0-18 (palette or grey) or of the 19 CelebAMask-HQ colours, see docs/masks.md"
+
+
+def read_labels(path: Path, classes: int) -> tuple[np.ndarray, str]:
+    """A label map from a PNG file -> [H, W] uint8 in 0..classes-1, and how it was read.
+
+    Pixel values of palette and grey PNGs are labels; RGB must use the palette's colours exactly. Raises BadInput.
+    """
+    with _opened(path, "mask", MASK_HELP) as image:
+        _check_header(path, image)
+        image.load()
+        labels, how = _labels_of(path, image)
+    return check_labels(labels, classes, path.name), how
+
+
+def read_photo(path: Path, size: int) -> np.ndarray:
+    """The centre square of a PNG, JPEG or WebP file, as its EXIF data turns it, scaled to [size, size, 3] uint8.
+
+    Says so where that leaves something out. What is transparent lies on white.
+    """
+    help_ = "give a PNG, JPEG or WebP file"
+    with _opened(path, "photo", help_) as image:
+        if image.format not in ("PNG", "JPEG", "WEBP") or getattr(image, "n_frames", 1) > 1:
+            raise BadInput(
+                f"photo {path.name}", f"format {image.format}, {getattr(image, 'n_frames', 1)} frames", help_
+            )
+        _check_size(path, "photo", image)
+        image.load()
+        if image.mode.startswith(("I", "F")):
+            raise BadInput(f"photo {path.name}", f"pixels of mode {image.mode}", "save it with 8 bits per channel")
+        turned = ImageOps.exif_transpose(image)
+        square = Image.fromarray(centre_square(np.asarray(_opaque(turned))))
+        _tell(path.name, image, turned, size)
+    return np.asarray(square if square.width == size else square.resize((size, size), Image.Resampling.LANCZOS))
+
+
+def _opaque(image: Image.Image) -> Image.Image:
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    layer = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+
+
+def _tell(name: str, image: Image.Image, turned: Image.Image, size: int) -> None:
+    """What becomes of a photo."""
+    width, height = turned.size
+    if image.getexif().get(ORIENTATION, 1) != 1:
+        log.info("photo %s: turned as its EXIF data says", name)
+    if turned.has_transparency_data:
+        log.warning("photo %s: it is partly transparent; it lies on white", name)
+    if width != height:
+        log.warning("photo %s: %dx%d is not square, its centre is used", name, width, height)
+    if min(width, height) < size:
+        log.warning("photo %s: %dx%d is small, it is enlarged to %dx%d", name, width, height, size, size)
+
+
+def read_region(path: Path) -> np.ndarray:
+    """A black and white PNG -> [S, S] float32, its centre square: 1 where it is white, 0 where it is black."""
+    help_ = "paint it in black and white only and save it as PNG"
+    with _opened(path, "region", help_) as image:
+        if image.format != "PNG" or image.mode not in ("1", "L", "P", "RGB"):
+            raise BadInput(f"region {path.name}", f"format {image.format}, mode {image.mode}", help_)
+        _check_size(path, "region", image)
+        image.load()
+        grey = np.asarray(image.convert("L"))
+    levels = set(np.unique(grey).tolist())
+    if not levels <= {0, 255}:
+        strange = ", ".join(map(str, sorted(levels - {0, 255})[:5]))
+        raise BadInput(f"region {path.name}", f"grey levels {strange} besides black and white", help_)
+    return (centre_square(grey) == 255).astype(np.float32)
+
+
+def read_array(path: Path, what: str) -> np.ndarray:
+    """The array of a .npy file, numbers only. Raises BadInput."""
+    check_plain_file(path, what)
+    try:
+        return np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise BadInput(
+            f"{what} {path.name}", f"it cannot be read as an array ({error})", "write it by numpy.save"
+        ) from None
+
+
+@contextmanager
+def _opened(path: Path, what: str, help_: str) -> Iterator[ImageFile.ImageFile]:
+    """An image file of ours to read; whatever Pillow has against it is BadInput."""
+    check_plain_file(path, what)
+    try:
+        with (
+            warnings.catch_warnings(action="ignore"),  # Pillow's, about what is refused in our own words
+            Image.open(path) as image,
+        ):
+            yield image
+    except (OSError, ValueError, SyntaxError, struct.error, Image.DecompressionBombError) as error:
+        raise BadInput(f"{what} {path.name}", f"it cannot be read as an image ({error})", help_) from None
+
+
+def check_labels(labels: np.ndarray, classes: int, name: str = "array") -> np.ndarray:
+    """Raises BadInput unless `labels` is a map [H, W] of whole numbers below `classes`."""
+    if labels.ndim != 2 or not labels.size or not np.issubdtype(labels.dtype, np.integer):
+        raise BadInput(f"mask {name}", f"{labels.dtype} of shape {labels.shape}", "a mask is [H, W] of whole numbers")
+    bad = (labels < 0) | (labels >= classes)
+    if bad.any():
+        y, x = np.argwhere(bad)[0]
+        seen = f"label {labels[y, x]} at x {x}, y {y} ({bad.sum()} such pixels); the model knows 0-{classes - 1}"
+        raise BadInput(f"mask {name}", seen, "draw it again with the labels or colours of docs/masks.md")
+    return labels.astype(np.uint8)
+
+
+def check_plain_file(path: Path, what: str, largest: int = LARGEST_FILE) -> None:
+    """Raises BadInput unless it is one and has 1 to `largest` bytes."""
+    try:
+        status = path.stat()
+    except (OSError, ValueError):
+        raise BadInput(f"{what} {path}", "there is no such file", "check the path") from None
+    if not stat.S_ISREG(status.st_mode):
+        raise BadInput(f"{what} {path}", "this is not a file", "give the path of a file")
+    if not 0 < status.st_size <= largest:
+        raise BadInput(f"{what} {path.name}", f"{status.st_size} bytes", f"a {what} has 1 to {largest} bytes")
+
+
+def _check_size(path: Path, what: str, image: ImageFile.ImageFile) -> None:
+    width, height = image.size
+    if width * height > LARGEST_IMAGE:
+        most = f"scale it to at most {LARGEST_IMAGE // 1_000_000} megapixels"
+        raise BadInput(f"{what} {path.name}", f"{width}x{height} pixels", most)
+
+
+def _check_header(path: Path, image: ImageFile.ImageFile) -> None:
+    name = f"mask {path.name}"
+    if image.format != "PNG":
+        reason = ", which changes labels at their borders" if image.format in ("JPEG", "WEBP") else ""
+        raise BadInput(name, f"format {image.format}{reason}", MASK_HELP)
+    _check_size(path, "mask", image)
+    stored = image.tile[0][3]  # "L;4" for four bits, which Pillow would scale to 0-255
+    if image.mode in ("L", "LA", "RGB", "RGBA") and stored != image.mode:
+        raise BadInput(name, f"pixels stored as {stored}", "save it with 8 bits per channel")
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1:
+        raise BadInput(name, f"an animation of {frames} frames", "save one frame of it")
+    if image.getexif().get(ORIENTATION, 1) != 1:
+        raise BadInput(name, "its EXIF data asks for a rotation", "rotate the pixels and save it without EXIF")
+
+
+def _labels_of(path: Path, image: Image.Image) -> tuple[np.ndarray, str]:
+    if image.mode in ("RGBA", "LA"):
+        if np.asarray(image)[..., -1].min() < 255:
+            raise BadInput(f"mask {path.name}", "it is partly transparent", "save it without an alpha channel")
+        image = image.convert(image.mode[:-1])
+    if image.mode == "P":
+        return _labels_of_palette(path, image)
+    if image.mode == "L":
+        return np.asarray(image), "grey PNG, pixel values are labels"
+    if image.mode == "RGB":
+        return _labels_of_colours(path, np.asarray(image)), "RGB PNG in the CelebAMask-HQ colours"
+    raise BadInput(f"mask {path.name}", f"pixels of mode {image.mode}", MASK_HELP)
+
+
+def _labels_of_palette(path: Path, image: Image.Image) -> tuple[np.ndarray, str]:
+    """Pixel values are labels, unless an editor has sorted the 19 colours anew: then the colours are."""
+    values = np.asarray(image)
+    entries = (image.getpalette("RGB") or [])[: 3 * 256]
+    colours = dict(enumerate(zip(entries[0::3], entries[1::3], entries[2::3], strict=True)))
+    used = {int(value): colours.get(int(value)) for value in np.unique(values)}
+    distinct = len(set(used.values())) == len(used) > 1
+    if distinct and set(used.values()) <= set(PALETTE) and any(PALETTE[v : v + 1] != (c,) for v, c in used.items()):
+        return _labels_of_colours(path, np.asarray(image.convert("RGB"))), "palette PNG in the CelebAMask-HQ colours"
+    return values, "palette PNG, pixel values are labels"
+
+
+def _labels_of_colours(path: Path, pixels: np.ndarray) -> np.ndarray:
+    packed = pixels.astype(np.uint32) @ np.array([65536, 256, 1], np.uint32)  # [H, W]
+    table = {(r << 16) | (g << 8) | b: label for label, (r, g, b) in enumerate(PALETTE)}
+    colours, inverse = np.unique(packed, return_inverse=True)
+    strange = [int(colour) for colour in colours if int(colour) not in table]
+    if strange:
+        named = ", ".join(f"#{colour:06x}" for colour in strange[:5])
+        raise BadInput(f"mask {path.name}", f"{len(strange)} colours off the palette ({named})", MASK_HELP)
+    return np.array([table[int(colour)] for colour in colours], np.uint8)[inverse].reshape(packed.shape)
+
+
+def centre_square(pixels: np.ndarray) -> np.ndarray:
+    """[H, W, ...] -> the centre square of it."""
+    side = min(pixels.shape[:2])
+    top, left = ((length - side) // 2 for length in pixels.shape[:2])
+    return pixels[top : top + side, left : left + side]
+
+
+def nearest(labels: np.ndarray, size: int) -> np.ndarray:
+    """[..., S, S] -> [..., size, size], the pixel at floor((i + 0.5) * S / size), as Pillow's NEAREST."""
+    centres = np.floor((np.arange(size) + 0.5) * labels.shape[-1] / size).astype(int)
+    return labels[..., centres[:, None], centres]
+
+
+def from_uint8(pixels: np.ndarray) -> np.ndarray:
+    """[H, W, 3] uint8 -> [1, 3, H, W] float32 in [-1, 1]."""
+    return (pixels.astype(np.float32) / np.float32(127.5) - 1).transpose(2, 0, 1)[None]

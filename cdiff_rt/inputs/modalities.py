@@ -1,0 +1,152 @@
+"""How a user's value becomes what a condition network takes: one row of `KINDS` for each kind of modality."""
+
+import logging
+import math
+import unicodedata
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from cdiff_rt.errors import BadInput, BadRequest
+from cdiff_rt.inputs import images
+from cdiff_rt.inputs.palette import PALETTE
+from cdiff_rt.inputs.wordpiece import WordPiece
+from cdiff_rt.manifest import Bundle, Manifest, Modality
+
+LONGEST_TEXT = 4096  # characters
+log = logging.getLogger("cdiff_rt")
+
+Condition = str | Path | np.ndarray
+Reader = Callable[[Condition, Modality, Bundle], np.ndarray]
+
+
+def chosen_of(manifest: Manifest, given: Collection[str], without: Collection[str] = ()) -> list[Modality]:
+    """The modalities of the conditions given, in the model's order. Raises BadRequest for none, or for one it lacks."""
+    known = {modality.name: modality for modality in manifest.modalities}
+    strange = sorted({*given, *without} - set(known))
+    if strange:
+        raise BadRequest("condition", f"{strange[0]!r}", f"{manifest.name} knows {', '.join(known)}")
+    chosen = [modality for name, modality in known.items() if name in given and name not in without]
+    if not chosen:
+        raise BadRequest("conditions", "none given", f"give at least one of {', '.join(known)}")
+    return chosen
+
+
+def read_label_map(value: Condition, modality: Modality, bundle: Bundle) -> np.ndarray:
+    """A mask's path or [H, W] labels -> one-hot [1, classes, size * size] float32."""
+    labels, name, how = _labels(value, modality)
+    height, width = labels.shape
+    square = images.centre_square(labels)
+    if height != width:
+        log.warning("%s %s: %dx%d is not square, its centre is used", modality.name, name, width, height)
+    small = images.nearest(square, modality.size)
+    found = np.unique(small)
+    if not isinstance(value, np.ndarray):  # a file's form is guessed, an array's is not
+        log.info("%s %s: %dx%d, %s, %d classes", modality.name, name, width, height, how, len(found))
+    if len(found) == 1:
+        log.warning("%s %s: every pixel has label %d", modality.name, name, found[0])
+    one_hot = np.eye(modality.classes, dtype=np.float32)[small.reshape(-1)]  # [size * size, classes]
+    return one_hot.T[None]
+
+
+def _labels(value: Condition, modality: Modality) -> tuple[np.ndarray, str, str]:
+    """[H, W] uint8, what it is called, and how a file was read."""
+    if isinstance(value, np.ndarray):
+        return images.check_labels(value, modality.classes), "array", ""
+    if not isinstance(value, str | Path):
+        raise BadInput(modality.name, f"a {type(value).__name__}", "give a PNG file's path or an array of labels")
+    labels, how = images.read_labels(Path(value), modality.classes)
+    return labels, Path(value).name, how
+
+
+def draw_labels(value: Condition, modality: Modality) -> np.ndarray:
+    """A mask in the colours of docs/masks.md, [S, S, 3] uint8."""
+    labels, _, _ = _labels(value, modality)
+    return np.array(PALETTE, np.uint8)[images.centre_square(labels) % len(PALETTE)]
+
+
+def read_words(value: Condition, modality: Modality, bundle: Bundle) -> np.ndarray:
+    """A sentence -> word-piece ids [1, tokens] int64."""
+    if not isinstance(value, str):
+        raise BadInput(modality.name, f"a {type(value).__name__}", "give a sentence")
+    check_text(value, modality.name)
+    tokens = WordPiece.from_file(bundle.path(modality.vocabulary)).encode(value, modality.tokens)
+    unknown = [repr(word) for word in tokens.unknown if any(map(str.isalnum, word))]
+    if unknown:
+        words = ", ".join(unknown[:8])
+        path = bundle.path(modality.vocabulary)
+        log.warning("%s: the model never saw %s; the words it knows are in %s", modality.name, words, path)
+    if tokens.dropped:
+        log.warning("%s: too long, the last %d word pieces are left out", modality.name, tokens.dropped)
+    return np.array([tokens.ids], dtype=np.int64)
+
+
+def read_numbers(value: Condition, modality: Modality, bundle: Bundle) -> np.ndarray:
+    """An array, a .npy file's path, or numbers with commas between them -> [1, tokens, width] float32."""
+    name, shape = modality.name, modality.input_shape
+    if isinstance(value, np.ndarray):
+        numbers = value
+    elif str(value).endswith(".npy"):
+        numbers = images.read_array(Path(value), name)
+    else:
+        try:
+            numbers = np.array([float(part) for part in str(value).split(",")])
+        except ValueError:
+            raise BadInput(
+                name, repr(str(value)[:80]), "give numbers with commas between them, or a .npy file"
+            ) from None
+    if numbers.size != math.prod(shape) or not np.issubdtype(numbers.dtype, np.number):
+        seen = f"{numbers.dtype} of shape {numbers.shape}"
+        raise BadInput(name, seen, f"it takes {' x '.join(map(str, shape))} numbers")
+    if not np.isfinite(numbers).all():
+        raise BadInput(name, "some numbers are not finite", "correct them")
+    return numbers.astype(np.float32).reshape(1, *shape)
+
+
+def check_text(text: str, name: str) -> str:
+    """Raises BadInput for one that no model can read."""
+    if not text.strip():
+        raise BadInput(name, "it is empty", "describe the face, or leave the option out")
+    if len(text) > LONGEST_TEXT:
+        raise BadInput(name, f"{len(text)} characters", f"use at most {LONGEST_TEXT}")
+    for place, c in enumerate(text):
+        if unicodedata.category(c) in ("Cc", "Cs") and c not in "\t\n\r":
+            raise BadInput(name, f"control character U+{ord(c):04X} at position {place}", "remove it")
+    return text
+
+
+def find_file(value: str, name: str, folder: Path) -> Path:
+    images.check_plain_file(folder / value, name)
+    return folder / value
+
+
+def find_numbers(value: str, name: str, folder: Path) -> Condition:
+    return find_file(value, name, folder) if value.endswith(".npy") else value
+
+
+def file_name(value: Condition) -> str:
+    """How a mask stands in a picture's parameters: without the folders it lay in."""
+    return f"array {'x'.join(map(str, value.shape))}" if isinstance(value, np.ndarray) else Path(value).name
+
+
+def file_name_or_text(value: Condition) -> str:
+    return file_name(value) if isinstance(value, np.ndarray | Path) or str(value).endswith(".npy") else str(value)
+
+
+@dataclass(frozen=True)
+class Kind:
+    read: Reader
+    show: Callable[[Condition], str]  # as it stands in a picture's parameters
+    find: Callable[
+        [str, str, Path], Condition
+    ]  # of a text, by its name: a Path if it names a file, from this folder on
+    draw: Callable[[Condition, Modality], np.ndarray] | None = None  # [S, S, 3] uint8, to lay over an image
+
+
+KINDS = {
+    "labels": Kind(read_label_map, file_name, find_file, draw_labels),
+    "words": Kind(read_words, str, lambda value, name, folder: check_text(value, name)),
+    "numbers": Kind(read_numbers, file_name_or_text, find_numbers),
+}

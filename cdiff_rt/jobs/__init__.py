@@ -1,0 +1,1 @@
+"""Many images from one file."""

@@ -1,0 +1,186 @@
+"""A file of jobs: one row of JSON for each image, checked as a whole before any of it runs.
+
+    {"id": "man-01", "mask": "masks/1.png", "text": "This man has a long beard.", "seed": 7}
+
+A row's keys are the model's modalities, and the settings that `cdiff-rt generate` has for one image.
+"""
+
+import functools
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+from cdiff_rt import schema
+from cdiff_rt.checks import check_influence, check_numbers
+from cdiff_rt.errors import BadInput, CdiffError, check_choice
+from cdiff_rt.inputs import images
+from cdiff_rt.inputs.modalities import KINDS, Condition, chosen_of
+from cdiff_rt.manifest import Influence, Manifest, sha256, unique
+from cdiff_rt.sampling.schedule import Schedule
+from cdiff_rt.sampling.tiers import Sampling, sampling
+
+LARGEST_FILE, LONGEST_LINE = 2**30, 2**20  # bytes
+PLAIN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+TAKES = {int: "a whole number", float: "a number", str: "a string", tuple: "a list of strings"}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a row may say beside its conditions: the arguments of `Pipeline.generate`, and those of its influence."""
+
+    seed: int = 0
+    first: int = 0
+    tier: str | None = None
+    solver: str | None = None
+    steps: int | None = None
+    eta: float | None = None
+    temperature: float | None = None
+    decay: str | None = None
+    factor: float | None = None
+    sharpness: float | None = None
+    boost: float | None = None
+    rounding: str = "truncate"
+    without: tuple[str, ...] = ()
+
+    def sampling(self) -> Sampling:
+        return sampling(self.tier, self.solver, self.steps, self.eta, self.temperature)
+
+    def influence(self, usual: Influence) -> Influence | None:
+        """The usual one with what the row changes of it; None if that is nothing."""
+        named = {field.name: getattr(self, field.name) for field in fields(Influence)}
+        asked = {name: value for name, value in named.items() if value is not None}
+        return replace(usual, **asked) if asked else None
+
+
+@dataclass(frozen=True)
+class Job:
+    """One image."""
+
+    id: str  # its file's name without the suffix
+    conditions: dict[str, Condition]  # by modality; a Path where it is a file
+    settings: Settings
+
+    def arguments(self, manifest: Manifest) -> dict[str, Any]:
+        """Those of `Pipeline.generate`."""
+        own = ("seed", "first", "tier", "solver", "steps", "eta", "temperature", "rounding", "without")
+        settings = {name: getattr(self.settings, name) for name in own}
+        return settings | {"influence": self.settings.influence(manifest.influence)} | self.conditions
+
+    def request(self, identity: dict) -> str:
+        """sha256 of all that the image follows from: settings, conditions, the files' content, and what makes it."""
+        conditions = {name: _content(value) for name, value in self.conditions.items()}
+        settings = asdict(self.settings) | asdict(self.settings.sampling())
+        del settings["tier"]  # a name, and what it stands for may change
+        whole = {"conditions": conditions, "settings": settings, "identity": identity}
+        return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
+
+
+def _content(value: Condition) -> str | list[str]:
+    if not isinstance(value, Path):
+        return str(value)
+    try:
+        return [value.name, sha256(value)]
+    except OSError as error:
+        raise BadInput(str(value), f"it cannot be read ({error.strerror})", "check the path") from None
+
+
+def read_jobs(path: Path, manifest: Manifest) -> list[Job]:
+    """All rows. Paths in them start at the file's own folder. Raises BadInput, naming the line, if any row is wrong."""
+    images.check_plain_file(path, "jobs", LARGEST_FILE)
+    jobs: list[Job] = []
+    lines: dict[str, int] = {}  # by id; some disks do not tell capital letters from small ones
+    for number, line in enumerate(_lines(path), 1):
+        try:
+            job = _read_row(line, number, path.absolute().parent, manifest)
+            if job.id.casefold() in lines:
+                raise BadInput("id", f"{job.id!r} is that of line {lines[job.id.casefold()]} too", "give each its own")
+        except CdiffError as error:
+            raise BadInput(f"{path}, line {number}: {error.what}", error.seen, error.remedy) from None
+        lines[job.id.casefold()] = number
+        jobs.append(job)
+    return jobs
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    try:
+        with path.open("rb") as file:
+            while line := file.readline(LONGEST_LINE + 1):
+                yield line
+    except OSError as error:
+        raise BadInput(f"jobs {path}", f"it cannot be read ({error.strerror})", "check the path") from None
+
+
+def _read_row(line: bytes, number: int, folder: Path, manifest: Manifest) -> Job:
+    row = _parse(line)
+    name = row.pop("id", f"{number:06d}")
+    if not isinstance(name, str) or not PLAIN_ID.fullmatch(name):
+        remedy = "take up to 200 letters, digits, dots, dashes and underscores, and begin with a letter or digit"
+        raise BadInput("id", f"{name!r:.80}", remedy)
+    modalities = {modality.name: modality for modality in manifest.modalities}
+    written = {key: row.pop(key) for key in modalities if key in row}
+    conditions = {key: value for key, value in written.items() if value is not None}
+    job = Job(name, conditions, _settings(row, tuple(modalities)))
+    _check(job, manifest)
+    return replace(
+        job, conditions={key: _find(value, key, modalities[key].kind, folder) for key, value in conditions.items()}
+    )
+
+
+def _parse(line: bytes) -> dict[str, Any]:
+    if len(line) > LONGEST_LINE:
+        raise BadInput("row", f"it is longer than {LONGEST_LINE} bytes", "a row is one image's, and ends with its line")
+    try:
+        row = json.loads(line.decode("utf-8"), object_pairs_hook=unique, parse_constant=_no_number)
+    except UnicodeDecodeError:
+        raise BadInput("row", "not UTF-8 text", "save the file as UTF-8") from None
+    except (ValueError, RecursionError) as error:
+        raise BadInput("row", f"not JSON ({error})", "write one object a line") from None
+    if not isinstance(row, dict):
+        raise BadInput("row", f"a {type(row).__name__}", "write one object a line")
+    return row
+
+
+def _no_number(text: str) -> None:
+    raise ValueError(f"{text} is no number")
+
+
+def _settings(row: dict[str, Any], modalities: tuple[str, ...]) -> Settings:
+    hints = get_type_hints(Settings)
+    for name, value in row.items():
+        if name not in hints:
+            raise BadInput("key", f"{name!r:.80}", f"a row has {', '.join(('id', *modalities, *hints))}")
+        try:
+            row = row | {name: schema.from_json(hints[name], value, name)}
+        except (TypeError, OverflowError):
+            raise BadInput(name, f"{value!r:.80}", f"give {TAKES[_kind(hints[name])]}") from None
+    return Settings(**row)
+
+
+def _kind(hint: Any) -> type:
+    """Of a field's annotation: the type, whose place None may take, or tuple."""
+    return get_origin(hint) if get_origin(hint) is tuple else (*get_args(hint), hint)[0]
+
+
+def _find(value: Any, name: str, kind: str, folder: Path) -> Condition:
+    if not isinstance(value, str):
+        raise BadInput(name, f"{value!r:.80}", f"give {TAKES[str]}")
+    return KINDS[kind].find(value, name, folder)
+
+
+def _check(job: Job, manifest: Manifest) -> None:
+    """Raises what `Pipeline.generate` would, but for the content of files."""
+    settings = job.settings
+    check_numbers(settings.seed, settings.first, 1)
+    check_choice("rounding", settings.rounding, ("truncate", "nearest"))
+    _check_sampling(settings.sampling(), manifest.schedule)
+    check_influence(settings.influence(manifest.influence) or manifest.influence)
+    chosen_of(manifest, job.conditions, settings.without)
+
+
+@functools.lru_cache
+def _check_sampling(how: Sampling, schedule: Schedule) -> None:
+    how.table(schedule)  # not for each of a million rows

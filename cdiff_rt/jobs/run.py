@@ -1,0 +1,242 @@
+"""The jobs' images and what became of each, on disk: whatever ends a run, the next one goes on where it was.
+
+An image appears whole, and a line of the results after it. So what has a line has an image; an image without one is
+made again, and is the same.
+"""
+
+import json
+import logging
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from cdiff_rt import schema
+from cdiff_rt.errors import BadArtefact, BadInput, BadRequest
+from cdiff_rt.jobs.file import Job, read_jobs
+from cdiff_rt.manifest import sha256
+from cdiff_rt.outputs import files
+from cdiff_rt.outputs.files import disk_errors
+from cdiff_rt.outputs.generated import IMAGE, LATENT, check_free
+from cdiff_rt.pipeline import Pipeline
+
+OF_A_ROW = (BadRequest, BadInput, BadArtefact)  # what other rows don't share; a full disk they do
+MOST_SHARDS = 1_000_000
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Every `count`-th row, from row `index` on, which is 1 for the first."""
+
+    index: int = 1
+    count: int = 1
+
+    def of(self, jobs: list[Job]) -> list[Job]:
+        return jobs[self.index - 1 :: self.count]
+
+    @classmethod
+    def read(cls, text: str) -> "Shard":
+        """From "i/n". Raises BadRequest."""
+        parts = [int(part) for part in text.split("/") if re.fullmatch("[0-9]{1,9}", part)]
+        if len(parts) != 2 or text.count("/") != 1 or not 1 <= parts[0] <= parts[1] <= MOST_SHARDS:
+            raise BadRequest("shard", repr(text), "write i/n, from 1/n to n/n")
+        return cls(*parts)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a job: a line of the results. It has an image's file, or an error."""
+
+    id: str
+    seed: int
+    seconds: float
+    file: str | None = None
+    sha256: str | None = None  # of the file
+    request: str | None = None  # see Job.request
+    error: str | None = None
+    warnings: tuple[str, ...] = ()
+
+    def line(self) -> bytes:
+        told = {name: value for name, value in asdict(self).items() if value not in (None, ())}
+        return json.dumps(told).encode() + b"\n"
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one run has to do, and where."""
+
+    out: Path
+    shard: Shard
+    suffix: str  # of the images
+    jobs: list[Job] = field(default_factory=list)
+    kept: list[Outcome] = field(default_factory=list)  # of jobs that were done before
+
+    @property
+    def results(self) -> Path:
+        return self.out / f"results-{self.shard.index}-of-{self.shard.count}.jsonl"
+
+    @property
+    def staging(self) -> Path:
+        """Where images are written before they appear. A run's own, so that the next one may sweep it."""
+        return self.out / f".{self.results.stem}"
+
+    def file(self, job: Job) -> Path:
+        return self.out / f"{job.id}{self.suffix}"
+
+
+def run_jobs(
+    pipeline: Pipeline,
+    jobs: str | Path,
+    out: str | Path,
+    *,
+    shard: str = "1/1",
+    resume: bool = False,
+    force: bool = False,
+) -> Iterator[Outcome]:
+    """Makes the image of each row of the file `jobs`, see rows.py, into the folder `out`; yields what became of it.
+
+    All rows are checked before this returns, and nothing is written before the first outcome is asked for. A row's
+    image is the same as by `Pipeline.generate`, in any shard; shard "2/8" is every eighth row from the second on. With
+    `resume`, rows whose image is there and follows from the same request are left out, and without results to resume
+    it is a first run. Raises BadInput for a bad file, BadRequest if something exists and neither `resume` nor `force`
+    is set, and OutOfResource when the disk is full.
+    """
+    return run(prepare(pipeline, jobs, out, shard=shard, resume=resume, force=force), pipeline)
+
+
+def run(work: Work, pipeline: Pipeline) -> Iterator[Outcome]:
+    return record(work, (make(pipeline, job, work) for job in work.jobs))
+
+
+def prepare(
+    pipeline: Pipeline,
+    jobs: str | Path,
+    out: str | Path,
+    *,
+    shard: str = "1/1",
+    resume: bool = False,
+    force: bool = False,
+) -> Work:
+    """Writes nothing. Raises as `run_jobs`."""
+    if resume and force:
+        raise BadRequest("resume", "it is set, and so is force", "leave either out")
+    manifest, folder = pipeline.manifest, Path(out)
+    if folder.suffix.lower() in (IMAGE, LATENT):
+        raise BadRequest("out", f"one file, {folder.name}, for many images", "give a folder")
+    files.check_folder(folder)
+    work = Work(folder, Shard.read(shard), IMAGE if manifest.image_size else LATENT)
+    todo = work.shard.of(read_jobs(Path(jobs), manifest))
+    _check_split(work)
+    kept = _kept(work, todo, pipeline.identity()) if resume and work.results.exists() else None
+    if kept is None:
+        _check_free(work, todo, force)
+    return replace(work, jobs=[job for job in todo if job.id not in (kept or {})], kept=list((kept or {}).values()))
+
+
+def _kept(work: Work, todo: list[Job], identity: dict) -> dict[str, Outcome]:
+    with disk_errors(f"reading {work.out}"):
+        before = read_results(work.results)
+        return {
+            job.id: before[job.id] for job in todo if job.id in before and _holds(before[job.id], job, work, identity)
+        }
+
+
+def _check_free(work: Work, todo: list[Job], force: bool) -> None:
+    if work.results.exists() and not force:
+        remedy = "go on with --resume, choose another folder, or overwrite it with --force"
+        raise BadRequest("out", f"{work.results} exists", remedy)
+    check_free([work.results, *map(work.file, todo)], force=force)
+
+
+def _check_split(work: Work) -> None:
+    """Raises BadRequest for results of another split: rows would be in two files."""
+    for path in work.out.glob("results-*-of-*.jsonl"):
+        if not path.stem.endswith(f"-of-{work.shard.count}"):
+            remedy = "take the same number of shards, or another folder"
+            raise BadRequest("shard", f"{work.out} has {path.name}, of another split", remedy)
+
+
+def read_results(path: Path) -> dict[str, Outcome]:
+    """By id. A line that is not whole is left out: its run ended there."""
+    found = {}
+    for line in path.read_bytes().split(b"\n"):
+        try:
+            outcome = schema.from_json(Outcome, json.loads(line), "line")
+        except (ValueError, TypeError):
+            continue
+        found[outcome.id] = outcome
+    return found
+
+
+def _holds(outcome: Outcome, job: Job, work: Work, identity: dict) -> bool:
+    """Whether the image is there, as it was written, and would be the same today."""
+    path = work.file(job)
+    there = outcome.file == path.name and path.is_file() and sha256(path) == outcome.sha256
+    return there and outcome.request == job.request(identity)
+
+
+def make(pipeline: Pipeline, job: Job, work: Work) -> Outcome:
+    """Writes the image of one job, in place of an older one; what is wrong with this row only is its outcome."""
+    began, path = time.perf_counter(), work.file(job)
+    told: dict[str, Any] = {}
+    try:
+        request = job.request(pipeline.identity())
+        with _warnings() as warnings:
+            result = pipeline.generate(**job.arguments(pipeline.manifest))
+        with disk_errors(f"writing {path}"), TemporaryDirectory(dir=work.staging) as folder:
+            (made,) = result.save(Path(folder, path.name))
+            told = {"file": path.name, "sha256": sha256(made), "request": request, "warnings": tuple(warnings)}
+            os.replace(made, path)
+    except OF_A_ROW as error:
+        told = {"error": str(error)}
+        with disk_errors(f"removing {path}"):
+            path.unlink(missing_ok=True)  # an image of another request, which would pass for this one's
+    return Outcome(job.id, job.settings.seed, round(time.perf_counter() - began, 3), **told)
+
+
+class _Heard(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+
+@contextmanager
+def _warnings() -> Iterator[list[str]]:
+    """What the library warns of in the meantime."""
+    log, heard = logging.getLogger("cdiff_rt"), _Heard()
+    log.addHandler(heard)
+    try:
+        yield heard.lines
+    finally:
+        log.removeHandler(heard)
+
+
+def record(work: Work, outcomes: Iterable[Outcome]) -> Iterator[Outcome]:
+    """Appends each to the results as it comes, and passes it on."""
+    try:
+        _begin(work)
+        for outcome in outcomes:
+            with disk_errors(f"writing {work.results}"), work.results.open("ab") as file:
+                file.write(outcome.line())
+            yield outcome
+    finally:
+        shutil.rmtree(work.staging, ignore_errors=True)
+
+
+def _begin(work: Work) -> None:
+    """Sweeps what a killed run left, and begins the results with the lines that still hold."""
+    with disk_errors(f"writing {work.results}"):
+        shutil.rmtree(work.staging, ignore_errors=True)
+        work.staging.mkdir(parents=True)
+        new = work.staging / work.results.name
+        new.write_bytes(b"".join(outcome.line() for outcome in work.kept))
+        os.replace(new, work.results)

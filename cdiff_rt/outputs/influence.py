@@ -1,0 +1,151 @@
+"""Influence functions as files: arrays of every step, and pictures of where each modality decides."""
+
+import logging
+import struct
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont, features
+
+from cdiff_rt.errors import BadEnvironment
+from cdiff_rt.outputs.contact_sheet import INK, LINE, PAPER, TILE, Colour, contact_sheet
+from cdiff_rt.outputs.recorder import Recorder, evenly
+from cdiff_rt.sampling.loop import StepState
+
+SHEET, ANIMATION = "sheet.jpg", "animation.webp"
+SHEET_STEPS, ANIMATION_STEPS = 8, 10  # at most; the pictures stay small however many steps there are
+LARGEST_PANEL = 256  # pixels per side
+MILLISECONDS, LAST_MILLISECONDS = 150, 1500  # a frame of the animation, and the last before it begins again
+COLOURS = ((255, 128, 0), (0, 144, 255), (60, 190, 60), (230, 60, 160), (150, 90, 230))  # by place, then again
+log = logging.getLogger("cdiff_rt")
+
+Maps = dict[str, dict[int, np.ndarray]]  # modality -> step -> [h, w]
+
+
+class InfluenceRecorder(Recorder):
+    """The influence functions after all adjustment. Raises BadEnvironment if Pillow lacks a format."""
+
+    option, suffix, archive = "--save-influence", ".influence", "maps.npz"
+
+    def __init__(self, out: str | Path, decode: Callable[[np.ndarray], np.ndarray] | None = None) -> None:
+        missing = [name for name in ("webp", "jpg", "freetype2") if not features.check(name)]
+        if missing:
+            raise BadEnvironment("influence", f"Pillow has no {missing[0]}", "install Pillow's own wheel from PyPI")
+        super().__init__(out, decode)
+
+    def arrays(self, state: StepState) -> dict[str, np.ndarray]:
+        return {name: values[:, 0] for name, values in zip(state.modalities, state.influence, strict=True)}
+
+    def check(self, batch: int, steps: int) -> None:
+        super().check(batch, steps)
+        rank = self._rank()
+        if rank != 2:
+            log.info("influence: the latents have rank %d, so only %s is written", rank, self.archive)
+
+    def write(self, folder: Path, image: int, pixels: np.ndarray) -> None:
+        self.write_arrays(folder, image)
+        if self._rank() != 2 or not pixels.size:
+            return
+        picture, steps = Image.fromarray(pixels), len(self.timesteps)
+        for name in self.shapes:
+            write_strip(folder / f"{name}.png", (self.read(step, name, image) for step in range(steps)), steps)
+        shown = {count: evenly(steps, count) for count in (SHEET_STEPS, ANIMATION_STEPS)}
+        seen = sorted({step for chosen in shown.values() for step in chosen})
+        maps = {name: {step: self.read(step, name, image) for step in seen} for name in self.shapes}
+        influence_sheet(picture, maps, shown[SHEET_STEPS]).save(folder / SHEET, quality=90, subsampling=0)
+        write_animation(folder / ANIMATION, picture, maps, shown[ANIMATION_STEPS])
+
+    def _rank(self) -> int:
+        return len(next(iter(self.shapes.values()))) - 1
+
+
+def levels(values: np.ndarray) -> np.ndarray:
+    """Influence -> grey levels 0..255. It leaves 0..1 by rounding errors only, which are rounded away here."""
+    return np.rint(values * 255).astype(np.uint8)
+
+
+def write_strip(path: Path, maps: Iterator[np.ndarray], count: int) -> None:
+    """`count` maps [h, w] in 0..1 as one grey PNG, each below the one before.
+
+    Pillow wants the whole picture at once, and a file for each map takes ten times as long as all that is in it.
+    """
+    packer, begun = zlib.compressobj(1), False
+    with path.open("wb") as file:
+        for values in maps:
+            height, width = values.shape
+            if not begun:
+                file.write(b"\x89PNG\r\n\x1a\n")
+                file.write(
+                    chunk(b"IHDR", struct.pack(">IIBBBBB", width, count * height, 8, 0, 0, 0, 0))
+                )  # 8 bits, grey
+                begun = True
+            lines = np.zeros((height, 1 + width), np.uint8)  # each begins with its filter, 0 for none
+            lines[:, 1:] = levels(values)
+            file.write(chunk(b"IDAT", packer.compress(lines.tobytes())))
+        file.write(chunk(b"IDAT", packer.flush()) + chunk(b"IEND", b""))
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def overlays(picture: Image.Image, maps: list[np.ndarray], colour: Colour) -> Iterator[Image.Image]:
+    """For each map the picture, grey where a modality has no influence and in its colour where it has all."""
+    plain = picture.convert("L").convert("RGB")
+    tinted = Image.blend(plain, Image.new("RGB", picture.size, colour), 0.6)
+    for values in maps:
+        where = Image.fromarray(levels(values)).resize(picture.size, Image.Resampling.BICUBIC)
+        yield Image.composite(tinted, plain, where)
+
+
+def influence_sheet(picture: Image.Image, maps: Maps, shown: list[int]) -> Image.Image:
+    """A row for each modality, a column for each of the steps `shown`, and the picture itself at the end."""
+    small, colours = picture.resize((TILE, TILE)), colours_of(maps)
+    rows = {
+        name: [*overlays(small, [values[step] for step in shown], colours[name]), small]
+        for name, values in maps.items()
+    }
+    return contact_sheet([*(f"step {step}" for step in shown), "image"], rows, colours)
+
+
+def colours_of(maps: Maps) -> dict[str, Colour]:
+    return {name: COLOURS[place % len(COLOURS)] for place, name in enumerate(maps)}
+
+
+def frames(picture: Image.Image, maps: Maps, shown: list[int]) -> Iterator[Image.Image]:
+    """The influence of each modality over the picture, side by side; below, its name and a bar as long as its mean."""
+    (width, height), font = picture.size, ImageFont.load_default(12)
+    empty = Image.new("RGB", (width * len(maps), height + LINE), PAPER)
+    for place, name in enumerate(maps):
+        ImageDraw.Draw(empty).text((place * width + 4, height + 5), name, INK, font)
+    colours = colours_of(maps)
+    panels = [overlays(picture, [values[step] for step in shown], colours[name]) for name, values in maps.items()]
+    for step, *row in zip(shown, *panels, strict=True):
+        whole = empty.copy()
+        draw = ImageDraw.Draw(whole)
+        for place, ((name, values), panel) in enumerate(zip(maps.items(), row, strict=True)):
+            whole.paste(panel, (place * width, 0))
+            bar = round(width * float(values[step].mean()))
+            if bar:
+                draw.rectangle((place * width, height, place * width + bar - 1, height + 3), colours[name])
+        draw.text((whole.width - 4, height + 5), f"step {step}", INK, font, "ra")
+        yield whole
+
+
+def write_animation(path: Path, picture: Image.Image, maps: Maps, shown: list[int]) -> None:
+    panel = picture.copy()
+    panel.thumbnail((LARGEST_PANEL, LARGEST_PANEL))
+    first, *others = frames(panel, maps, shown)
+    first.save(
+        path,
+        save_all=True,
+        append_images=others,
+        duration=[MILLISECONDS] * len(others) + [LAST_MILLISECONDS],
+        loop=0,
+        method=0,  # the encoder's quickest
+        quality=75,
+        kmin=0,  # with kmax: no second attempt at each frame as a key frame
+        kmax=0,
+    )

@@ -1,0 +1,61 @@
+"""What a run is: all that its latents follow from, and who can carry it out."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from cdiff_rt.engines.base import Precision
+from cdiff_rt.manifest import Influence, Manifest, Modality
+from cdiff_rt.sampling import fusion
+from cdiff_rt.sampling.fusion import Adjustment
+from cdiff_rt.sampling.loop import Callback, Known, Noise
+from cdiff_rt.sampling.solvers import SolverTable
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """All that the latents follow from."""
+
+    modalities: list[Modality]
+    inputs: list[np.ndarray]  # per modality, what its encoder takes; of batch 1
+    start: np.ndarray  # x_T [B, C, *latent]
+    noise: Noise
+    table: SolverTable
+    adjust: Adjustment
+    known: Known | None = None
+    contexts: list[np.ndarray] | None = None  # per modality [B, T, K], in place of what its encoder makes of its inputs
+
+
+class Runner(Protocol):
+    """A bundle on a backend. Engines load at first use and stay loaded."""
+
+    precision: Precision
+
+    def call(self, network: str, **inputs: np.ndarray) -> dict[str, np.ndarray]:
+        """One network of the bundle."""
+        ...
+
+    def sample(self, run: Run, callback: Callback | None = None) -> np.ndarray:
+        """x_T -> x_0 [B, C, *latent]."""
+        ...
+
+
+@dataclass(frozen=True)
+class OnDevice:
+    """How a backend runs; all but the precision is for those on a GPU."""
+
+    precision: Precision | None = None  # of its engines; None: the backend's default
+    fused_step: bool = False  # one engine for the whole step of a fixed set of experts, instead of one for each
+    graphs: bool = True  # whether the loop is recorded as a CUDA graph
+
+
+def adjustment_of(
+    manifest: Manifest, modalities: list[Modality], table: SolverTable, influence: Influence
+) -> fusion.Adjustment:
+    """What `influence` says of these modalities, at each step of the table."""
+    anchors = [i for i, modality in enumerate(modalities) if modality.anchor]
+    gain = fusion.decay(influence.decay, table.timesteps, manifest.schedule.train_steps)
+    decays = [modality.decays for modality in modalities]
+    anchor = anchors[0] if anchors else None
+    return fusion.adjustment(decays, anchor, gain, influence.factor, influence.sharpness, influence.boost)

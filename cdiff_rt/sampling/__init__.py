@@ -1,0 +1,1 @@
+"""The loop and its numbers: schedules, solvers, noise, fusion."""

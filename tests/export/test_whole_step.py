@@ -1,0 +1,137 @@
+import getpass
+import os
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+
+from cdiff_rt.engines.backends import load_engine
+from cdiff_rt.engines.base import Placement
+from cdiff_rt.export import whole_step
+from cdiff_rt.export.typed import write_typed
+from cdiff_rt.export.whole_step import fused_step
+from cdiff_rt.gpu import fused_step as on_device
+from cdiff_rt.gpu.fused_step import pack
+from cdiff_rt.sampling import fusion, solvers
+from cdiff_rt.sampling.fusion import Adjustment
+from tests.export.test_typed import BUDGETS, assert_strongly_typed, inputs_for, relative, written
+
+RNG = np.random.default_rng(0)
+BATCH = 2
+ADJUSTMENTS = {
+    "identity": Adjustment(np.ones((1, 2)), np.zeros(2), np.ones(2)),
+    "anchored": Adjustment(np.array([[0.3, 1.0]]), np.array([0.0, 1.0]), np.array([2.0, 1.0]), 1.5),
+    "boosted": Adjustment(np.array([[0.3, 1.0]]), np.array([0.0, 1.0]), np.array([2.0, 1.0]), 0.5, 3.0),
+}
+TABLE = solvers.SolverTable(np.array([7]), np.array([0.5]), RNG.standard_normal((1, 8)))
+
+
+def test_the_columns_are_those_of_the_device():
+    ours = (
+        whole_step.GAINS,
+        whole_step.ANCHOR,
+        whole_step.FACTORS,
+        whole_step.SHARPNESS,
+        whole_step.BOOST,
+        whole_step.NUMBERS,
+    )
+    theirs = (on_device.GAINS, on_device.ANCHOR, on_device.FACTORS, on_device.SHARPNESS, on_device.BOOST)
+    assert ours == (*theirs, on_device.WIDTH)
+
+
+def expected(bundle, modalities, inputs, adjust):
+    """By the experts' own graphs and the definition."""
+    engines = [load_engine("onnxruntime", bundle, f"expert.{name}") for name in modalities]
+    results = [
+        engine(x=inputs["x"], rows=inputs[f"rows.{name}"], context=inputs[f"context.{name}"])
+        for engine, name in zip(engines, modalities, strict=True)
+    ]
+    outs, logits = (np.stack([result[kind] for result in results]) for kind in ("out", "logit"))
+    gains, anchor, factors = (
+        values[: len(modalities)].reshape(-1, 1, 1, 1, 1) for values in (adjust.gains[0], adjust.anchor, adjust.factors)
+    )
+    weights = fusion.influence(logits, gains, anchor, factors, adjust.sharpness, adjust.boost)
+    x, hist = fusion.update(
+        inputs["x"], fusion.fuse(outs, weights), inputs["hist"], inputs["noise"], TABLE.rows[0].astype(np.float32)
+    )
+    return {"next_x": x, "next_hist": hist, "weights": weights}
+
+
+def given(spec, adjust, modalities):
+    inputs = inputs_for(spec)
+    few = Adjustment(
+        adjust.gains[:, : len(modalities)],
+        adjust.anchor[: len(modalities)],
+        adjust.factors[: len(modalities)],
+        adjust.sharpness,
+        adjust.boost,
+    )
+    return inputs | {"numbers": pack(TABLE, few)[0]}
+
+
+def computed(typed, bundle, folder, inputs):
+    session = ort.InferenceSession(str(write_typed(typed.model, bundle, folder, "step")))
+    outputs = [tensor.name for tensor in typed.spec.outputs]
+    typed_inputs = {tensor.name: inputs[tensor.name].astype(tensor.dtype) for tensor in typed.spec.inputs}
+    return dict(zip(outputs, session.run(outputs, typed_inputs), strict=True))
+
+
+@pytest.mark.parametrize("adjust", ADJUSTMENTS)
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_it_does_what_the_experts_and_the_definition_do(adjust, precision, bundle, tmp_path):
+    adjust, modalities = ADJUSTMENTS[adjust], ("mask", "text")
+    step = fused_step(bundle, modalities, Placement("cpu", precision, BATCH), boosted=adjust.boost is not None)
+    inputs = given(step.spec, adjust, modalities)
+    ours, reference = computed(step, bundle, tmp_path, inputs), expected(bundle, modalities, inputs, adjust)
+    for name, value in reference.items():
+        assert ours[name].shape == value.shape and ours[name].dtype == np.float32
+        assert relative(ours[name], value) < BUDGETS.get(precision, 1e-5), name
+
+
+@pytest.mark.parametrize("modalities", [("text", "mask"), ("text",)])
+def test_any_experts_in_any_order(modalities, bundle, tmp_path):
+    adjust = ADJUSTMENTS["identity"]
+    step = fused_step(bundle, modalities, Placement("cpu", "fp32", 1))
+    inputs = given(step.spec, adjust, modalities)
+    ours, reference = computed(step, bundle, tmp_path, inputs), expected(bundle, modalities, inputs, adjust)
+    assert all(relative(ours[name], value) < 1e-5 for name, value in reference.items() if value.std())
+    assert np.allclose(ours["weights"], reference["weights"])
+
+
+@pytest.fixture(scope="module")
+def step(bundle):
+    return fused_step(bundle, ("mask", "text"), Placement("cpu", "fp16", BATCH))
+
+
+def test_latents_stay_fp32_and_what_the_experts_take_is_theirs(step, bundle):
+    latent, kinds = (BATCH, 16, 16, 16), {t.name: t.dtype for t in (*step.spec.inputs, *step.spec.outputs)}
+    shapes = {tensor.name: tensor.shape for tensor in (*step.spec.inputs, *step.spec.outputs)}
+    for name in ("x", "hist", "noise", "next_x", "next_hist"):
+        assert (shapes.pop(name), kinds.pop(name)) == (latent, "float32")
+    assert (shapes.pop("weights"), kinds.pop("weights")) == ((2, BATCH, 1, 16, 16), "float32")
+    assert (shapes.pop("numbers"), kinds.pop("numbers")) == ((40,), "float32")
+    assert set(kinds.values()) == {"float16"}
+    assert shapes == {
+        "rows.mask": (1, 1088),
+        "context.mask": (BATCH, 19, 1664),
+        "rows.text": (1, 1088),
+        "context.text": (BATCH, 32, 1664),
+    }
+
+
+def test_it_is_strongly_typed_and_holds_no_weight_and_no_path(step, bundle, tmp_path):
+    assert_strongly_typed(step.model, step.spec)
+    path = written(step.model, bundle, tmp_path)
+    assert path.stat().st_size < 500_000
+    words = path.read_bytes().decode("latin-1")
+    assert not [word for word in (os.getcwd(), f"{os.sep}site-packages", getpass.getuser() + "@") if word in words]
+    names = [name for node in step.model.graph.node for name in node.output]
+    assert len(names) == len(set(names))
+    onnx.checker.check_model(str(path))
+
+
+def test_inputs_that_the_exporter_took_for_one_would_be_seen(step):
+    """It does so where examples are one tensor: then `noise` and `hist` are read nowhere."""
+    read = {name for node in step.model.graph.node for name in node.input}
+    assert {tensor.name for tensor in step.spec.inputs} <= read

@@ -1,0 +1,188 @@
+import json
+import os
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cdiff_rt.errors import BadInput
+from cdiff_rt.jobs import file
+from cdiff_rt.jobs.file import Job, Settings, read_jobs
+from cdiff_rt.manifest import Influence
+from cdiff_rt.sampling.tiers import TIERS
+
+TEXT = "This man has a long beard."
+
+
+@pytest.fixture
+def write(tmp_path, mask):
+    """Writes a file of jobs, beside it a mask; lines are given as they are or as what is JSON."""
+    (tmp_path / "masks").mkdir()
+    Image.fromarray(mask).save(tmp_path / "masks" / "face.png")
+
+    def write_lines(*lines):
+        path = tmp_path / "jobs.jsonl"
+        path.write_bytes(b"\n".join(x if isinstance(x, bytes) else json.dumps(x).encode() for x in lines) + b"\n")
+        return path
+
+    return write_lines
+
+
+def test_a_row_is_a_job_whose_paths_start_at_the_file(write, bundle, tmp_path):
+    everything = {
+        "seed": 7,
+        "first": 2,
+        "solver": "ddim",
+        "steps": 4,
+        "eta": 0.5,
+        "temperature": 2,
+        "rounding": "nearest",
+    }
+    everything |= {"decay": "linear", "factor": 1, "sharpness": 2, "boost": 3, "without": ["mask"]}
+    path = write({"id": "man", "mask": "masks/face.png", "text": TEXT, **everything}, {"text": TEXT, "mask": None})
+    first, second = read_jobs(path, bundle.manifest)
+    assert first.id == "man" and first.conditions == {"mask": tmp_path / "masks" / "face.png", "text": TEXT}
+    assert first.settings == Settings(**everything | {"without": ("mask",)})
+    assert second == Job("000002", {"text": TEXT}, Settings())
+
+
+def test_arguments_are_those_of_generate_with_numbers_as_the_command_reads_them(write, bundle):
+    (job,) = read_jobs(write({"text": TEXT, "eta": 1, "factor": 3}), bundle.manifest)
+    arguments = job.arguments(bundle.manifest)
+    assert type(arguments["eta"]) is type(arguments["influence"].factor) is float
+    usual = bundle.manifest.influence
+    assert arguments["influence"] == Influence(usual.decay, 3.0, usual.sharpness, usual.boost)
+    (plain,) = read_jobs(write({"text": TEXT}), bundle.manifest)
+    assert plain.arguments(bundle.manifest)["influence"] is None
+
+
+def test_an_absolute_path_stays(write, bundle, tmp_path):
+    (job,) = read_jobs(write({"mask": str(tmp_path / "masks" / "face.png")}), bundle.manifest)
+    assert job.conditions == {"mask": tmp_path / "masks" / "face.png"}
+
+
+BAD_ROWS = {
+    "not JSON": (b"{", "not JSON"),
+    "empty line": (b"", "not JSON"),
+    "byte order mark": (b"\xef\xbb\xbf{}", "not JSON"),
+    "half a row": (b'{"text": "a"', "not JSON"),
+    "two rows": (b'{"text": "a"} {"text": "b"}', "not JSON"),
+    "deep": (b"[" * 100_000, "not JSON"),
+    "NaN": (b'{"text": "a", "eta": NaN}', "NaN is no number"),
+    "key twice": (b'{"text": "a", "text": "b"}', "'text' stands twice"),
+    "a list": ([1], "a list; write one object a line"),
+    "not UTF-8": (b'{"text": "\xff"}', "not UTF-8"),
+    "huge": (b'{"text": "' + b"x" * file.LONGEST_LINE + b'"}', f"longer than {file.LONGEST_LINE} bytes"),
+    "unknown key": ({"text": TEXT, "colour": "red"}, "key: 'colour'; a row has id, mask, text, seed, first, tier,"),
+    "batch": ({"text": TEXT, "batch": 2}, "key: 'batch'"),
+    "no condition": ({"seed": 1}, "conditions: none given; give at least one of mask, text"),
+    "nothing left": ({"text": TEXT, "without": ["text"]}, "conditions: none given"),
+    "unknown modality": ({"text": TEXT, "without": ["sketch"]}, "condition: 'sketch'"),
+    "text is a number": ({"text": 5}, "text: 5; give a string"),
+    "text is empty": ({"text": " "}, "text: it is empty"),
+    "text has control characters": ({"text": "a\0"}, "text: control character U+0000"),
+    "text has half a character": (b'{"text": "\\ud800"}', "text: control character U+D800"),
+    "mask is missing": ({"mask": "no.png"}, "no.png: there is no such file"),
+    "mask is a folder": ({"mask": "masks"}, "masks: this is not a file"),
+    "mask is nothing": ({"mask": ""}, "this is not a file"),
+    "mask has a NUL": ({"mask": "a\0.png"}, "there is no such file"),
+    "mask is a list": ({"mask": ["masks/face.png"]}, "mask: ['masks/face.png']; give a string"),
+    "seed is a string": ({"text": TEXT, "seed": "7"}, "seed: '7'; give a whole number"),
+    "seed is a fraction": ({"text": TEXT, "seed": 1.5}, "seed: 1.5; give a whole number"),
+    "seed is true": ({"text": TEXT, "seed": True}, "seed: True; give a whole number"),
+    "seed is nothing": ({"text": TEXT, "seed": None}, "seed: None; give a whole number"),
+    "seed is negative": ({"text": TEXT, "seed": -1}, "seed: -1 is outside"),
+    "seed is large": ({"text": TEXT, "seed": 2**63}, f"seed: {2**63} is outside"),
+    "first is very large": ({"text": TEXT, "first": 10**400}, "first"),
+    "eta is very large": ({"text": TEXT, "eta": 10**400}, "eta"),
+    "eta is a string": ({"text": TEXT, "eta": "1"}, "eta: '1'; give a number"),
+    "eta is outside": ({"text": TEXT, "eta": 2}, "eta: 2.0 is outside 0-1"),
+    "steps": ({"text": TEXT, "steps": 7}, "steps: 7"),
+    "tier": ({"text": TEXT, "tier": "slow"}, "tier: 'slow'; choose one of exact, fast"),
+    "tier and steps": ({"text": TEXT, "tier": "fast", "steps": 10}, "tier: fast and steps of your own"),
+    "temperature": ({"text": TEXT, "temperature": -1}, "temperature: -1.0 is outside"),
+    "decay": ({"text": TEXT, "decay": "slow"}, "decay: 'slow'"),
+    "factor": ({"text": TEXT, "factor": -1}, "factor: -1.0 is outside"),
+    "rounding": ({"text": TEXT, "rounding": "up"}, "rounding: 'up'"),
+    "without is a string": ({"text": TEXT, "without": "mask"}, "without: 'mask'; give a list of strings"),
+    "without has numbers": ({"text": TEXT, "without": [1]}, "without: [1]; give a list of strings"),
+    "id is a number": ({"text": TEXT, "id": 7}, "id: 7; take up to 200 letters"),
+    "id is nothing": ({"text": TEXT, "id": None}, "id: None"),
+    "id is empty": ({"text": TEXT, "id": ""}, "id: ''"),
+    "id is a path": ({"text": TEXT, "id": "../a"}, "id: '../a'"),
+    "id is hidden": ({"text": TEXT, "id": ".a"}, "id: '.a'"),
+    "id has a line end": ({"text": TEXT, "id": "a\n"}, r"id: 'a\\n'"),
+    "id is long": ({"text": TEXT, "id": "a" * 201}, "id: 'aaa"),
+    "id is taken": ({"text": TEXT, "id": "Good"}, "id: 'Good' is that of line 1 too"),
+    "id is taken on some disks": ({"text": TEXT, "id": "GOOD"}, "id: 'GOOD' is that of line 1 too"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_ROWS)
+def test_a_bad_row_is_refused_with_its_line(name, write, bundle):
+    line, words = BAD_ROWS[name]
+    path = write({"id": "Good", "text": TEXT}, line, {"text": TEXT})
+    with pytest.raises(BadInput) as caught:
+        read_jobs(path, bundle.manifest)
+    assert str(caught.value).startswith(f"{path}, line 2: ") and words.replace(r"\\", "\\") in str(caught.value)
+    assert len(str(caught.value)) < 900
+
+
+def test_an_id_may_clash_with_the_number_of_another_row(write, bundle):
+    with pytest.raises(BadInput, match="line 2: id: '000002' is that of line 1 too"):
+        read_jobs(write({"id": "000002", "text": TEXT}, {"text": TEXT}), bundle.manifest)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda path: None, "there is no such file"),
+        (lambda path: path.touch(), "0 bytes"),
+        (lambda path: path.mkdir(), "this is not a file"),
+        (os.mkfifo, "this is not a file"),
+        (lambda path: path.symlink_to("/dev/zero"), "this is not a file"),
+    ],
+    ids=["missing", "empty", "folder", "fifo", "device"],
+)
+def test_a_file_that_is_none_is_refused(make, words, tmp_path, bundle):
+    make(tmp_path / "jobs.jsonl")
+    with pytest.raises(BadInput, match=words):
+        read_jobs(tmp_path / "jobs.jsonl", bundle.manifest)
+
+
+def test_a_file_without_a_last_line_end_and_with_windows_ends_is_read(tmp_path, bundle):
+    (tmp_path / "jobs.jsonl").write_bytes(b'{"text": "a man"}\r\n{"text": "a woman"}')
+    assert [job.id for job in read_jobs(tmp_path / "jobs.jsonl", bundle.manifest)] == ["000001", "000002"]
+
+
+def test_a_request_is_known_by_all_that_the_image_follows_from(write, bundle, tmp_path, mask):
+    row, identity = {"id": "a", "mask": "masks/face.png", "text": TEXT}, {"model_hash": "0"}
+
+    def request(changes, identity=identity):
+        (job,) = read_jobs(write(row | changes), bundle.manifest)
+        return job.request(identity)
+
+    same = request({})
+    assert request({"id": "b"}) == request({"seed": 0}) == same
+    shutil.copy(tmp_path / "masks" / "face.png", tmp_path / "face.png")
+    assert request({"mask": "face.png"}) == same  # the image tells the file's name, not its folder
+    changes = [{"seed": 1}, {"first": 1}, {"steps": 4}, {"text": "a man"}, {"mask": None}, {"without": ["mask"]}]
+    changes += [{"factor": 1}, {"rounding": "nearest"}, {"tier": "fast"}]
+    requests = [same, *map(request, changes), request({}, {"model_hash": "1"})]
+    Image.fromarray(np.roll(mask, 1)).save(tmp_path / "masks" / "face.png")
+    requests.append(request({}))
+    assert len(set(requests)) == len(changes) + 3
+
+
+def test_a_tier_is_known_by_what_it_stands_for(write, bundle, monkeypatch):
+    def request(settings):
+        (job,) = read_jobs(write({"id": "a", "text": TEXT} | settings), bundle.manifest)
+        return job.request({})
+
+    fast = request({"tier": "fast"})
+    assert fast == request({"solver": TIERS["fast"].solver, "steps": TIERS["fast"].steps})
+    assert request({"tier": "exact"}) == request({}) != fast
+    monkeypatch.setitem(TIERS, "fast", replace(TIERS["fast"], steps=12))
+    assert request({"tier": "fast"}) != fast

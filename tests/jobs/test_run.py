@@ -1,0 +1,285 @@
+import errno
+import json
+import os
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from cdiff_rt.errors import BadInput, BadRequest, OutOfResource
+from cdiff_rt.jobs import run as jobs_module
+from cdiff_rt.jobs.run import Outcome, Shard, make, prepare, read_results, run_jobs
+from cdiff_rt.manifest import sha256
+
+TEXT = "This man has a long beard."
+ROWS = [
+    {"id": "a", "mask": "face.png", "text": TEXT, "seed": 7, "first": 3, "steps": 2},
+    {"id": "b", "text": TEXT, "steps": 2, "decay": "none", "temperature": 0.5},
+    {"id": "c", "mask": "face.png", "steps": 4, "eta": 0},
+    {"id": "d", "text": "a woman", "steps": 1},
+    {"id": "e", "text": "a woman", "solver": "dpmpp-2m", "steps": 2},
+]
+
+
+def write(folder, *rows):
+    path = folder / "jobs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def jobs(tmp_path, mask_file):
+    return write(tmp_path, *ROWS)
+
+
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / "out"
+
+
+def images(folder):
+    return {path.name: path.read_bytes() for path in folder.glob("*.png")}
+
+
+def lines(out, shard="1-of-1"):
+    return [json.loads(line) for line in (out / f"results-{shard}.jsonl").read_text().splitlines()]
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_every_row_is_the_image_that_generate_makes(pipeline, jobs, out, tmp_path, mask_file):
+    outcomes = list(run_jobs(pipeline, jobs, out))
+    manifest = pipeline.manifest
+    for row, job, outcome in zip(ROWS, prepare(pipeline, jobs, tmp_path / "no").jobs, outcomes, strict=True):
+        (alone,) = pipeline.generate(**job.arguments(manifest)).save(tmp_path / "alone" / "x.png", force=True)
+        assert (out / f"{row['id']}.png").read_bytes() == alone.read_bytes()
+        assert (outcome.id, outcome.file, outcome.sha256) == (row["id"], f"{row['id']}.png", sha256(alone))
+        assert outcome.seed == row.get("seed", 0) and outcome.seconds > 0 and outcome.error is None
+    assert list(read_results(out / "results-1-of-1.jsonl").values()) == outcomes
+    assert names(out) == ["a.png", "b.png", "c.png", "d.png", "e.png", "results-1-of-1.jsonl"]
+
+
+def test_the_settings_of_a_row_reach_its_image(pipeline, jobs, out):
+    list(run_jobs(pipeline, jobs, out, shard="2/5"))
+    with Image.open(out / "b.png") as image:
+        record = json.loads(image.text["cdiff_rt"])
+    assert (record["steps"], record["temperature"], record["influence"]["decay"]) == (2, 0.5, "none")
+
+
+def test_two_shards_in_any_order_are_one_run(pipeline, jobs, out, tmp_path):
+    list(run_jobs(pipeline, jobs, tmp_path / "whole"))
+    for shard in ("2/2", "1/2"):
+        list(run_jobs(pipeline, jobs, out, shard=shard))
+    assert images(out) == images(tmp_path / "whole") and len(images(out)) == len(ROWS)
+    assert [row["id"] for row in lines(out, "1-of-2")] == ["a", "c", "e"]
+    assert [row["id"] for row in lines(out, "2-of-2")] == ["b", "d"]
+
+
+def test_a_shard_may_have_no_rows(pipeline, jobs, out):
+    assert list(run_jobs(pipeline, jobs, out, shard="9/9")) == []
+    assert names(out) == ["results-9-of-9.jsonl"]
+
+
+@pytest.mark.parametrize("text", ["", "1", "0/2", "3/2", "1/2/3", "-1/2", "a/b", "1/ 2", "1/2\n", "1/0", "1/9999999"])
+def test_a_shard_that_is_none_is_refused(text):
+    with pytest.raises(BadRequest, match="^shard: .*; write i/n"):
+        Shard.read(text)
+
+
+def test_shards_take_every_row_once():
+    rows = list(range(10))
+    taken = [row for index in range(1, 4) for row in Shard.read(f"{index}/3").of(rows)]
+    assert sorted(taken) == rows and Shard(1, 3).of(rows) == [0, 3, 6, 9]
+
+
+def test_one_wrong_row_stops_all_before_anything_is_written(pipeline, jobs, out, tmp_path):
+    with pytest.raises(BadInput, match="line 6: key: 'x'"):
+        run_jobs(pipeline, write(tmp_path, *ROWS, {"text": "a", "x": 1}), out)
+    with pytest.raises(BadInput, match="line 6"):  # of another shard
+        run_jobs(pipeline, jobs, out, shard="1/2")
+    assert not out.exists()
+
+
+def test_nothing_is_written_before_the_first_is_asked_for(pipeline, jobs, out):
+    run_jobs(pipeline, jobs, out)
+    assert not out.exists()
+
+
+def test_a_row_that_fails_leaves_an_error_and_the_others_go_on(pipeline, out, tmp_path, mask_file):
+    (tmp_path / "bad.png").write_text("no image")
+    jobs = write(tmp_path, ROWS[0], {"id": "bad", "mask": "bad.png", "seed": 5}, ROWS[3])
+    outcomes = list(run_jobs(pipeline, jobs, out))
+    assert [bool(outcome.error) for outcome in outcomes] == [False, True, False]
+    assert sorted(lines(out)[1]) == ["error", "id", "seconds", "seed"]
+    assert lines(out)[1]["error"].startswith("mask bad.png: it cannot be read") and lines(out)[1]["seed"] == 5
+    assert names(out) == ["a.png", "d.png", "results-1-of-1.jsonl"]
+
+    Image.open(mask_file).save(tmp_path / "bad.png")
+    (outcome,) = run_jobs(pipeline, jobs, out, resume=True)
+    assert outcome.id == "bad" and outcome.error is None
+    assert sorted(row["id"] for row in lines(out)) == ["a", "bad", "d"] and (out / "bad.png").exists()
+
+
+def test_a_row_that_fails_leaves_no_image_of_an_older_request(pipeline, out, tmp_path, mask_file):
+    jobs = write(tmp_path, ROWS[2])
+    list(run_jobs(pipeline, jobs, out))
+    mask_file.write_text("no image")
+    (outcome,) = run_jobs(pipeline, jobs, out, resume=True)
+    assert outcome.error and names(out) == ["results-1-of-1.jsonl"]
+
+
+def test_what_the_library_warns_of_stands_in_the_outcome(pipeline, out, tmp_path):
+    jobs = write(tmp_path, {"text": "a purple man", "steps": 1}, {"text": "a man", "steps": 1})
+    first, second = run_jobs(pipeline, jobs, out)
+    assert len(first.warnings) == 1 and "'purple'" in first.warnings[0] and second.warnings == ()
+    assert read_results(out / "results-1-of-1.jsonl")["000001"] == first
+
+
+def test_what_exists_is_refused_without_resume_or_force(pipeline, jobs, out):
+    out.mkdir()
+    (out / "b.png").write_text("mine")
+    with pytest.raises(BadRequest, match=r"b\.png exists"):
+        run_jobs(pipeline, jobs, out)
+    with pytest.raises(BadRequest, match=r"b\.png exists"):  # there are no results that it could be of
+        run_jobs(pipeline, jobs, out, resume=True)
+    assert len(list(run_jobs(pipeline, jobs, out, shard="1/2"))) == 3  # it is none of this shard's
+    with pytest.raises(BadRequest, match=r"results-1-of-2\.jsonl exists; go on with --resume"):
+        run_jobs(pipeline, jobs, out, shard="1/2")
+    assert (out / "b.png").read_text() == "mine"
+
+
+def test_force_makes_all_anew(pipeline, jobs, out):
+    list(run_jobs(pipeline, jobs, out))
+    before = images(out)
+    (out / "a.png").write_text("mine")
+    assert len(list(run_jobs(pipeline, jobs, out, force=True))) == len(ROWS)
+    assert images(out) == before and len(lines(out)) == len(ROWS)
+
+
+def test_resume_and_force_contradict_each_other(pipeline, jobs, out):
+    with pytest.raises(BadRequest, match="resume"):
+        run_jobs(pipeline, jobs, out, resume=True, force=True)
+
+
+@pytest.mark.parametrize("options", [{}, {"resume": True}, {"force": True}], ids=str)
+def test_another_split_of_the_same_folder_is_refused(options, pipeline, jobs, out):
+    list(run_jobs(pipeline, jobs, out, shard="2/2"))
+    with pytest.raises(BadRequest, match=r"has results-2-of-2\.jsonl, of another split"):
+        run_jobs(pipeline, jobs, out, **options)
+
+
+@pytest.mark.parametrize("name", ["out.png", "out.npz"])
+def test_one_file_for_many_images_is_refused(name, pipeline, jobs, tmp_path):
+    with pytest.raises(BadRequest, match="give a folder"):
+        run_jobs(pipeline, jobs, tmp_path / name)
+
+
+def test_resuming_what_is_done_does_nothing(pipeline, jobs, out):
+    list(run_jobs(pipeline, jobs, out, resume=True))
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in out.glob("*.png")}
+    written = lines(out)
+    assert list(run_jobs(pipeline, jobs, out, resume=True)) == [] and lines(out) == written
+    assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in out.glob("*.png")} == before
+
+
+def test_resuming_makes_what_is_missing_changed_or_damaged(pipeline, jobs, out, tmp_path, mask):
+    list(run_jobs(pipeline, jobs, out))
+    (out / "d.png").unlink()
+    (out / "e.png").write_bytes((out / "e.png").read_bytes()[:-1])
+    changed = [ROWS[0], ROWS[1] | {"seed": 1}, *ROWS[2:], {"id": "new", "text": "a", "steps": 1}]
+    jobs = write(tmp_path, *changed)
+    assert [outcome.id for outcome in run_jobs(pipeline, jobs, out, resume=True)] == ["b", "d", "e", "new"]
+    assert sorted(row["id"] for row in lines(out)) == ["a", "b", "c", "d", "e", "new"]
+    list(run_jobs(pipeline, jobs, tmp_path / "fresh"))
+    assert images(out) == images(tmp_path / "fresh")
+
+    Image.fromarray(mask.T.copy()).save(tmp_path / "face.png")
+    assert [outcome.id for outcome in run_jobs(pipeline, jobs, out, resume=True)] == ["a", "c"]
+
+
+def test_resuming_makes_anew_what_another_model_made(pipeline, jobs, out, monkeypatch):
+    list(run_jobs(pipeline, jobs, out))
+    identity = pipeline.identity()
+    monkeypatch.setattr(pipeline, "identity", lambda: identity | {"model_hash": "0" * 64})
+    assert len(prepare(pipeline, jobs, out, resume=True).jobs) == len(ROWS)
+
+
+@pytest.mark.parametrize("cut", [1, 30, -2, -1], ids=str)
+def test_a_half_written_line_is_dropped_and_its_row_made_again(cut, pipeline, jobs, out, tmp_path):
+    list(run_jobs(pipeline, jobs, tmp_path / "whole"))
+    list(run_jobs(pipeline, jobs, out))
+    results = out / "results-1-of-1.jsonl"
+    whole = results.read_bytes().splitlines(keepends=True)
+    results.write_bytes(b"".join(whole[:-1]) + whole[-1][:cut])
+    made = [outcome.id for outcome in run_jobs(pipeline, jobs, out, resume=True)]
+    assert made == ([] if cut == -1 else ["e"])  # only the line's end was missing
+    assert sorted(row["id"] for row in lines(out)) == ["a", "b", "c", "d", "e"]
+    assert images(out) == images(tmp_path / "whole")
+
+
+def test_lines_that_are_none_of_ours_are_dropped(pipeline, jobs, out):
+    list(run_jobs(pipeline, jobs, out))
+    with (out / "results-1-of-1.jsonl").open("ab") as file:
+        file.write(b'\xff\n[]\n{"id": "a"}\n{"id": "a", "seed": 7, "seconds": 1, "file": "../a.png"}\n')
+    assert [outcome.id for outcome in run_jobs(pipeline, jobs, out, resume=True)] == ["a"]  # its last line is not true
+    assert sorted(row["id"] for row in lines(out)) == ["a", "b", "c", "d", "e"]
+
+
+def test_an_image_whose_line_was_not_written_is_made_again_and_is_the_same(pipeline, jobs, out, tmp_path):
+    outcomes = run_jobs(pipeline, jobs, out)
+    next(outcomes)
+    work = prepare(pipeline, jobs, out, resume=True)
+    make(pipeline, work.jobs[0], work)  # and here the process ends
+    before = (out / "b.png").read_bytes()
+    assert [outcome.id for outcome in run_jobs(pipeline, jobs, out, resume=True)] == ["b", "c", "d", "e"]
+    assert (out / "b.png").read_bytes() == before and len(lines(out)) == len(ROWS)
+
+
+def test_who_stops_asking_keeps_what_was_made(pipeline, jobs, out):
+    for outcome in run_jobs(pipeline, jobs, out):
+        if outcome.id == "b":
+            break
+    assert names(out) == ["a.png", "b.png", "results-1-of-1.jsonl"] and len(lines(out)) == 2
+
+
+def test_what_a_killed_run_left_is_swept_but_not_what_another_shard_writes(pipeline, jobs, out):
+    for shard in ("1-of-2", "2-of-2"):
+        (out / f".results-{shard}" / ".cdiff-rt-x").mkdir(parents=True)
+    list(run_jobs(pipeline, jobs, out, shard="1/2"))
+    assert names(out) == [".results-2-of-2", "a.png", "c.png", "e.png", "results-1-of-2.jsonl"]
+
+
+def test_a_full_disk_ends_the_run_and_what_is_made_stays(pipeline, jobs, out, monkeypatch):
+    real = os.replace
+
+    def full_at_c(source, target):
+        if Path(target).name == "c.png":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", full_at_c)
+    with pytest.raises(OutOfResource, match=r"c\.png: No space left on device"):
+        list(run_jobs(pipeline, jobs, out))
+    assert names(out) == ["a.png", "b.png", "results-1-of-1.jsonl"]
+    monkeypatch.undo()
+    assert [outcome.id for outcome in run_jobs(pipeline, jobs, out, resume=True)] == ["c", "d", "e"]
+
+
+def test_an_interrupt_leaves_no_half_of_anything(pipeline, jobs, out, monkeypatch):
+    real = jobs_module.sha256
+
+    def interrupted(path):
+        if path.name == "c.png":  # written, but not yet in its place
+            raise KeyboardInterrupt
+        return real(path)
+
+    monkeypatch.setattr(jobs_module, "sha256", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        list(run_jobs(pipeline, jobs, out))
+    assert names(out) == ["a.png", "b.png", "results-1-of-1.jsonl"] and len(lines(out)) == 2
+
+
+def test_a_line_tells_only_what_there_is():
+    assert json.loads(Outcome("a", 7, 0.5, error="no").line()) == {"id": "a", "seed": 7, "seconds": 0.5, "error": "no"}
