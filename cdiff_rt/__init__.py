@@ -1,18 +1,70 @@
-"""Collaborative diffusion, fast: a thin runtime for exported engines."""
+"""Collaborative diffusion, fast: a thin runtime for exported engines.
 
+What users need is named here and loaded when it is first used, so `import cdiff_rt` alone loads nothing.
+"""
+
+import importlib
+import sys
 from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
-__all__ = ["Pipeline", "__version__"]
+if sys.version_info < (3, 11):  # noqa: UP036 - pip asks, a checkout on the path does not
+    raise SystemExit(f"cdiff-rt needs Python 3.11 or later; this is {sys.version.split()[0]}")
 
 if TYPE_CHECKING:
+    from cdiff_rt.errors import BadArtefact, BadEnvironment, BadInput, BadRequest, CdiffError, OutOfResource
+    from cdiff_rt.inputs.inpainting import Inpainting
+    from cdiff_rt.jobs.run import Outcome, run_jobs
+    from cdiff_rt.outputs.generated import Generated
+    from cdiff_rt.outputs.influence import InfluenceRecorder
+    from cdiff_rt.outputs.recorder import Recorder
+    from cdiff_rt.outputs.trajectory import TrajectoryRecorder
     from cdiff_rt.pipeline import Pipeline
+    from cdiff_rt.sampling.loop import StepState
+    from cdiff_rt.settings import Influence, Settings
+    from cdiff_rt.version import __version__
+
+_HOMES = {
+    "errors": ("BadArtefact", "BadEnvironment", "BadInput", "BadRequest", "CdiffError", "OutOfResource"),
+    "inputs.inpainting": ("Inpainting",),
+    "jobs.run": ("Outcome", "run_jobs"),
+    "outputs.generated": ("Generated",),
+    "outputs.influence": ("InfluenceRecorder",),
+    "outputs.recorder": ("Recorder",),
+    "outputs.trajectory": ("TrajectoryRecorder",),
+    "pipeline": ("Pipeline",),
+    "sampling.loop": ("StepState",),
+    "settings": ("Influence", "Settings"),
+    "version": ("__version__",),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "BadArtefact",
+    "BadEnvironment",
+    "BadInput",
+    "BadRequest",
+    "CdiffError",
+    "Generated",
+    "Influence",
+    "InfluenceRecorder",
+    "Inpainting",
+    "OutOfResource",
+    "Outcome",
+    "Pipeline",
+    "Recorder",
+    "Settings",
+    "StepState",
+    "TrajectoryRecorder",
+    "__version__",
+    "run_jobs",
+]
 
 
 def __getattr__(name: str) -> object:
-    """`from cdiff_rt import Pipeline` works, and `import cdiff_rt` alone loads nothing."""
-    if name == "Pipeline":
-        from cdiff_rt.pipeline import Pipeline
-
-        return Pipeline
+    if name in _HOME_OF:
+        return getattr(importlib.import_module(f"cdiff_rt.{_HOME_OF[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -6,6 +6,7 @@ or the bundle is refused before any of its bytes reach a library. `docs/bundle.m
 
 import hashlib
 import json
+import os
 import stat
 from collections import Counter
 from dataclasses import asdict, dataclass
@@ -13,12 +14,15 @@ from pathlib import Path
 from typing import Literal
 
 from cdiff_rt import schema
-from cdiff_rt.errors import BadArtefact
+from cdiff_rt.errors import BadArtefact, BadRequest
 from cdiff_rt.sampling.schedule import Schedule
+from cdiff_rt.settings import RESERVED, Influence
 
 FORMAT = 1
 NAME, DIGEST = "manifest.json", "digest"
 LARGEST_MANIFEST = 4 * 2**20  # bytes
+MODELS = Path(__file__).parent / "models"  # those that come with cdiff-rt
+DEFAULT_MODEL = "faces-128"
 REBUILD = "export it again with `cdiff-rt export`"
 
 
@@ -69,16 +73,6 @@ class Modality:
 
 
 @dataclass(frozen=True)
-class Influence:
-    """Default adjustment at inference; the reference's are "cosine" and 2."""
-
-    decay: Literal["none", "linear", "cosine"] = "cosine"
-    factor: float = 2.0
-    sharpness: float = 1.0  # of the dynamic diffusers' logits; 0 is the plain mean of the branches
-    boost: float | None = None  # of a second softmax over the result; none in the reference's scripts
-
-
-@dataclass(frozen=True)
 class Manifest:
     name: str
     image_size: int  # pixels per side; 0 if the latents are the data and there is no autoencoder
@@ -115,7 +109,7 @@ class Manifest:
             for name in ("latent_shape", "modalities", "networks"):
                 if not getattr(manifest, name):
                     raise TypeError(f"{name} is empty")
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, BadRequest) as error:
             raise BadArtefact(NAME, f"a field is missing, surplus or of another type ({error})", REBUILD) from None
         if signed != digest(data):
             raise BadArtefact(
@@ -174,6 +168,17 @@ class Bundle:
         return self.folder / file
 
 
+def find_model(model: str | Path) -> Path:
+    """The folder of an embedded model's name or of a path."""
+    embedded = {path.name: path for path in MODELS.glob("*/")}
+    if str(model) in embedded:
+        return embedded[str(model)]
+    if not os.path.isdir(model):
+        known = ", ".join(sorted(embedded)) or "none"
+        raise BadArtefact("model", f"there is no bundle {str(model)!r}", f"give a bundle's folder or one of: {known}")
+    return Path(model)
+
+
 def _check_complete(manifest: Manifest, what: str) -> None:
     """Raises BadArtefact unless the manifest names all that a run needs, and hashes all that it names."""
     needed = {f"{part}.{m.name}" for part in ("condition", "time", "expert") for m in manifest.modalities}
@@ -189,6 +194,9 @@ def _check_complete(manifest: Manifest, what: str) -> None:
     if not manifest.latent_scale > 0:
         raise BadArtefact(what, f"latent_scale {manifest.latent_scale}", REBUILD)
     for modality in manifest.modalities:
+        if modality.name in RESERVED:
+            remedy = f"export it again with another name than {', '.join(sorted(RESERVED))}"
+            raise BadArtefact(what, f"a modality has the name {modality.name!r}, which is that of a setting", remedy)
         taken = {f"condition.{modality.name}": modality.input_shape, f"expert.{modality.name}": manifest.latent_shape}
         for network, shape in taken.items():
             if manifest.networks[network].inputs[0].shape[1:] != shape:

@@ -6,11 +6,12 @@ from typing import Protocol
 import numpy as np
 
 from cdiff_rt.engines.base import Precision
-from cdiff_rt.manifest import Influence, Manifest, Modality
+from cdiff_rt.manifest import Manifest, Modality
 from cdiff_rt.sampling import fusion
 from cdiff_rt.sampling.fusion import Adjustment
-from cdiff_rt.sampling.loop import Callback, Known, Noise
+from cdiff_rt.sampling.loop import Callback, KnownRegion, Noise
 from cdiff_rt.sampling.solvers import SolverTable
+from cdiff_rt.settings import Influence
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,7 +24,7 @@ class Run:
     noise: Noise
     table: SolverTable
     adjust: Adjustment
-    known: Known | None = None
+    known: KnownRegion | None = None
     contexts: list[np.ndarray] | None = None  # per modality [B, T, K], in place of what its encoder makes of its inputs
 
 
@@ -38,6 +39,10 @@ class Runner(Protocol):
 
     def sample(self, run: Run, callback: Callback | None = None) -> np.ndarray:
         """x_T -> x_0 [B, C, *latent]."""
+        ...
+
+    def close(self) -> None:
+        """Lets go of every engine."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""What a run is, and the runner of backends on the CPU: the loop of sampler.py over a backend's engines."""
+"""Runners: on the CPU the loop of sampling/loop.py over a backend's engines, on a GPU that of gpu/."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +26,11 @@ class HostRunner:
     def sample(self, run: Run, callback: Callback | None = None) -> np.ndarray:
         with self.experts(run) as experts:
             return sample(experts, run.start, run.noise, run.table, run.adjust, callback, run.known)
+
+    def close(self) -> None:
+        for engine in self._engines.values():
+            engine.close()
+        self._engines.clear()
 
     def _engine(self, network: str, share: int = 1) -> Engine:
         """`share` engines run at a time and share the cores."""

@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cdiff_rt.export.checkpoint import Checkpoint
 from cdiff_rt.inputs.palette import PALETTE
-from cdiff_rt.manifest import Bundle
-from cdiff_rt.pipeline import DEFAULT_MODEL, MODELS, Pipeline
+from cdiff_rt.manifest import DEFAULT_MODEL, MODELS, Bundle
+from cdiff_rt.pipeline import Pipeline
+from tests import tiny
 
 ROOT = Path(__file__).parents[1]
 
@@ -51,6 +53,22 @@ def bundle() -> Bundle:
 @pytest.fixture(scope="session")
 def pipeline(bundle: Bundle) -> Pipeline:
     return Pipeline(bundle)
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint() -> Checkpoint:
+    return tiny.tiny_checkpoint()
+
+
+@pytest.fixture(scope="session")
+def tiny_export(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, float]]:
+    """The tiny bundle's folder and what `export_checkpoint` reported."""
+    return tiny.exported(tmp_path_factory.getbasetemp() / "exported-once")
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_export: tuple[Path, dict[str, float]]) -> Path:
+    return tiny_export[0]
 
 
 @pytest.fixture

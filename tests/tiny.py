@@ -12,13 +12,14 @@ from pathlib import Path
 from cdiff_rt.export.bundle import export_checkpoint
 from cdiff_rt.export.checkpoint import Checkpoint, Description, in_memory, write_checkpoint
 from cdiff_rt.inputs.wordpiece import END, PAD, START, UNKNOWN
-from cdiff_rt.manifest import Influence, Modality
+from cdiff_rt.manifest import Modality
 from cdiff_rt.nets.autoencoder import AutoencoderConfig
 from cdiff_rt.nets.collaborative import CollaborativeModel, ExpertConfig, ModelConfig
 from cdiff_rt.nets.mask_encoder import MaskEncoderConfig
 from cdiff_rt.nets.text_encoder import TextEncoderConfig
 from cdiff_rt.nets.unet import UNetConfig
 from cdiff_rt.sampling.schedule import Schedule
+from cdiff_rt.settings import Influence
 from tests.nets.naive import randomise
 
 VOCABULARY = [PAD, UNKNOWN, START, END, "this", "man", "woman", "has", "a", "long", "beard", "."]

@@ -17,8 +17,7 @@ from cdiff_rt.engines.cache import step_network
 from cdiff_rt.engines.trt import FLAVOURS
 from cdiff_rt.engines.trt_build import Report, build_plan
 from cdiff_rt.errors import BadRequest
-from cdiff_rt.manifest import Bundle, Manifest
-from cdiff_rt.pipeline import find_model
+from cdiff_rt.manifest import Bundle, Manifest, find_model
 
 TARGET, CAPABILITIES, STEPS = "tensorrt-rtx", ("8.9",), 50
 

@@ -14,10 +14,11 @@ import numpy as np
 
 from cdiff_rt.bench.likeness import psnr, ssim
 from cdiff_rt.bench.machine import machine
-from cdiff_rt.bench.quality import SEED, exam_for, one_backend
+from cdiff_rt.bench.quality import SEED, exam_for
 from cdiff_rt.pipeline import Generated, Pipeline
 from cdiff_rt.sampling import noise
 from cdiff_rt.sampling.tiers import TIERS, Sampling
+from cdiff_rt.settings import Settings
 
 OTHER_SEED = SEED + 1
 log = logging.getLogger("cdiff_rt")
@@ -41,12 +42,11 @@ class Drift:
     rows: list[Row]
 
 
-def measure(model: str, backends: tuple[str, ...], how: Sampling, pairs: int) -> Drift:
+def measure(model: str, backend: str, *, how: Sampling, pairs: int) -> Drift:
     """`how`, and what it is to be measured by, against what both are to agree with.
 
     Raises BadRequest if the model has no exam, of whose pairs the first are the conditions.
     """
-    backend = one_backend(backends)
     pipeline = Pipeline.from_pretrained(model, backend=backend)
     exam, exact = exam_for(pipeline.manifest).first(pairs), TIERS["exact"]
     if how.eta == 0:
@@ -74,8 +74,7 @@ def runs(pipeline: Pipeline, how: Sampling, seed: int, conditions: list[dict[str
     """An image for each pair. x_T is that of SEED whatever the seed, which only the noise of the steps is drawn by."""
     for i, given in enumerate(conditions):
         x_T = noise.normal(SEED, range(i, i + 1), 0, pipeline.manifest.latent_shape)
-        arguments: dict[str, Any] = asdict(how) | given
-        yield pipeline.generate(seed=seed, first=i, x_T=x_T, **arguments)
+        yield pipeline.generate(Settings(seed=seed, first=i, **asdict(how)), conditions=given, x_T=x_T)
 
 
 def relative_error(z: np.ndarray, wanted: np.ndarray) -> float:

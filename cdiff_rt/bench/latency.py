@@ -15,11 +15,11 @@ from cdiff_rt.bench.cases import BASELINES, GPU_BATCHES, TUNED, Case, check, sel
 from cdiff_rt.bench.machine import machine
 from cdiff_rt.bench.roofline import Roofline, limit_s, measure, work_of
 from cdiff_rt.bench.task import Task, What, open_bundle
-from cdiff_rt.checks import check_numbers
 from cdiff_rt.engines.base import Precision
 from cdiff_rt.errors import BadEnvironment, BadRequest
 from cdiff_rt.manifest import Manifest
 from cdiff_rt.sampling.tiers import TIERS, Sampling
+from cdiff_rt.settings import Settings
 
 WARM_UP = 2
 SECONDS = 3.0  # of counted runs, at the least, of each case
@@ -91,7 +91,7 @@ def compare(
     its sampling.
     """
     check(cases)
-    check_numbers(0, 0, task.batch)
+    Settings(batch=task.batch)  # refuses a batch that no run may have
     manifest = open_bundle(task).manifest
     for case in cases:
         case.sampling.table(manifest.schedule)  # here, so that no worker has to fail over it
@@ -123,10 +123,10 @@ def run_heat(
     base: str,
 ) -> list[Timing]:
     """The cases that are held at a time. Adds what each told of its first result to `firsts`."""
-    workers: dict[str, Worker] = {}
+    workers: dict[str, CaseProcess] = {}
     try:
         for case in cases:  # one after the other, so that each first image has the machine for itself
-            worker = workers[case.name] = Worker(task, case)
+            worker = workers[case.name] = CaseProcess(task, case)
             first = worker.first()
             log.info("%s: the first %s after %.1f s", case.name, task.what, first["load_s"])
             if case not in firsts:
@@ -145,7 +145,7 @@ def run_heat(
             worker.process.kill()
 
 
-def in_turns(workers: "dict[str, Worker]", repeats: int, seconds: float) -> list[dict[str, float]]:
+def in_turns(workers: "dict[str, CaseProcess]", repeats: int, seconds: float) -> list[dict[str, float]]:
     """The counted rounds, each of one run per case, in ms."""
     for _ in range(WARM_UP):
         for worker in workers.values():
@@ -187,7 +187,7 @@ def compare_suite(
         yield compare(task, cases, repeats=repeats, after=after, pairwise=pairwise, roofline=roofline)
 
 
-class Worker:
+class CaseProcess:
     """A child process that times one case."""
 
     def __init__(self, task: Task, case: Case) -> None:

@@ -4,7 +4,7 @@ import os
 import platform
 from pathlib import Path
 
-from cdiff_rt.commands.doctor import LIBRARIES, version_of
+from cdiff_rt.doctor import LIBRARIES, version_of
 from cdiff_rt.engines.base import cores
 from cdiff_rt.engines.cuda import compute_capability, device_name, why_no_device
 from cdiff_rt.version import __version__

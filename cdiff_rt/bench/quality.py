@@ -5,7 +5,6 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -13,10 +12,11 @@ from cdiff_rt.bench.faces import face_finder
 from cdiff_rt.bench.machine import machine
 from cdiff_rt.errors import BadRequest
 from cdiff_rt.exam import Exam
-from cdiff_rt.manifest import Influence, Manifest
+from cdiff_rt.manifest import Manifest
 from cdiff_rt.outputs.files import check_folder
-from cdiff_rt.pipeline import DEFAULT_BACKEND, Pipeline
+from cdiff_rt.pipeline import Pipeline
 from cdiff_rt.sampling.tiers import Sampling
+from cdiff_rt.settings import Influence, Settings
 
 LABELS_KEPT = 0.5  # a mask counts as followed from this mean IoU on, as in detection
 RESAMPLES, CONFIDENCE = 2000, 95  # of the bootstrap; per cent
@@ -73,14 +73,13 @@ def ways(manifest: Manifest) -> list[Way]:
     ]
 
 
-def examine(model: str, backends: tuple[str, ...], *, how: Sampling, pairs: int, images: Path | None) -> Examination:
+def examine(model: str, backend: str, *, how: Sampling, pairs: int, images: Path | None = None) -> Examination:
     """Puts every way of running the model to its exam.
 
     The control judges the last way's images by other pairs' conditions. With `images` every image is written there,
     as <way>/<number>.png. Raises BadRequest if there is no exam for the model, or if `images` exists; BadInput if it
     cannot be written.
     """
-    backend = one_backend(backends)
     if images and os.path.exists(images):
         raise BadRequest("images", f"{images} exists", "choose another folder or remove it")
     if images:
@@ -95,13 +94,6 @@ def examine(model: str, backends: tuple[str, ...], *, how: Sampling, pairs: int,
     rows[f"{way.name}, shuffled pairs"] = score(exam.shuffled(), made, find)
     settings: dict[str, int | str] = {"model": model, "backend": backend, "sampling": str(how), "seed": SEED}
     return Examination(machine(), settings | {"pairs": len(exam.labels)}, exam, rows)
-
-
-def one_backend(backends: tuple[str, ...]) -> str:
-    """The one that is asked for, or the default. Raises BadRequest for several."""
-    if len(backends) > 1:
-        raise BadRequest("backend", f"{len(backends)} of them", "quality is judged on one at a time")
-    return next(iter(backends), DEFAULT_BACKEND)
 
 
 def exam_for(manifest: Manifest) -> Exam:
@@ -119,8 +111,9 @@ def generate(pipeline: Pipeline, exam: Exam, way: Way, how: Sampling, images: Pa
     """The image [H, W, 3] of every pair, in order."""
     for i in range(len(exam.labels)):
         given = exam.conditions(i)
-        arguments: dict[str, Any] = asdict(how) | {name: given[name] for name in way.modalities}
-        result = pipeline.generate(seed=SEED, first=i, influence=way.influence, **arguments)
+        chosen = {name: given[name] for name in way.modalities}
+        settings = Settings(seed=SEED, first=i, influence=way.influence, **asdict(how))
+        result = pipeline.generate(settings, conditions=chosen)
         if images:
             result.save(images / way.name / f"{i:03d}.png")
         yield result.images[0]

@@ -11,14 +11,15 @@ import numpy as np
 from cdiff_rt import schema
 from cdiff_rt.bench.cases import Case
 from cdiff_rt.inputs.modalities import KINDS
-from cdiff_rt.manifest import Bundle
-from cdiff_rt.pipeline import Pipeline, find_model
+from cdiff_rt.manifest import Bundle, find_model
+from cdiff_rt.pipeline import Pipeline
 from cdiff_rt.run import OnDevice, Run, adjustment_of
 from cdiff_rt.runners import HostRunner
 from cdiff_rt.sampling import noise
 from cdiff_rt.sampling.loop import sample
 from cdiff_rt.sampling.solvers import SolverTable
 from cdiff_rt.sampling.tiers import Sampling
+from cdiff_rt.settings import Settings
 
 What = Literal["image", "step"]
 WHATS: tuple[What, ...] = get_args(What)
@@ -61,8 +62,8 @@ def whole_image(bundle: Bundle, case: Case, task: Task) -> Iterator[Timed]:
     conditions: dict[str, Any] = {m.name: example(m.kind, m.classes, m.input_shape) for m in bundle.manifest.modalities}
 
     def made(how: Sampling) -> Result:
-        settings: dict[str, Any] = asdict(how)
-        image = pipeline.generate(seed=SEED, batch=task.batch, **settings, **conditions)
+        settings = Settings(seed=SEED, batch=task.batch, **asdict(how))
+        image = pipeline.generate(settings, conditions=conditions)
         pixels = image.images[0].ravel()
         return Result(image.latents[0], pixels[:: max(1, len(pixels) // SAMPLES)])
 

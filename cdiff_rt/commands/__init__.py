@@ -1,3 +1,30 @@
-"""The commands."""
+"""The commands: a file for each, with its options and what of them contradicts each other."""
 
-from cdiff_rt.commands.everything import main  # noqa
+import logging
+
+import click
+
+from cdiff_rt.commands.bench import bench
+from cdiff_rt.commands.doctor import doctor
+from cdiff_rt.commands.edit import edit
+from cdiff_rt.commands.export import export
+from cdiff_rt.commands.generate import generate
+from cdiff_rt.commands.terminal import Commands, OneLine
+from cdiff_rt.notes import log
+from cdiff_rt.version import __version__
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="cdiff-rt")
+@click.option("--debug", is_flag=True, help="Show a traceback with an error.")
+@click.option("--quiet", "-q", is_flag=True, help="Print only warnings, errors and results.")
+def main(debug: bool, quiet: bool) -> None:
+    """Collaborative diffusion, fast: faces that follow a mask and a sentence."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(OneLine())
+    log.handlers[:] = [handler]
+    log.setLevel(logging.WARNING if quiet else logging.INFO)
+
+
+for command in (generate, edit, export, bench, doctor):
+    main.add_command(command)

@@ -1,57 +1,17 @@
-"""What is installed, which backends work here, and why others don't."""
+"""`cdiff-rt doctor`: what works here."""
 
-import platform
-from importlib import metadata
+import sys
 
-import numpy as np
-
-from cdiff_rt.engines.backends import BACKENDS, why_not
-from cdiff_rt.engines.base import cores
-from cdiff_rt.engines.cuda import compute_capability, why_no_device
-from cdiff_rt.errors import CdiffError
-from cdiff_rt.manifest import Bundle
-from cdiff_rt.pipeline import DEFAULT_MODEL, MODELS
-from cdiff_rt.runners import load_runner
-from cdiff_rt.version import __version__
-
-LIBRARIES = (
-    *("numpy", "pillow", "onnxruntime", "openvino", "torch", "safetensors", "onnx", "onnxscript"),
-    *("onnxruntime-gpu", "triton", "tensorrt-cu13", "tensorrt-rtx-cu13"),
-)
+import click
 
 
-def examine() -> tuple[list[str], bool]:
-    """Lines to print, and whether a picture can be made: an intact model and a backend that loads it."""
-    rows = [f"cdiff-rt {__version__}, Python {platform.python_version()}, {platform.platform()}, {cores()} cores"]
-    rows += [f"library {name:20} {version_of(name)}" for name in LIBRARIES]
-    bundles = {}
-    for folder in sorted(MODELS.glob("*/")):
-        try:
-            bundles[folder.name] = Bundle.open(folder)
-            rows.append(f"model   {folder.name:20} intact")
-        except CdiffError as error:
-            rows.append(f"model   {folder.name:20} {error}")
-    rows.append(f"device  {'cuda':20} {why_no_device() or f'compute capability {compute_capability()}'}")
-    states = {name: _state(name, bundles.get(DEFAULT_MODEL)) for name in BACKENDS}
-    rows += [f"backend {name:20} {state}" for name, state in states.items()]
-    return rows, "works" in states.values()
+@click.command()
+def doctor() -> None:
+    """Say what is installed, which backends work, and why others don't."""
+    from cdiff_rt.doctor import examine
 
-
-def version_of(library: str) -> str:
-    try:
-        return metadata.version(library)
-    except metadata.PackageNotFoundError:
-        return "not installed"
-
-
-def _state(backend: str, bundle: Bundle | None) -> str:
-    reason = why_not(backend)
-    if reason:
-        return reason if reason == why_no_device() else f"{reason}: `pip install '.[{BACKENDS[backend].extra}]'`"
-    if bundle is None:
-        return "no intact model to try it on"
-    try:
-        load_runner(bundle, backend).call("vae.decode", z=np.zeros((1, *bundle.manifest.latent_shape), np.float32))
-    except CdiffError as error:
-        return str(error)
-    return "works"
+    lines, healthy = examine()
+    for line in lines:
+        click.echo(line)
+    if not healthy:
+        sys.exit(5)

@@ -1,11 +1,150 @@
-"""What stands on the command line: conditions by name, and options that contradict each other."""
+"""Options of the commands: those that are settings, those that several commands share, and help in groups."""
 
+import secrets
 from collections.abc import Callable, Iterable
-from functools import reduce
+from functools import cached_property, reduce
 from pathlib import Path
 from typing import Any
 
 import click
+
+from cdiff_rt.notes import log
+from cdiff_rt.settings import INFLUENCES, OUTPUT, SETTINGS, About
+
+CONDITIONS, MODEL, MANY = "Conditions", "Model and backend", "Many images"
+PATH = click.Path(path_type=Path)
+PRECISIONS = ("fp32", "bf16", "fp16")
+Decorator = Callable[[Callable], Callable]
+
+
+class GroupedOption(click.Option):
+    """An option that --help lists under the title of its group."""
+
+    def __init__(self, *args: Any, group: str = "Other", **more: Any) -> None:
+        super().__init__(*args, **more)
+        self.group = group
+
+
+class GroupedCommand(click.Command):
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            if line := parameter.get_help_record(ctx):
+                groups.setdefault(getattr(parameter, "group", "Other"), []).append(line)
+        for title, lines in groups.items():
+            with formatter.section(title):
+                formatter.write_dl(lines)
+
+
+def option(*names: str, **more: Any) -> Decorator:
+    return click.option(*names, cls=GroupedOption, **more)
+
+
+def together(*options: Decorator) -> Decorator:
+    """Several options as one decorator, in the order in which --help lists them."""
+
+    def decorate(command: Callable) -> Callable:
+        return reduce(lambda made, each: each(made), reversed(options), command)
+
+    return decorate
+
+
+class Late(click.Choice):
+    """A choice of what a table of the library holds, which is loaded when it is needed: `--help` must be quick."""
+
+    def __init__(self, load: Callable[[], Iterable[str]]) -> None:
+        self._load, self.case_sensitive = load, True
+
+    @cached_property
+    def choices(self) -> tuple[str, ...]:  # type: ignore[override]
+        return tuple(self._load())
+
+
+class Seed(click.ParamType):
+    """A number, or "random" for one that is drawn now and told."""
+
+    name = "number|random"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if value == "random":
+            value = secrets.randbelow(2**32)
+            log.info("seed %d", value)
+        return click.INT.convert(value, param, ctx)
+
+
+def setting(name: str) -> Decorator:
+    """The option of one setting; not given, it is None, and the library has its default."""
+    about: About = SETTINGS[name].metadata["about"]
+    default, several = SETTINGS[name].default, isinstance(SETTINGS[name].default, tuple)
+    kind: Any = Seed() if name == "seed" else Late(about.choices) if about.choices else about.value_type
+    help_ = about.help
+    if name in INFLUENCES:
+        help_ += " Default: the model's."
+    elif default not in (None, ()):
+        help_ += f" Default: {default}."
+    more = {"metavar": "NAME", "multiple": True} if several else {}
+    return option(f"--{name}", type=kind, help=help_, group=about.group, **more)
+
+
+def settings(*leaving_out: str) -> Decorator:
+    """The options of all settings but some."""
+    return together(*(setting(name) for name in SETTINGS if name not in leaving_out))
+
+
+def chosen_settings(options: dict[str, Any]) -> dict[str, Any]:
+    """Takes the settings that were given out of a command's options."""
+    found = {name: options.pop(name) for name in SETTINGS if name in options}
+    return {name: value for name, value in found.items() if value not in (None, ())}
+
+
+condition_options = together(
+    option("--mask", type=PATH, group=CONDITIONS, help="Follow this label map, a PNG (docs/masks.md)."),
+    option("--text", group=CONDITIONS, help="Follow this sentence, of age, beard, hair, glasses and smile."),
+    option(
+        "--condition",
+        "others",
+        metavar="NAME=VALUE",
+        multiple=True,
+        group=CONDITIONS,
+        help="Give a condition by the name of a model's modality.",
+    ),
+)
+output_options = together(
+    option(
+        "--out",
+        type=PATH,
+        default="out",
+        show_default=True,
+        group=OUTPUT,
+        help="Write to this .png file, or into this folder under the next free name.",
+    ),
+    option("--force", is_flag=True, group=OUTPUT, help="Overwrite files that exist."),
+    option("--save-influence", is_flag=True, group=OUTPUT, help="Also write each condition's influence at each step."),
+    option("--save-latent", is_flag=True, group=OUTPUT, help="Also write the latent, as .npz."),
+    option(
+        "--scale",
+        type=click.IntRange(1, 16),
+        default=1,
+        show_default=True,
+        group=OUTPUT,
+        help="Enlarge the pictures that are written beside an image this many times.",
+    ),
+)
+model_option = option(
+    "--model",
+    default="faces-128",
+    show_default=True,
+    group=MODEL,
+    help="Run this model: the name of an embedded one, or a bundle's folder.",
+)
+backend_option = option(
+    "--backend",
+    default="onnxruntime",
+    show_default=True,
+    group=MODEL,
+    help="Compute by this backend; auto takes the fastest that works here. `cdiff-rt doctor` lists them.",
+)
+json_option = option("--json", "json_file", type=PATH, group=OUTPUT, help="Also write all figures to this file.")
 
 
 def given(names: Iterable[str]) -> str | None:
@@ -27,137 +166,3 @@ def all_conditions(named: dict[str, Any], others: tuple[str, ...]) -> dict[str, 
             raise click.UsageError(f"--condition {name}: it is given twice")
         conditions[name] = value
     return conditions
-
-
-def check_export(checkpoints: bool, out: Path | None, model: str | None, target: str | None) -> None:
-    """Options that contradict each other, or would be ignored in silence."""
-    if not (checkpoints and out and not model or model and target and not checkpoints and not out):
-        raise click.UsageError("give --checkpoint and --out, or --model and --target")
-    if out and out.suffix == ".safetensors" and target:
-        raise click.UsageError("--target needs a bundle: name a folder as --out")
-    stray = None if target else given(("compute_capability", "engine_precision", "engine_batch", "fused_step"))
-    if stray:
-        raise click.UsageError(f"{stray} goes with --target")
-    stray = given(("precision", "diffuser_input", "freeu", "head_multiple")) if model else None
-    if stray:
-        raise click.UsageError(f"{stray} goes with --checkpoint")
-
-
-def check_method(method: str, strip: bool, count: int) -> None:
-    """Options that would be ignored in silence, or that contradict each other."""
-    saving = given(("save_influence", "save_latent"))
-    if strip and saving:
-        raise click.UsageError("a strip of images is one file: name a folder as --out to save more")
-    if method == "imagic" and count > 1 and saving == "--save-influence":
-        raise click.UsageError("--save-influence goes with one of --alphas for imagic, which is a run for each")
-    wrong = (
-        ("work", "iterations") if method != "imagic" else ("source_mask", "source_text", "sources", "strength", "keep")
-    )
-    if stray := given(wrong):
-        raise click.UsageError(f"{stray} does not go with --method {method}")
-
-
-WITH_JOBS = ("resume", "shard", "workers", "ray_address")
-ALSO_WITH_JOBS = ("jobs", "out", "backend", "precision", "fused_step", "model", "force")
-
-
-Decorator = Callable[[Callable], Callable]
-PATH = click.Path(path_type=Path)
-
-
-def _together(*options: Decorator) -> Decorator:
-    """Several options as one decorator, in the order in which --help lists them."""
-
-    def decorate(command: Callable) -> Callable:
-        return reduce(lambda made, option: option(made), reversed(options), command)
-
-    return decorate
-
-
-# Those of `generate` for many images.
-jobs_options = _together(
-    click.option("--jobs", type=PATH, help="Many images: a JSON Lines file, a row for each."),
-    click.option("--resume", is_flag=True, help="Go on with --jobs: what is there and holds is not made again."),
-    click.option("--shard", metavar="I/N", default="1/1", help="Of --jobs: every N-th row, from row I on."),
-    click.option("--ray", "workers", type=click.IntRange(1), help="Run --jobs on so many processes of Ray Data."),
-    click.option("--ray-address", metavar="ADDRESS", help="For --ray: of a cluster that runs, or auto."),
-)
-
-# The library's own, which would take a tenth of a second to import; a test compares them.
-TIERS, SOLVERS, DECAYS = ("exact", "fast", "turbo"), ("ddim", "dpmpp-2m", "dpmpp-2m-sde"), ("none", "linear", "cosine")
-# Those of `generate` about the sampler and the influence functions.
-sampling_options = _together(
-    click.option("--tier", type=click.Choice(TIERS), help="Solver and steps at once. Default: exact."),
-    click.option("--solver", type=click.Choice(SOLVERS), help="Instead of a tier. Default: ddim."),
-    click.option("--steps", type=int, help="Denoising steps, instead of a tier. Default: 50."),
-    click.option("--eta", type=float, help="DDIM's: 1 adds noise at each step, 0 none. Default: 1."),
-    click.option("--temperature", type=float, help="Of the noise that steps add. Default: 1."),
-    click.option("--decay", type=click.Choice(DECAYS), help="How the mask's influence fades. Default: the model's."),
-    click.option("--factor", type=float, help="Then multiplies the mask's influence. Default: the model's."),
-    click.option("--sharpness", type=float, help="Of the softmax over modalities. Default: the model's."),
-    click.option("--boost", type=float, help="Of a second softmax over the influence. Default: the model's."),
-)
-
-# Those of `bench` that are about time alone.
-timing_options = _together(
-    click.option("--suite", type=click.Choice(("cpu", "gpu")), default="cpu", show_default=True, help="What is timed."),
-    click.option(
-        "--what",
-        type=click.Choice(("image", "step", "start")),
-        default="image",
-        show_default=True,
-        help="A whole image, one fused step, or the command's start.",
-    ),
-    click.option(
-        "--precision",
-        "precisions",
-        type=click.Choice(("fp32", "bf16", "fp16")),
-        multiple=True,
-        help="Only those cases. Default: all that work here.",
-    ),
-    click.option(
-        "--batch", "batches", type=int, multiple=True, help="Images at a time. Default: 1; on a GPU 1, 2, 4 and 8."
-    ),
-    click.option(
-        "--repeats",
-        type=click.IntRange(min=3),
-        default=10,
-        show_default=True,
-        help="Counted runs of each case; more until each has taken 3 seconds.",
-    ),
-    click.option("--after", type=click.IntRange(min=2), help="Take the accuracy also after so many steps."),
-    click.option("--pairwise", is_flag=True, help="Hold two cases at a time in memory, the first with each other one."),
-    click.option("--csv", "csv_file", type=PATH, help="Also write a row per case to this file."),
-    click.option("--plot", type=PATH, help="Also draw the times, as .svg."),
-    click.option("--compare", type=PATH, help="Also compare with what --json wrote before."),
-)
-
-
-def check_jobs(jobs: Path | None) -> None:
-    """Options that are a row's affair, or that only a file of rows gives a meaning to."""
-    ours = [str(parameter.name) for parameter in click.get_current_context().command.params]
-    if jobs and (stray := given(name for name in ours if name not in (*WITH_JOBS, *ALSO_WITH_JOBS))):
-        raise click.UsageError(f"{stray} does not go with --jobs; what differs by image stands in its rows")
-    if not jobs and (stray := given(WITH_JOBS)):
-        raise click.UsageError(f"{stray} goes with --jobs")
-    if given(("ray_address",)) and not given(("workers",)):
-        raise click.UsageError("--ray-address goes with --ray")
-
-
-def check_bench(tiers: tuple[str, ...]) -> str:
-    """Which measurement is asked for. Options of another one would be ignored in silence."""
-    asked = [name for name in ("budget", "quality", "drift") if given((name,))]
-    if len(asked) > 1:
-        raise click.UsageError(f"--{asked[0]} and --{asked[1]} are two measurements")
-    measurement = asked[0] if asked else "time"
-    timing = ("suite", "batches", "repeats", "what", "precisions", "after", "pairwise", "csv_file", "plot", "compare")
-    if stray := given(timing if asked else ("images", "pairs")):
-        why = f"does not go with --{measurement}" if asked else "goes with --quality"
-        raise click.UsageError(f"{stray} {why}")
-    if measurement != "quality" and (stray := given(("images",))):
-        raise click.UsageError(f"{stray} goes with --quality")
-    if measurement == "budget" and (stray := given(("pairs", "tiers", "solver"))):
-        raise click.UsageError(f"{stray} does not go with --budget")
-    if asked and len(tiers) > 1:
-        raise click.UsageError(f"--tier: --{measurement} takes one at a time")
-    return measurement

@@ -2,7 +2,8 @@
 
 import logging
 import sys
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Iterable
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Self
@@ -10,9 +11,12 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self
 import click
 
 from cdiff_rt.errors import BadInput, CdiffError
+from cdiff_rt.notes import log
 
 if TYPE_CHECKING:
-    from cdiff_rt.jobs.run import Outcome, Work
+    from cdiff_rt.jobs.run import Assignment, Outcome
+
+MINUTE = 60.0  # seconds
 
 
 class Commands(click.Group):
@@ -38,7 +42,7 @@ class Commands(click.Group):
 
 def fail(message: str, code: int) -> NoReturn:
     if "--debug" in sys.argv:
-        logging.getLogger("cdiff_rt").exception("the error came from")
+        log.exception("the error came from")
     click.echo("error: " + " ".join(message.split()), err=True)
     sys.exit(code)
 
@@ -50,11 +54,14 @@ class OneLine(logging.Formatter):
 
 
 class Progress:
-    """A bar on a terminal from the first step on, nothing elsewhere."""
+    """A bar on a terminal from the first step on; elsewhere a line a minute, of what takes that long."""
 
     def __init__(self, length: int, label: str) -> None:
-        hidden = not sys.stderr.isatty() or not logging.getLogger("cdiff_rt").isEnabledFor(logging.INFO)
-        self._bar = click.progressbar(length=max(length, 1), label=label, file=sys.stderr, hidden=hidden)
+        told = log.isEnabledFor(logging.INFO)
+        self._length, self._label, self._done, self._told_at = max(length, 1), label, 0, time.monotonic()
+        self._lines = told and not sys.stderr.isatty()
+        hidden = self._lines or not told
+        self._bar = click.progressbar(length=self._length, label=label, file=sys.stderr, hidden=hidden)
         self._begun = False
 
     def __enter__(self) -> Self:
@@ -65,21 +72,17 @@ class Progress:
         if not self._begun:
             self._begun = bool(self._bar.__enter__())
         self._bar.update(1)
+        self._done += 1
+        if self._lines and time.monotonic() - self._told_at >= MINUTE:
+            self._told_at = time.monotonic()
+            log.info("%s: %d of %d", self._label, self._done, self._length)
 
     def __exit__(self, *error: object) -> None:
         if self._begun:
             self._bar.render_finish()
 
 
-def conclude(
-    found: Any, table: Callable[[Any], str], write: Callable[[Any, Path], None], json_file: Path | None
-) -> None:
-    click.echo(table(found))
-    if json_file:
-        write(found, json_file)
-
-
-def save(result: Any, out: Path, recorders: list, **how: bool) -> None:
+def save(result: Any, out: Path, recorders: list, **how: Any) -> None:
     """Writes a result and what was recorded, and prints the paths."""
     for path in result.save(out, recorders=recorders, **how):
         click.echo(click.format_filename(path))
@@ -87,31 +90,12 @@ def save(result: Any, out: Path, recorders: list, **how: bool) -> None:
             click.echo(click.format_filename(recorder.folder_of(path)))
 
 
-def run_jobs(
-    load: Callable[[], Any],
-    jobs: Path,
-    out: Path,
-    *,
-    shard: str,
-    resume: bool,
-    force: bool,
-    workers: int | None,
-    ray_address: str | None,
-) -> None:
-    """A file of jobs, on this process or on `workers` of Ray Data."""
-    from cdiff_rt.jobs import on_ray
-    from cdiff_rt.jobs import run as many
-
-    work = many.prepare(pipeline := load(), jobs, out, shard=shard, resume=resume, force=force)
-    follow(work, on_ray.run(work, pipeline, workers, ray_address) if workers else many.run(work, pipeline))
-
-
-def follow(work: "Work", outcomes: Iterable["Outcome"]) -> None:
+def follow(work: "Assignment", outcomes: Iterable["Outcome"]) -> None:
     """A bar while jobs run, then how many came to what. Raises BadInput if any failed.
 
     What the library says of a row stands in its outcome, and would stand between the bar's lines here.
     """
-    logging.getLogger("cdiff_rt").handlers.clear()
+    log.handlers.clear()
     failed: list[str] = []
     with Progress(len(work.jobs), "images") as progress, redirect_stdout(sys.stderr):  # where Ray tells of its workers
         for outcome in outcomes:

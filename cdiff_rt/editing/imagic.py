@@ -9,10 +9,10 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -32,10 +32,11 @@ from cdiff_rt.nets.collaborative import Expert
 from cdiff_rt.nets.imagic import Diffusion, Draw, adam, descend
 from cdiff_rt.outputs.files import disk_errors
 from cdiff_rt.outputs.generated import Generated
-from cdiff_rt.pipeline import Pipeline
 from cdiff_rt.sampling import noise
+from cdiff_rt.sampling.loop import Callback
+from cdiff_rt.settings import Settings, check_seed
 
-SETTINGS, BUNDLE = "tuning.json", "bundle"
+TUNING, BUNDLE = "tuning.json", "bundle"
 MOST_ITERATIONS = 100_000
 SAVED_EVERY, TOLD_EVERY = 50, 100  # iterations
 log = logging.getLogger("cdiff_rt")
@@ -43,7 +44,7 @@ Alpha = float | Mapping[str, float]  # of all modalities, or by name
 
 
 @dataclass(frozen=True)
-class Settings:
+class Tuning:
     """The reference's defaults. Raises BadRequest for others than numbers to count or learn by."""
 
     embedding_iterations: int = 500
@@ -53,7 +54,7 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        noise.check_seed(self.seed)
+        check_seed(self.seed)
         for name in ("embedding_iterations", "branch_iterations"):
             check_range(name, getattr(self, name), 1, MOST_ITERATIONS)
         for name in ("embedding_rate", "branch_rate"):
@@ -78,7 +79,7 @@ def tune(
     photo: np.ndarray,
     conditions: Mapping[str, Condition],
     work: Path,
-    settings: Settings,
+    settings: Tuning,
     progress: Progress = lambda: None,
 ) -> Tuned:
     """Teaches a photo [S, S, 3] uint8 to the expert of each condition. Raises BadRequest if `work` holds another's."""
@@ -118,7 +119,7 @@ def teach(
     modality: Modality,
     place: int,
     bundle: Bundle,
-    settings: Settings,
+    settings: Tuning,
     progress: Progress,
 ) -> Tensor:
     """Both stages, from where the last run was -> the optimised embedding. The expert's branch is another then."""
@@ -184,12 +185,12 @@ def restore(path: Path, parameters: Mapping[str, nn.Parameter], optimizer: torch
         raise BadArtefact(f"work {path.name}", f"it cannot be read ({reason})", "remove the work folder") from None
 
 
-def _claim(work: Path, bundle: Bundle, photo: np.ndarray, inputs: Mapping[str, np.ndarray], settings: Settings) -> None:
+def _claim(work: Path, bundle: Bundle, photo: np.ndarray, inputs: Mapping[str, np.ndarray], settings: Tuning) -> None:
     """Says in `work` what is tuned there, or sees that it is this."""
     conditions = {name: hashlib.sha256(value.tobytes()).hexdigest() for name, value in inputs.items()}
     shown = {"model": sha256(bundle.path(NAME)), "photo": hashlib.sha256(photo.tobytes()).hexdigest()}
     text = json.dumps(shown | {"conditions": conditions, "settings": asdict(settings)}, indent=1) + "\n"
-    path = work / SETTINGS
+    path = work / TUNING
     if not path.exists() and work.exists() and any(work.iterdir()):
         raise BadRequest("work", f"{work} is a folder of something else", "choose another")
     if path.exists() and path.read_text(encoding="utf-8") != text:
@@ -200,21 +201,25 @@ def _claim(work: Path, bundle: Bundle, photo: np.ndarray, inputs: Mapping[str, n
 
 def edit(
     tuned: Tuned,
+    generate: Callable[..., Generated],
+    settings: Settings,
     conditions: Mapping[str, Condition],
     *,
     alphas: Sequence[Alpha] = (1.0,),
-    backend: str = "onnxruntime",
-    seed: int = 0,
-    **settings: Any,
+    callback_on_step_end: Callback | None = None,
 ) -> Generated:
-    """An image for each of `alphas`, all from the noise of image 0 of the seed; `settings` are `Pipeline.generate`'s."""
-    pipeline, made = Pipeline(tuned.bundle, backend), []
+    """An image for each of `alphas`, all from the noise of image 0 of the seed.
+
+    `generate` is that of a pipeline on the tuned bundle.
+    """
+    made = []
     for alpha in alphas:
         by_name = {name: alpha[name] if isinstance(alpha, Mapping) else alpha for name in tuned.wanted}
         contexts = {
             name: between(tuned.optimised[name], tuned.wanted[name], [share]) for name, share in by_name.items()
         }
-        made.append(pipeline.generate(seed=seed, contexts=contexts, **settings, **cast(dict[str, Any], conditions)))
-    record = made[0].record | {"batch": len(made), "edit": {"method": "imagic", "alphas": list(alphas)}}
+        watch = {"callback_on_step_end": callback_on_step_end}
+        made.append(generate(settings, conditions=conditions, contexts=contexts, **watch))
+    told = made[0].parameters | {"batch": len(made), "edit": {"method": "imagic", "alphas": list(alphas)}}
     pixels, latents = (np.concatenate([getattr(of, name) for of in made]) for name in ("images", "latents"))
-    return replace(made[0], images=pixels, latents=latents, record=record)
+    return replace(made[0], images=pixels, latents=latents, parameters=told)

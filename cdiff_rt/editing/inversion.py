@@ -15,13 +15,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from cdiff_rt.checks import check_numbers
 from cdiff_rt.errors import BadRequest, check_choice, check_range
 from cdiff_rt.inputs.modalities import Condition
 from cdiff_rt.outputs.generated import Generated
 from cdiff_rt.run import Run, Runner
-from cdiff_rt.sampling.loop import Callback, Known, StepState
+from cdiff_rt.sampling.loop import Callback, KnownRegion, StepState
 from cdiff_rt.sampling.solvers import C_NOISE, SolverTable
+from cdiff_rt.sampling.tiers import TIERS
+from cdiff_rt.settings import LARGEST_BATCH, SETTINGS, Settings
 
 log = logging.getLogger("cdiff_rt")
 ALPHAS = (-10.0, 10.0)  # the lowest and the highest
@@ -50,7 +51,7 @@ class Inversion:
         return runner.sample(replace(run, start=repeated(self.start), noise=noise), callback)
 
 
-def invert(runner: Runner, run: Run, known: Known, progress: Progress | None = None) -> Inversion:
+def invert(runner: Runner, run: Run, known: KnownRegion, progress: Progress | None = None) -> Inversion:
     """What makes `run` end at `known.x0` [1, C, *latent]; its own start, noise and known part do not matter.
 
     `known.noise` draws every x_t. As all of the image is known, each step begins at its own draw; and as it adds no
@@ -73,7 +74,7 @@ def invert(runner: Runner, run: Run, known: Known, progress: Progress | None = N
     return Inversion(x(0), noises)
 
 
-def forget(runner: Runner, run: Run, known: Known, progress: Progress | None = None) -> Inversion:
+def forget(runner: Runner, run: Run, known: KnownRegion, progress: Progress | None = None) -> Inversion:
     """A start near the photo, and noises that know nothing of it: SDEdit (Meng et al., ICLR 2022). A baseline."""
     steps = range(len(run.table.timesteps))
     return Inversion(known.noisy(0, run.table.alpha_bars[0]), [known.noise(step + 1) for step in steps])
@@ -119,14 +120,23 @@ def between(before: np.ndarray, after: np.ndarray, alphas: Sequence[float]) -> n
     return (1 - share) * before + share * after
 
 
-def check(seed: int, strength: float, alphas: Sequence[float], rounding: str, method: str = "inversion") -> None:
-    """Raises BadRequest for a setting that is none."""
-    check_numbers(seed, 0, len(alphas))
+def check(
+    settings: Settings, strength: float, alphas: Sequence[float], method: str = "inversion"
+) -> tuple[float, tuple[float, ...]]:
+    """`strength` and `alphas` as plain numbers. Raises BadRequest for a setting that is none, or not an edit's."""
+    for name in ("batch", "first"):
+        if getattr(settings, name) != SETTINGS[name].default:
+            raise BadRequest(name, f"{getattr(settings, name)} for an edit", "leave it out; alphas say how many images")
+    how = settings.sampling()
+    if not how.eta:
+        remedy = f"take a solver that adds noise, e.g. tier {' or '.join(n for n, tier in TIERS.items() if tier.eta)}"
+        raise BadRequest("eta", f"0 with {how.solver}, and an edit keeps the noise of every step", remedy)
     check_range("strength", strength, 0.0, 1.0)
+    check_range("number of alphas", len(alphas), 1, LARGEST_BATCH)
     for alpha in alphas:
         check_range("alphas", alpha, *ALPHAS)
-    check_choice("rounding", rounding, ("truncate", "nearest"))
     check_choice("method", method, tuple(METHODS))
+    return float(strength), tuple(map(float, alphas))
 
 
 def both(progress: Progress | None, callback: Callback | None) -> Callback | None:
@@ -165,6 +175,6 @@ def side_by_side(result: Generated) -> Generated:
 
 
 def tell_change(result: Generated) -> None:
-    for where, levels in result.record["edit"].get("change", {}).items():
+    for where, levels in result.parameters["edit"].get("change", {}).items():
         shown = ", ".join(f"{level:.1f}" for level in levels)
         log.info("%s the edited region pixels changed by %s of 255", where, shown)

@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
@@ -99,8 +98,5 @@ def kept_labels(keep: Keep, classes: int) -> set[int]:
 
 def labels_at(value: Condition, modality: Modality, size: int) -> np.ndarray:
     """A mask's labels as large as the image, [size, size]."""
-    if isinstance(value, np.ndarray):
-        labels = images.check_labels(value, modality.classes)
-    else:
-        labels, _ = images.read_labels(Path(value), modality.classes)
+    labels, _ = images.read_labels(value, modality.classes)
     return images.nearest(images.centre_square(labels), size)

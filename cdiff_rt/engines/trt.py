@@ -6,16 +6,14 @@ The one file that imports either. Precision is in the graph (export/typed.py), s
 import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import cdiff_rt
 from cdiff_rt.engines.base import Placement
 from cdiff_rt.engines.cache import EngineCache, Plan, recipe
 from cdiff_rt.engines.cuda import compute_capability, why_no_device
 from cdiff_rt.engines.user_files import log
 from cdiff_rt.errors import BadArtefact, BadEnvironment, BadRequest, OutOfResource
-from cdiff_rt.manifest import Bundle, NetworkSpec
+from cdiff_rt.manifest import MODELS, Bundle, NetworkSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -235,7 +233,7 @@ def _load(flavour: Flavour, bundle: Bundle, network: str, placement: Placement, 
 
 def export_command(flavour: Flavour, bundle: Bundle, network: str, placement: Placement, capability: str) -> str:
     """What builds the engines that this placement needs."""
-    embedded = bundle.folder.parent == Path(cdiff_rt.__file__).parent / "models"
+    embedded = bundle.folder.parent == MODELS
     words = [
         "cdiff-rt export --model",
         bundle.folder.name if embedded else str(bundle.folder),

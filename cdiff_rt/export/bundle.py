@@ -27,6 +27,7 @@ from cdiff_rt.export.published import import_published
 from cdiff_rt.export.tensors import write_tensors
 from cdiff_rt.export.to_onnx import export_network
 from cdiff_rt.export.verify import compare_networks
+from cdiff_rt.export.watch import Watch, counted, unwatched
 from cdiff_rt.manifest import NAME, Bundle, Manifest, NetworkSpec, TensorSpec, sha256
 from cdiff_rt.nets.collaborative import Expert, ModelConfig, build_part, part_functions, parts_of
 from cdiff_rt.nets.freeu import FreeUConfig
@@ -46,14 +47,15 @@ def export_checkpoint(
     diffuser_input: Literal["x_t", "prediction"] | None = None,
     freeu: dict[str, FreeUConfig] | None = None,
     head_multiple: int = 1,
+    watch: Watch = unwatched,
 ) -> dict[str, float]:
     """Writes the bundle `out` and returns each network's relative error, ONNX Runtime against PyTorch.
 
     `checkpoints` is one file that describes itself, or published ones (`import_published`). Weights are kept in
     `precision`; `diffuser_input` and `freeu`, by modality, change the networks; `head_multiple` pads attention's heads to
     a multiple of that width (padding.py). If `out` ends with .safetensors, one
-    checkpoint that describes itself is written instead, and nothing compared. Raises BadRequest, BadArtefact,
-    BadEnvironment, OutOfResource.
+    checkpoint that describes itself is written instead, and nothing compared. `watch` counts what takes long. Raises
+    BadRequest, BadArtefact, BadEnvironment, OutOfResource.
     """
     if out.exists():
         raise BadRequest("out", f"{out} exists", "choose another name or remove it")
@@ -69,8 +71,8 @@ def export_checkpoint(
                 write_checkpoint(partial, loaded)
             else:
                 partial.mkdir()
-                write_bundle(loaded, partial, precision, head_multiple)
-                report = compare_networks(Bundle.open(partial))
+                write_bundle(loaded, partial, precision, head_multiple, watch)
+                report = compare_networks(Bundle.open(partial), watch)
             shutil.move(partial, out)
     except OSError as error:
         raise OutOfResource(f"writing {out}", error.strerror or str(error), "free some space") from error
@@ -117,25 +119,34 @@ def adapt(
     return dataclasses.replace(checkpoint, description=dataclasses.replace(checkpoint.description, config=config))
 
 
-def write_bundle(checkpoint: Checkpoint, folder: Path, precision: Precision = "fp16", head_multiple: int = 1) -> None:
+def write_bundle(
+    checkpoint: Checkpoint,
+    folder: Path,
+    precision: Precision = "fp16",
+    head_multiple: int = 1,
+    watch: Watch = unwatched,
+) -> None:
     """Fills the empty `folder`, holding one weight at a time."""
     described = checkpoint.description
     config = padded_config(described.config, head_multiple)
     stored = {
         name: (str(_STORED[precision]).removeprefix("torch."), shape) for name, shape in model_shapes(config).items()
     }
-    write_tensors(folder / WEIGHTS, stored, stored_weights(checkpoint, config, precision), {})
+    with watch(len(stored), "weights") as done:
+        weights = counted(stored_weights(checkpoint, config, precision), done)
+        write_tensors(folder / WEIGHTS, stored, weights, {})
     for file, pieces in described.vocabularies.items():
         (folder / file).write_text("".join(f"{piece}\n" for piece in pieces), encoding="utf-8")
     specs: dict[str, NetworkSpec] = {}
-    for part in parts_of(config):
-        with torch.device("meta"):
-            module = build_part(config, part)
-        specs |= part_specs(described, part, module)
-        for network, function in part_functions(part, module).items():
-            export_network(module, f"{part}.", function, specs[network], folder, WEIGHTS)
-            if network.startswith("expert."):  # what runs at each step
-                specs[network] = write_cpu_graph(specs[network], folder)
+    with watch(len(parts_of(config)), "graphs") as done:
+        for part in counted(parts_of(config), done):
+            with torch.device("meta"):
+                module = build_part(config, part)
+            specs |= part_specs(described, part, module)
+            for network, function in part_functions(part, module).items():
+                export_network(module, f"{part}.", function, specs[network], folder, WEIGHTS)
+                if network.startswith("expert."):  # what runs at each step
+                    specs[network] = write_cpu_graph(specs[network], folder)
     (folder / WEIGHTS).chmod(0o644)
     files = {path.name: sha256(path) for path in sorted(folder.iterdir())}
     manifest = Manifest(

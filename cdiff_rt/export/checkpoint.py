@@ -14,10 +14,11 @@ from cdiff_rt import schema
 from cdiff_rt.errors import BadArtefact
 from cdiff_rt.export.tensors import open_tensors, write_tensors
 from cdiff_rt.inputs.wordpiece import END, PAD, START, UNKNOWN
-from cdiff_rt.manifest import Influence, Modality, is_plain_name
+from cdiff_rt.manifest import Modality, is_plain_name
 from cdiff_rt.nets.collaborative import ModelConfig
 from cdiff_rt.nets.text_encoder import TextEncoderConfig
 from cdiff_rt.sampling.schedule import Schedule
+from cdiff_rt.settings import Influence
 
 _KEY = "cdiff_rt"
 _HELP = "give a file that a recipe's `package.py` wrote"

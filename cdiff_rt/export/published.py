@@ -15,13 +15,14 @@ from torch import Tensor
 from cdiff_rt.errors import BadArtefact
 from cdiff_rt.export.checkpoint import Checkpoint, Description, model_shapes
 from cdiff_rt.export.tensors import Tensors, open_tensors
-from cdiff_rt.manifest import Influence, Modality, sha256
+from cdiff_rt.manifest import Modality, sha256
 from cdiff_rt.nets.autoencoder import AutoencoderConfig
 from cdiff_rt.nets.collaborative import EncoderConfig, ExpertConfig, ModelConfig
 from cdiff_rt.nets.mask_encoder import MaskEncoderConfig
 from cdiff_rt.nets.text_encoder import TextEncoderConfig
 from cdiff_rt.nets.unet import UNetConfig
 from cdiff_rt.sampling.schedule import Schedule
+from cdiff_rt.settings import Influence
 
 VOCABULARY = "bert-base-uncased.txt"
 CLASSES, MASK_SIDE = 19, 32

@@ -8,14 +8,17 @@ from cdiff_rt.engines.base import Engine, cores
 from cdiff_rt.engines.ort import OrtEngine
 from cdiff_rt.errors import BadArtefact
 from cdiff_rt.export.to_onnx import example_inputs
+from cdiff_rt.export.watch import Watch, counted, unwatched
 from cdiff_rt.manifest import Bundle
 
 TOLERANCE = 5e-5  # relative error of one network call in fp32, as in tests/conformance; most lie near 1e-6
 
 
-def compare_networks(bundle: Bundle) -> dict[str, float]:
+def compare_networks(bundle: Bundle, watch: Watch = unwatched) -> dict[str, float]:
     """network -> largest relative error of its outputs on random inputs. Raises BadArtefact above TOLERANCE."""
-    errors = {name: graph_errors(bundle, name) for name in bundle.manifest.networks}
+    networks = bundle.manifest.networks
+    with watch(len(networks), "comparing") as done:
+        errors = {name: graph_errors(bundle, name) for name in counted(networks, done)}
     for graphs in errors.values():
         for file, error in graphs.items():
             if not error <= TOLERANCE:

@@ -76,6 +76,14 @@ class DeviceRunner:
                 loop.run()
             return _host(loop.buffers.x)
 
+    def close(self) -> None:
+        with self._at_work():
+            self._loops.clear()
+            self._calls.clear()
+            for engine in self._engines.values():
+                engine.close()
+            self._engines.clear()
+
     @contextmanager
     def _at_work(self) -> Iterator[None]:
         try:

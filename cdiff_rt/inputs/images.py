@@ -1,5 +1,6 @@
-"""Pictures in and out: label maps and photos from files, finished images to PNG files with their parameters inside."""
+"""Pictures that come in: label maps, photos and regions, from files, bytes, Pillow's images or arrays."""
 
+import io
 import logging
 import stat
 import struct
@@ -9,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageFile, ImageOps
+from PIL import Image, ImageOps
 
 from cdiff_rt.errors import BadInput
 from cdiff_rt.inputs.palette import PALETTE
@@ -17,40 +18,61 @@ from cdiff_rt.inputs.palette import PALETTE
 ORIENTATION = 0x0112  # the EXIF tag
 LARGEST_FILE = 64 * 2**20  # bytes
 LARGEST_IMAGE = 25_000_000  # pixels; checked before decoding
+PHOTO_FORMATS = ("PNG", "JPEG", "WEBP")  # by Pillow's names
 log = logging.getLogger("cdiff_rt")
 MASK_HELP = "a mask is a PNG of labels 0-18 (palette or grey) or of the 19 CelebAMask-HQ colours, see docs/masks.md"
 
 
-def read_labels(path: Path, classes: int) -> tuple[np.ndarray, str]:
-    """A label map from a PNG file -> [H, W] uint8 in 0..classes-1, and how it was read.
+Picture = str | Path | bytes | Image.Image | np.ndarray  # a path, a file's content, or pixels
 
-    Pixel values of palette and grey PNGs are labels; RGB must use the palette's colours exactly. Raises BadInput.
+
+def name_of(picture: Picture) -> str:
+    """What a picture is called in messages and parameters: a file's name without the folders it lay in."""
+    if isinstance(picture, np.ndarray):
+        return f"array {'x'.join(map(str, picture.shape))}"
+    if isinstance(picture, Image.Image):
+        return f"image {picture.width}x{picture.height}"
+    return f"{len(picture)} bytes" if isinstance(picture, bytes) else Path(picture).name
+
+
+def read_labels(picture: Picture, classes: int) -> tuple[np.ndarray, str]:
+    """A label map -> [H, W] uint8 in 0..classes-1, and how it was read.
+
+    Arrays hold labels, and so do the pixels of palette and grey PNGs; RGB must use the palette's colours exactly. Raises
+    BadInput.
     """
-    with _opened(path, "mask", MASK_HELP) as image:
-        _check_header(path, image)
+    if isinstance(picture, np.ndarray):
+        return check_labels(picture, classes), ""
+    name = name_of(picture)
+    with _opened(picture, "mask", MASK_HELP) as image:
+        _check_header(name, image)
         image.load()
-        labels, how = _labels_of(path, image)
-    return check_labels(labels, classes, path.name), how
+        labels, how = _labels_of(name, image)
+    return check_labels(labels, classes, name), how
 
 
-def read_photo(path: Path, size: int) -> np.ndarray:
+def read_photo(picture: Picture, size: int) -> np.ndarray:
     """The centre square of a PNG, JPEG or WebP file, as its EXIF data turns it, scaled to [size, size, 3] uint8.
 
-    Says so where that leaves something out. What is transparent lies on white.
+    Says so where that leaves something out. What is transparent lies on white. An array is that already.
     """
-    help_ = "give a PNG, JPEG or WebP file"
-    with _opened(path, "photo", help_) as image:
-        if image.format not in ("PNG", "JPEG", "WEBP") or getattr(image, "n_frames", 1) > 1:
-            raise BadInput(
-                f"photo {path.name}", f"format {image.format}, {getattr(image, 'n_frames', 1)} frames", help_
-            )
-        _check_size(path, "photo", image)
+    if isinstance(picture, np.ndarray):
+        if picture.shape != (size, size, 3) or picture.dtype != np.uint8:
+            seen = f"{picture.dtype} of shape {picture.shape}"
+            raise BadInput("photo array", seen, f"give uint8 {(size, size, 3)}")
+        return picture
+    help_, name = "give a PNG, JPEG or WebP file", name_of(picture)
+    with _opened(picture, "photo", help_) as image:
+        frames = getattr(image, "n_frames", 1)
+        if image.format not in (*PHOTO_FORMATS, None) or frames > 1:
+            raise BadInput(f"photo {name}", f"format {image.format}, {frames} frames", help_)
+        _check_size(name, "photo", image)
         image.load()
         if image.mode.startswith(("I", "F")):
-            raise BadInput(f"photo {path.name}", f"pixels of mode {image.mode}", "save it with 8 bits per channel")
+            raise BadInput(f"photo {name}", f"pixels of mode {image.mode}", "save it with 8 bits per channel")
         turned = ImageOps.exif_transpose(image)
         square = Image.fromarray(centre_square(np.asarray(_opaque(turned))))
-        _tell(path.name, image, turned, size)
+        _tell(name, image, turned, size)
     return np.asarray(square if square.width == size else square.resize((size, size), Image.Resampling.LANCZOS))
 
 
@@ -74,45 +96,61 @@ def _tell(name: str, image: Image.Image, turned: Image.Image, size: int) -> None
         log.warning("photo %s: %dx%d is small, it is enlarged to %dx%d", name, width, height, size, size)
 
 
-def read_region(path: Path) -> np.ndarray:
-    """A black and white PNG -> [S, S] float32, its centre square: 1 where it is white, 0 where it is black."""
-    help_ = "paint it in black and white only and save it as PNG"
-    with _opened(path, "region", help_) as image:
-        if image.format != "PNG" or image.mode not in ("1", "L", "P", "RGB"):
-            raise BadInput(f"region {path.name}", f"format {image.format}, mode {image.mode}", help_)
-        _check_size(path, "region", image)
+def read_region(picture: Picture) -> np.ndarray:
+    """A black and white PNG -> [S, S] float32, its centre square: 1 where it is white, 0 where it is black.
+
+    An array is such a square already, of zeros and ones.
+    """
+    if isinstance(picture, np.ndarray):
+        if picture.ndim != 2 or picture.shape[0] != picture.shape[1] or not set(np.unique(picture)) <= {0, 1}:
+            raise BadInput("region array", f"shape {picture.shape}", "give a square of zeros and ones")
+        return picture.astype(np.float32)
+    help_, name = "paint it in black and white only and save it as PNG", name_of(picture)
+    with _opened(picture, "region", help_) as image:
+        if image.format not in ("PNG", None) or image.mode not in ("1", "L", "P", "RGB"):
+            raise BadInput(f"region {name}", f"format {image.format}, mode {image.mode}", help_)
+        _check_size(name, "region", image)
         image.load()
         grey = np.asarray(image.convert("L"))
     levels = set(np.unique(grey).tolist())
     if not levels <= {0, 255}:
         strange = ", ".join(map(str, sorted(levels - {0, 255})[:5]))
-        raise BadInput(f"region {path.name}", f"grey levels {strange} besides black and white", help_)
+        raise BadInput(f"region {name}", f"grey levels {strange} besides black and white", help_)
     return (centre_square(grey) == 255).astype(np.float32)
 
 
-def read_array(path: Path, what: str) -> np.ndarray:
-    """The array of a .npy file, numbers only. Raises BadInput."""
-    check_plain_file(path, what)
+def read_array(value: Picture, what: str) -> np.ndarray:
+    """The array of a .npy file, or of its content, numbers only. Raises BadInput."""
+    if isinstance(value, np.ndarray):
+        return value
+    if isinstance(value, Image.Image):
+        raise BadInput(what, "a picture", "give an array or a .npy file")
+    if isinstance(value, str | Path):
+        check_plain_file(Path(value), what)
     try:
-        return np.load(path, allow_pickle=False)
+        return np.load(io.BytesIO(value) if isinstance(value, bytes) else value, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise BadInput(
-            f"{what} {path.name}", f"it cannot be read as an array ({error})", "write it by numpy.save"
-        ) from None
+        seen = f"it cannot be read as an array ({error})"
+        raise BadInput(f"{what} {name_of(value)}", seen, "write it by numpy.save") from None
 
 
 @contextmanager
-def _opened(path: Path, what: str, help_: str) -> Iterator[ImageFile.ImageFile]:
-    """An image file of ours to read; whatever Pillow has against it is BadInput."""
-    check_plain_file(path, what)
+def _opened(picture: str | Path | bytes | Image.Image, what: str, help_: str) -> Iterator[Image.Image]:
+    """A picture of somebody's to read; whatever Pillow has against it is BadInput."""
+    if not isinstance(picture, str | Path | bytes | Image.Image):
+        seen = f"a {type(picture).__name__}"
+        raise BadInput(what, seen, "give a path, a file's content as bytes, a Pillow image or an array")
+    if isinstance(picture, str | Path):
+        check_plain_file(Path(picture), what)
     try:
-        with (
-            warnings.catch_warnings(action="ignore"),  # Pillow's, about what is refused in our own words
-            Image.open(path) as image,
-        ):
-            yield image
+        with warnings.catch_warnings(action="ignore"):  # Pillow's, about what is refused in our own words
+            if isinstance(picture, Image.Image):
+                yield picture
+            else:
+                with Image.open(io.BytesIO(picture) if isinstance(picture, bytes) else picture) as image:
+                    yield image
     except (OSError, ValueError, SyntaxError, struct.error, Image.DecompressionBombError) as error:
-        raise BadInput(f"{what} {path.name}", f"it cannot be read as an image ({error})", help_) from None
+        raise BadInput(f"{what} {name_of(picture)}", f"it cannot be read as an image ({error})", help_) from None
 
 
 def check_labels(labels: np.ndarray, classes: int, name: str = "array") -> np.ndarray:
@@ -139,20 +177,21 @@ def check_plain_file(path: Path, what: str, largest: int = LARGEST_FILE) -> None
         raise BadInput(f"{what} {path.name}", f"{status.st_size} bytes", f"a {what} has 1 to {largest} bytes")
 
 
-def _check_size(path: Path, what: str, image: ImageFile.ImageFile) -> None:
+def _check_size(name: str, what: str, image: Image.Image) -> None:
     width, height = image.size
     if width * height > LARGEST_IMAGE:
         most = f"scale it to at most {LARGEST_IMAGE // 1_000_000} megapixels"
-        raise BadInput(f"{what} {path.name}", f"{width}x{height} pixels", most)
+        raise BadInput(f"{what} {name}", f"{width}x{height} pixels", most)
 
 
-def _check_header(path: Path, image: ImageFile.ImageFile) -> None:
-    name = f"mask {path.name}"
-    if image.format != "PNG":
+def _check_header(file: str, image: Image.Image) -> None:
+    name = f"mask {file}"
+    if image.format not in ("PNG", None):
         reason = ", which changes labels at their borders" if image.format in ("JPEG", "WEBP") else ""
         raise BadInput(name, f"format {image.format}{reason}", MASK_HELP)
-    _check_size(path, "mask", image)
-    stored = image.tile[0][3]  # "L;4" for four bits, which Pillow would scale to 0-255
+    _check_size(file, "mask", image)
+    tiles = getattr(image, "tile", None)
+    stored = tiles[0][3] if tiles else image.mode  # "L;4" for four bits, which Pillow would scale to 0-255
     if image.mode in ("L", "LA", "RGB", "RGBA") and stored != image.mode:
         raise BadInput(name, f"pixels stored as {stored}", "save it with 8 bits per channel")
     frames = getattr(image, "n_frames", 1)
@@ -162,21 +201,21 @@ def _check_header(path: Path, image: ImageFile.ImageFile) -> None:
         raise BadInput(name, "its EXIF data asks for a rotation", "rotate the pixels and save it without EXIF")
 
 
-def _labels_of(path: Path, image: Image.Image) -> tuple[np.ndarray, str]:
+def _labels_of(name: str, image: Image.Image) -> tuple[np.ndarray, str]:
     if image.mode in ("RGBA", "LA"):
         if np.asarray(image)[..., -1].min() < 255:
-            raise BadInput(f"mask {path.name}", "it is partly transparent", "save it without an alpha channel")
+            raise BadInput(f"mask {name}", "it is partly transparent", "save it without an alpha channel")
         image = image.convert(image.mode[:-1])
     if image.mode == "P":
-        return _labels_of_palette(path, image)
+        return _labels_of_palette(name, image)
     if image.mode == "L":
         return np.asarray(image), "grey PNG, pixel values are labels"
     if image.mode == "RGB":
-        return _labels_of_colours(path, np.asarray(image)), "RGB PNG in the CelebAMask-HQ colours"
-    raise BadInput(f"mask {path.name}", f"pixels of mode {image.mode}", MASK_HELP)
+        return _labels_of_colours(name, np.asarray(image)), "RGB PNG in the CelebAMask-HQ colours"
+    raise BadInput(f"mask {name}", f"pixels of mode {image.mode}", MASK_HELP)
 
 
-def _labels_of_palette(path: Path, image: Image.Image) -> tuple[np.ndarray, str]:
+def _labels_of_palette(name: str, image: Image.Image) -> tuple[np.ndarray, str]:
     """Pixel values are labels, unless an editor has sorted the 19 colours anew: then the colours are."""
     values = np.asarray(image)
     entries = (image.getpalette("RGB") or [])[: 3 * 256]
@@ -184,18 +223,18 @@ def _labels_of_palette(path: Path, image: Image.Image) -> tuple[np.ndarray, str]
     used = {int(value): colours.get(int(value)) for value in np.unique(values)}
     distinct = len(set(used.values())) == len(used) > 1
     if distinct and set(used.values()) <= set(PALETTE) and any(PALETTE[v : v + 1] != (c,) for v, c in used.items()):
-        return _labels_of_colours(path, np.asarray(image.convert("RGB"))), "palette PNG in the CelebAMask-HQ colours"
+        return _labels_of_colours(name, np.asarray(image.convert("RGB"))), "palette PNG in the CelebAMask-HQ colours"
     return values, "palette PNG, pixel values are labels"
 
 
-def _labels_of_colours(path: Path, pixels: np.ndarray) -> np.ndarray:
+def _labels_of_colours(name: str, pixels: np.ndarray) -> np.ndarray:
     packed = pixels.astype(np.uint32) @ np.array([65536, 256, 1], np.uint32)  # [H, W]
     table = {(r << 16) | (g << 8) | b: label for label, (r, g, b) in enumerate(PALETTE)}
     colours, inverse = np.unique(packed, return_inverse=True)
     strange = [int(colour) for colour in colours if int(colour) not in table]
     if strange:
         named = ", ".join(f"#{colour:06x}" for colour in strange[:5])
-        raise BadInput(f"mask {path.name}", f"{len(strange)} colours off the palette ({named})", MASK_HELP)
+        raise BadInput(f"mask {name}", f"{len(strange)} colours off the palette ({named})", MASK_HELP)
     return np.array([table[int(colour)] for colour in colours], np.uint8)[inverse].reshape(packed.shape)
 
 

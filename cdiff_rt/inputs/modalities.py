@@ -18,7 +18,7 @@ from cdiff_rt.manifest import Bundle, Manifest, Modality
 LONGEST_TEXT = 4096  # characters
 log = logging.getLogger("cdiff_rt")
 
-Condition = str | Path | np.ndarray
+Condition = images.Picture  # of words a sentence, of numbers an array
 Reader = Callable[[Condition, Modality, Bundle], np.ndarray]
 
 
@@ -35,15 +35,15 @@ def chosen_of(manifest: Manifest, given: Collection[str], without: Collection[st
 
 
 def read_label_map(value: Condition, modality: Modality, bundle: Bundle) -> np.ndarray:
-    """A mask's path or [H, W] labels -> one-hot [1, classes, size * size] float32."""
-    labels, name, how = _labels(value, modality)
-    height, width = labels.shape
+    """A mask -> one-hot [1, classes, size * size] float32."""
+    labels, how = images.read_labels(value, modality.classes)
+    name, (height, width) = images.name_of(value), labels.shape
     square = images.centre_square(labels)
     if height != width:
         log.warning("%s %s: %dx%d is not square, its centre is used", modality.name, name, width, height)
     small = images.nearest(square, modality.size)
     found = np.unique(small)
-    if not isinstance(value, np.ndarray):  # a file's form is guessed, an array's is not
+    if how:  # a picture's form is guessed, an array's is not
         log.info("%s %s: %dx%d, %s, %d classes", modality.name, name, width, height, how, len(found))
     if len(found) == 1:
         log.warning("%s %s: every pixel has label %d", modality.name, name, found[0])
@@ -51,19 +51,9 @@ def read_label_map(value: Condition, modality: Modality, bundle: Bundle) -> np.n
     return one_hot.T[None]
 
 
-def _labels(value: Condition, modality: Modality) -> tuple[np.ndarray, str, str]:
-    """[H, W] uint8, what it is called, and how a file was read."""
-    if isinstance(value, np.ndarray):
-        return images.check_labels(value, modality.classes), "array", ""
-    if not isinstance(value, str | Path):
-        raise BadInput(modality.name, f"a {type(value).__name__}", "give a PNG file's path or an array of labels")
-    labels, how = images.read_labels(Path(value), modality.classes)
-    return labels, Path(value).name, how
-
-
 def draw_labels(value: Condition, modality: Modality) -> np.ndarray:
     """A mask in the colours of docs/masks.md, [S, S, 3] uint8."""
-    labels, _, _ = _labels(value, modality)
+    labels, _ = images.read_labels(value, modality.classes)
     return np.array(PALETTE, np.uint8)[images.centre_square(labels) % len(PALETTE)]
 
 
@@ -86,17 +76,13 @@ def read_words(value: Condition, modality: Modality, bundle: Bundle) -> np.ndarr
 def read_numbers(value: Condition, modality: Modality, bundle: Bundle) -> np.ndarray:
     """An array, a .npy file's path, or numbers with commas between them -> [1, tokens, width] float32."""
     name, shape = modality.name, modality.input_shape
-    if isinstance(value, np.ndarray):
-        numbers = value
-    elif str(value).endswith(".npy"):
-        numbers = images.read_array(Path(value), name)
+    if not isinstance(value, str) or value.endswith(".npy"):
+        numbers = images.read_array(value, name)
     else:
         try:
-            numbers = np.array([float(part) for part in str(value).split(",")])
+            numbers = np.array([float(part) for part in value.split(",")])
         except ValueError:
-            raise BadInput(
-                name, repr(str(value)[:80]), "give numbers with commas between them, or a .npy file"
-            ) from None
+            raise BadInput(name, repr(value[:80]), "give numbers with commas between them, or a .npy file") from None
     if numbers.size != math.prod(shape) or not np.issubdtype(numbers.dtype, np.number):
         seen = f"{numbers.dtype} of shape {numbers.shape}"
         raise BadInput(name, seen, f"it takes {' x '.join(map(str, shape))} numbers")
@@ -126,13 +112,8 @@ def find_numbers(value: str, name: str, folder: Path) -> Condition:
     return find_file(value, name, folder) if value.endswith(".npy") else value
 
 
-def file_name(value: Condition) -> str:
-    """How a mask stands in a picture's parameters: without the folders it lay in."""
-    return f"array {'x'.join(map(str, value.shape))}" if isinstance(value, np.ndarray) else Path(value).name
-
-
 def file_name_or_text(value: Condition) -> str:
-    return file_name(value) if isinstance(value, np.ndarray | Path) or str(value).endswith(".npy") else str(value)
+    return str(value) if isinstance(value, str) and not value.endswith(".npy") else images.name_of(value)
 
 
 @dataclass(frozen=True)
@@ -146,7 +127,7 @@ class Kind:
 
 
 KINDS = {
-    "labels": Kind(read_label_map, file_name, find_file, draw_labels),
+    "labels": Kind(read_label_map, images.name_of, find_file, draw_labels),
     "words": Kind(read_words, str, lambda value, name, folder: check_text(value, name)),
     "numbers": Kind(read_numbers, file_name_or_text, find_numbers),
 }

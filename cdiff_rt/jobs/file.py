@@ -9,51 +9,21 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any
 
-from cdiff_rt import schema
-from cdiff_rt.checks import check_influence, check_numbers
-from cdiff_rt.errors import BadInput, CdiffError, check_choice
+from cdiff_rt.errors import BadInput, CdiffError
 from cdiff_rt.inputs import images
 from cdiff_rt.inputs.modalities import KINDS, Condition, chosen_of
-from cdiff_rt.manifest import Influence, Manifest, sha256, unique
+from cdiff_rt.manifest import Manifest, sha256, unique
 from cdiff_rt.sampling.schedule import Schedule
-from cdiff_rt.sampling.tiers import Sampling, sampling
+from cdiff_rt.sampling.tiers import Sampling
+from cdiff_rt.settings import SETTINGS, Settings
 
 LARGEST_FILE, LONGEST_LINE = 2**30, 2**20  # bytes
 PLAIN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
-TAKES = {int: "a whole number", float: "a number", str: "a string", tuple: "a list of strings"}
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What a row may say beside its conditions: the arguments of `Pipeline.generate`, and those of its influence."""
-
-    seed: int = 0
-    first: int = 0
-    tier: str | None = None
-    solver: str | None = None
-    steps: int | None = None
-    eta: float | None = None
-    temperature: float | None = None
-    decay: str | None = None
-    factor: float | None = None
-    sharpness: float | None = None
-    boost: float | None = None
-    rounding: str = "truncate"
-    without: tuple[str, ...] = ()
-
-    def sampling(self) -> Sampling:
-        return sampling(self.tier, self.solver, self.steps, self.eta, self.temperature)
-
-    def influence(self, usual: Influence) -> Influence | None:
-        """The usual one with what the row changes of it; None if that is nothing."""
-        named = {field.name: getattr(self, field.name) for field in fields(Influence)}
-        asked = {name: value for name, value in named.items() if value is not None}
-        return replace(usual, **asked) if asked else None
 
 
 @dataclass(frozen=True)
@@ -64,17 +34,11 @@ class Job:
     conditions: dict[str, Condition]  # by modality; a Path where it is a file
     settings: Settings
 
-    def arguments(self, manifest: Manifest) -> dict[str, Any]:
-        """Those of `Pipeline.generate`."""
-        own = ("seed", "first", "tier", "solver", "steps", "eta", "temperature", "rounding", "without")
-        settings = {name: getattr(self.settings, name) for name in own}
-        return settings | {"influence": self.settings.influence(manifest.influence)} | self.conditions
-
     def request(self, identity: dict) -> str:
         """sha256 of all that the image follows from: settings, conditions, the files' content, and what makes it."""
         conditions = {name: _content(value) for name, value in self.conditions.items()}
-        settings = asdict(self.settings) | asdict(self.settings.sampling())
-        del settings["tier"]  # a name, and what it stands for may change
+        settings = self.settings.told() | {"without": self.settings.without}
+        settings.pop("tier", None)  # a name, and what it stands for may change
         whole = {"conditions": conditions, "settings": settings, "identity": identity}
         return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
 
@@ -123,7 +87,7 @@ def _read_row(line: bytes, number: int, folder: Path, manifest: Manifest) -> Job
     modalities = {modality.name: modality for modality in manifest.modalities}
     written = {key: row.pop(key) for key in modalities if key in row}
     conditions = {key: value for key, value in written.items() if value is not None}
-    job = Job(name, conditions, _settings(row, tuple(modalities)))
+    job = Job(name, conditions, _settings(row, modalities, manifest))
     _check(job, manifest)
     return replace(
         job, conditions={key: _find(value, key, modalities[key].kind, folder) for key, value in conditions.items()}
@@ -148,37 +112,24 @@ def _no_number(text: str) -> None:
     raise ValueError(f"{text} is no number")
 
 
-def _settings(row: dict[str, Any], modalities: tuple[str, ...]) -> Settings:
-    hints = get_type_hints(Settings)
-    for name, value in row.items():
-        if name not in hints:
-            raise BadInput("key", f"{name!r:.80}", f"a row has {', '.join(('id', *modalities, *hints))}")
-        try:
-            row = row | {name: schema.from_json(hints[name], value, name)}
-        except (TypeError, OverflowError):
-            raise BadInput(name, f"{value!r:.80}", f"give {TAKES[_kind(hints[name])]}") from None
-    return Settings(**row)
-
-
-def _kind(hint: Any) -> type:
-    """Of a field's annotation: the type, whose place None may take, or tuple."""
-    return get_origin(hint) if get_origin(hint) is tuple else (*get_args(hint), hint)[0]
+def _settings(row: dict[str, Any], modalities: Collection[str], manifest: Manifest) -> Settings:
+    for name in row:
+        if name not in SETTINGS or name == "batch":
+            known = ", ".join(("id", *modalities, *(setting for setting in SETTINGS if setting != "batch")))
+            raise BadInput("key", f"{name!r:.80}", f"a row has {known}")
+    return Settings().amended(row, manifest.influence)
 
 
 def _find(value: Any, name: str, kind: str, folder: Path) -> Condition:
     if not isinstance(value, str):
-        raise BadInput(name, f"{value!r:.80}", f"give {TAKES[str]}")
+        raise BadInput(name, f"{value!r:.80}", "give a string")
     return KINDS[kind].find(value, name, folder)
 
 
 def _check(job: Job, manifest: Manifest) -> None:
     """Raises what `Pipeline.generate` would, but for the content of files."""
-    settings = job.settings
-    check_numbers(settings.seed, settings.first, 1)
-    check_choice("rounding", settings.rounding, ("truncate", "nearest"))
-    _check_sampling(settings.sampling(), manifest.schedule)
-    check_influence(settings.influence(manifest.influence) or manifest.influence)
-    chosen_of(manifest, job.conditions, settings.without)
+    _check_sampling(job.settings.sampling(), manifest.schedule)
+    chosen_of(manifest, job.conditions, job.settings.without)
 
 
 @functools.lru_cache

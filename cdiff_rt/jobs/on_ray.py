@@ -19,7 +19,7 @@ import numpy as np
 from cdiff_rt.engines.backends import BACKENDS
 from cdiff_rt.errors import BadEnvironment, CdiffError, check_range
 from cdiff_rt.jobs.file import Job
-from cdiff_rt.jobs.run import Outcome, Work, make, prepare, record
+from cdiff_rt.jobs.run import Assignment, Outcome, make, prepare, write_outcomes
 from cdiff_rt.outputs.files import disk_errors
 from cdiff_rt.pipeline import Pipeline
 
@@ -50,7 +50,7 @@ def run_on_ray(
     return run(prepare(pipeline, jobs, out, shard=shard, resume=resume, force=force), pipeline, workers, address)
 
 
-def run(work: Work, pipeline: Pipeline, workers: int, address: str | None = None) -> Iterator[Outcome]:
+def run(work: Assignment, pipeline: Pipeline, workers: int, address: str | None = None) -> Iterator[Outcome]:
     check_range("workers", workers, 1, MOST_WORKERS)
     try:
         import ray.data  # noqa: F401
@@ -59,7 +59,7 @@ def run(work: Work, pipeline: Pipeline, workers: int, address: str | None = None
         raise BadEnvironment("ray", f"{str(error.name).split('.')[0]} is not installed", remedy) from None
     if address:
         _check_address(address)
-    return record(work, _outcomes(replace(work, out=work.out.absolute()), pipeline, workers, address))
+    return write_outcomes(work, _outcomes(replace(work, out=work.out.absolute()), pipeline, workers, address))
 
 
 def _check_address(address: str) -> None:
@@ -74,10 +74,10 @@ def _check_address(address: str) -> None:
         raise BadEnvironment("ray", f"nothing answers at {address!r} ({error})", remedy) from None
 
 
-class Worker:
+class RayWorker:
     """One process of the pool."""
 
-    def __init__(self, pipeline: bytes, work: Work) -> None:
+    def __init__(self, pipeline: bytes, work: Assignment) -> None:
         self._pickled, self._work = pipeline, work
 
     @cached_property
@@ -107,7 +107,7 @@ class Worker:
         return outcome
 
 
-def _outcomes(work: Work, pipeline: Pipeline, workers: int, address: str | None) -> Iterator[Outcome]:
+def _outcomes(work: Assignment, pipeline: Pipeline, workers: int, address: str | None) -> Iterator[Outcome]:
     import ray
     import ray.data
 
@@ -117,7 +117,7 @@ def _outcomes(work: Work, pipeline: Pipeline, workers: int, address: str | None)
     try:
         with _cluster(workers, address):
             done = ray.data.from_items(rows, override_num_blocks=min(len(rows), MOST_BLOCKS)).map_batches(
-                Worker,
+                RayWorker,
                 fn_constructor_args=(ray.cloudpickle.dumps(pipeline), replace(work, jobs=[], kept=[])),
                 batch_size=1,
                 num_gpus=0 if BACKENDS[pipeline.backend].device == "cpu" else 1,

@@ -5,13 +5,11 @@ made again, and is the same.
 """
 
 import json
-import logging
 import os
 import re
 import shutil
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,7 +21,7 @@ from cdiff_rt.jobs.file import Job, read_jobs
 from cdiff_rt.manifest import sha256
 from cdiff_rt.outputs import files
 from cdiff_rt.outputs.files import disk_errors
-from cdiff_rt.outputs.generated import IMAGE, LATENT, check_free
+from cdiff_rt.outputs.generated import IMAGE, LATENT, Beside
 from cdiff_rt.pipeline import Pipeline
 
 OF_A_ROW = (BadRequest, BadInput, BadArtefact)  # what other rows don't share; a full disk they do
@@ -68,7 +66,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Work:
+class Assignment:
     """What one run has to do, and where."""
 
     out: Path
@@ -110,8 +108,8 @@ def run_jobs(
     return run(prepare(pipeline, jobs, out, shard=shard, resume=resume, force=force), pipeline)
 
 
-def run(work: Work, pipeline: Pipeline) -> Iterator[Outcome]:
-    return record(work, (make(pipeline, job, work) for job in work.jobs))
+def run(work: Assignment, pipeline: Pipeline) -> Iterator[Outcome]:
+    return write_outcomes(work, (make(pipeline, job, work) for job in work.jobs))
 
 
 def prepare(
@@ -122,7 +120,7 @@ def prepare(
     shard: str = "1/1",
     resume: bool = False,
     force: bool = False,
-) -> Work:
+) -> Assignment:
     """Writes nothing. Raises as `run_jobs`."""
     if resume and force:
         raise BadRequest("resume", "it is set, and so is force", "leave either out")
@@ -130,7 +128,7 @@ def prepare(
     if folder.suffix.lower() in (IMAGE, LATENT):
         raise BadRequest("out", f"one file, {folder.name}, for many images", "give a folder")
     files.check_folder(folder)
-    work = Work(folder, Shard.read(shard), IMAGE if manifest.image_size else LATENT)
+    work = Assignment(folder, Shard.read(shard), IMAGE if manifest.image_size else LATENT)
     todo = work.shard.of(read_jobs(Path(jobs), manifest))
     _check_split(work)
     kept = _kept(work, todo, pipeline.identity()) if resume and work.results.exists() else None
@@ -139,7 +137,7 @@ def prepare(
     return replace(work, jobs=[job for job in todo if job.id not in (kept or {})], kept=list((kept or {}).values()))
 
 
-def _kept(work: Work, todo: list[Job], identity: dict) -> dict[str, Outcome]:
+def _kept(work: Assignment, todo: list[Job], identity: dict) -> dict[str, Outcome]:
     with disk_errors(f"reading {work.out}"):
         before = read_results(work.results)
         return {
@@ -147,14 +145,15 @@ def _kept(work: Work, todo: list[Job], identity: dict) -> dict[str, Outcome]:
         }
 
 
-def _check_free(work: Work, todo: list[Job], force: bool) -> None:
+def _check_free(work: Assignment, todo: list[Job], force: bool) -> None:
     if work.results.exists() and not force:
         remedy = "go on with --resume, choose another folder, or overwrite it with --force"
         raise BadRequest("out", f"{work.results} exists", remedy)
-    check_free([work.results, *map(work.file, todo)], force=force)
+    for path in map(work.file, todo):
+        Beside().check(path, force=force)
 
 
-def _check_split(work: Work) -> None:
+def _check_split(work: Assignment) -> None:
     """Raises BadRequest for results of another split: rows would be in two files."""
     for path in work.out.glob("results-*-of-*.jsonl"):
         if not path.stem.endswith(f"-of-{work.shard.count}"):
@@ -174,24 +173,23 @@ def read_results(path: Path) -> dict[str, Outcome]:
     return found
 
 
-def _holds(outcome: Outcome, job: Job, work: Work, identity: dict) -> bool:
+def _holds(outcome: Outcome, job: Job, work: Assignment, identity: dict) -> bool:
     """Whether the image is there, as it was written, and would be the same today."""
     path = work.file(job)
     there = outcome.file == path.name and path.is_file() and sha256(path) == outcome.sha256
     return there and outcome.request == job.request(identity)
 
 
-def make(pipeline: Pipeline, job: Job, work: Work) -> Outcome:
+def make(pipeline: Pipeline, job: Job, work: Assignment) -> Outcome:
     """Writes the image of one job, in place of an older one; what is wrong with this row only is its outcome."""
     began, path = time.perf_counter(), work.file(job)
     told: dict[str, Any] = {}
     try:
         request = job.request(pipeline.identity())
-        with _warnings() as warnings:
-            result = pipeline.generate(**job.arguments(pipeline.manifest))
+        result = pipeline.generate(job.settings, conditions=job.conditions)
         with disk_errors(f"writing {path}"), TemporaryDirectory(dir=work.staging) as folder:
             (made,) = result.save(Path(folder, path.name))
-            told = {"file": path.name, "sha256": sha256(made), "request": request, "warnings": tuple(warnings)}
+            told = {"file": path.name, "sha256": sha256(made), "request": request, "warnings": tuple(result.warnings)}
             os.replace(made, path)
     except OF_A_ROW as error:
         told = {"error": str(error)}
@@ -200,27 +198,7 @@ def make(pipeline: Pipeline, job: Job, work: Work) -> Outcome:
     return Outcome(job.id, job.settings.seed, round(time.perf_counter() - began, 3), **told)
 
 
-class _Heard(logging.Handler):
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.lines: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.lines.append(record.getMessage())
-
-
-@contextmanager
-def _warnings() -> Iterator[list[str]]:
-    """What the library warns of in the meantime."""
-    log, heard = logging.getLogger("cdiff_rt"), _Heard()
-    log.addHandler(heard)
-    try:
-        yield heard.lines
-    finally:
-        log.removeHandler(heard)
-
-
-def record(work: Work, outcomes: Iterable[Outcome]) -> Iterator[Outcome]:
+def write_outcomes(work: Assignment, outcomes: Iterable[Outcome]) -> Iterator[Outcome]:
     """Appends each to the results as it comes, and passes it on."""
     try:
         _begin(work)
@@ -232,7 +210,7 @@ def record(work: Work, outcomes: Iterable[Outcome]) -> Iterator[Outcome]:
         shutil.rmtree(work.staging, ignore_errors=True)
 
 
-def _begin(work: Work) -> None:
+def _begin(work: Assignment) -> None:
     """Sweeps what a killed run left, and begins the results with the lines that still hold."""
     with disk_errors(f"writing {work.results}"):
         shutil.rmtree(work.staging, ignore_errors=True)

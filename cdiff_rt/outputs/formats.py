@@ -1,14 +1,15 @@
-"""Finished images as PNG files, with their parameters inside."""
+"""Finished images as files, with their parameters inside: one row of `FORMATS` for each kind of file."""
 
+import io
 import json
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import array_api_compat
 import numpy as np
 from PIL import Image, PngImagePlugin
 
-SAMPLERS = {"ddim": "DDIM", "dpmpp-2m": "DPM++ 2M", "dpmpp-2m-sde": "DPM++ 2M SDE"}  # as galleries write them
+from cdiff_rt.sampling.solvers import SOLVERS
 
 
 def to_uint8(images: Any, rounding: str = "truncate") -> Any:
@@ -18,27 +19,33 @@ def to_uint8(images: Any, rounding: str = "truncate") -> Any:
     return xp.astype(xp.round(values) if rounding == "nearest" else values, xp.uint8)
 
 
-def write_png(path: Path, image: np.ndarray, texts: dict[str, str]) -> None:
-    """Writes [H, W, 3] uint8 with `texts` as PNG text chunks."""
+def png_bytes(image: np.ndarray, texts: dict[str, str]) -> bytes:
+    """[H, W, 3] uint8 with `texts` as PNG text chunks."""
     info = PngImagePlugin.PngInfo()
     for key, value in texts.items():
         info.add_itxt(key, value) if not value.isascii() else info.add_text(key, value)
-    Image.fromarray(image).save(path, "PNG", pnginfo=info)
+    content = io.BytesIO()
+    Image.fromarray(image).save(content, "PNG", pnginfo=info)
+    return content.getvalue()
 
 
-def parameters_text(record: dict) -> dict[str, str]:
+def parameters_text(parameters: dict) -> dict[str, str]:
     """The PNG texts of one image: the A1111 line that galleries read, and our own JSON."""
     shown = {
-        "Steps": record["steps"],
-        "Sampler": SAMPLERS[record.get("solver", "ddim")],
-        "Eta": record["eta"],
-        "Temperature": record.get("temperature", 1),
-        "Seed": record["seed"],
-        "Image": record["image"],
-        "Size": f"{record['size']}x{record['size']}",
-        "Model": record["model"],
-        "Model hash": record["model_hash"][:10],
-        "Version": f"cdiff-rt {record['version']}",
+        "Steps": parameters["steps"],
+        "Sampler": SOLVERS[parameters["solver"]].gallery_name,
+        "Eta": parameters["eta"],
+        "Temperature": parameters["temperature"],
+        "Seed": parameters["seed"],
+        "Image": parameters["image"],
+        "Size": f"{parameters['size']}x{parameters['size']}",
+        "Model": parameters["model"],
+        "Model hash": parameters["model_hash"][:10],
+        "Version": f"cdiff-rt {parameters['version']}",
     }
     line = ", ".join(f"{key}: {value}" for key, value in shown.items() if (key, value) != ("Temperature", 1))
-    return {"parameters": f"{record['prompt']}\n{line}".lstrip(), "cdiff_rt": json.dumps(record)}
+    return {"parameters": f"{parameters['prompt']}\n{line}".lstrip(), "cdiff_rt": json.dumps(parameters)}
+
+
+# suffix -> how an image and its texts become a file's content; the first is the one that folders get
+FORMATS: dict[str, Callable[[np.ndarray, dict[str, str]], bytes]] = {".png": png_bytes}

@@ -1,30 +1,45 @@
 """What a run leaves: its images or latents with all parameters inside, and on request more beside each of them."""
 
+import itertools
 import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from cdiff_rt.errors import BadRequest
-from cdiff_rt.outputs import files, formats
+from cdiff_rt.outputs import files
 from cdiff_rt.outputs.files import all_or_nothing
+from cdiff_rt.outputs.formats import FORMATS, parameters_text, png_bytes
 from cdiff_rt.outputs.recorder import Recorder
 
-IMAGE, LATENT, OVERLAY = ".png", ".npz", ".overlay.png"
+IMAGE, LATENT, OVERLAY = next(iter(FORMATS)), ".npz", ".overlay.png"
 OVERLAY_SHARE = 0.3  # of the mask, as the reference blends them
-_OTHER_FORMATS = (".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+_OTHER_FORMATS = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 
 
 @dataclass(frozen=True)
 class Generated:
     images: np.ndarray  # [B, H, W, 3] uint8; [B, 0, 0, 3] if the latents are the data
     latents: np.ndarray  # [B, C, *latent] float32, as the loop left them
-    record: dict  # every parameter of the run, as stored in its files
+    parameters: dict[str, Any]  # all of the run, as stored in its files
     drawing: np.ndarray | None = field(default=None, repr=False)  # [S, S, 3] uint8: the mask, if there is one
+    warnings: list[str] = field(default_factory=list)  # what was warned of on the way
+
+    @property
+    def numbers(self) -> range:
+        """Those of the images, of their seed."""
+        return range(self.parameters["first"], self.parameters["first"] + len(self.latents))
+
+    def png_bytes(self, i: int) -> bytes:
+        """Image number `i` of the batch as the content of a PNG file, with all parameters inside."""
+        if not self.images.size:
+            raise BadRequest("image", "this model's latents are the data", "take latents, or save to .npz")
+        return png_bytes(self.images[i], parameters_text(self._parameters_of(i)))
 
     def save(
         self,
@@ -34,81 +49,105 @@ class Generated:
         recorders: Sequence[Recorder] = (),
         latent: bool = False,
         overlay: bool = False,
+        scale: int = 1,
     ) -> list[Path]:
-        """Writes one file per image, see `output_paths`, each with all parameters of the run inside.
+        """Writes one file per image, each with all parameters of the run inside, and returns their paths.
 
-        Beside each: a folder of every recorder that saw the run, the latent as .npz, the mask laid over the image.
-        They appear all or not at all. Raises BadRequest or OutOfResource.
+        `out` is a file's name, or a folder, where each gets the next free name (`output_paths`). Beside each: a folder
+        of every recorder that saw the run, the latent as .npz, the mask laid over the image; their pictures are
+        enlarged `scale` times. They appear all or not at all. Raises BadRequest or OutOfResource.
         """
-        numbers = range(self.record["first"], self.record["first"] + len(self.latents))
+        beside = Beside(tuple(recorders), latent, overlay)
         suffix = IMAGE if self.images.size else LATENT
-        paths = output_paths(Path(out), self.record["seed"], numbers, suffix)
-        check_free(paths, force=force, recorders=recorders, latent=latent, overlay=overlay)
+        paths = output_paths(Path(out), self.parameters["seed"], self.numbers, suffix, beside, force=force)
         if overlay and (self.drawing is None or not self.images.size):
             raise BadRequest("overlay", "no condition of this run can be drawn", "give a mask or leave it out")
         for recorder in recorders:
-            recorder.check(len(self.latents), self.record["steps"])
-        for i, (number, path) in enumerate(zip(numbers, paths, strict=True)):
+            recorder.check(len(self.latents), self.parameters["steps"])
+        for i, path in enumerate(paths):
             with all_or_nothing(path.parent, str(path)) as folder:
-                self._write(folder / path.name, i, self.record | {"image": number}, latent=latent, overlay=overlay)
+                self._write(folder / path.name, i, beside, scale)
                 for recorder in recorders:
-                    beside = recorder.folder_of(folder / path.name)
-                    beside.mkdir()
-                    recorder.write(beside, i, self.images[i])
+                    its_folder = recorder.folder_of(folder / path.name)
+                    its_folder.mkdir()
+                    recorder.write(its_folder, i, self.images[i], scale)
         return paths
 
-    def _write(self, path: Path, i: int, record: dict, *, latent: bool, overlay: bool) -> None:
-        texts = formats.parameters_text(record)
+    def _parameters_of(self, i: int) -> dict[str, Any]:
+        return self.parameters | {"image": self.numbers[i]}
+
+    def _write(self, path: Path, i: int, beside: "Beside", scale: int) -> None:
+        parameters = self._parameters_of(i)
+        texts = parameters_text(parameters)
         if self.images.size:
-            formats.write_png(path, self.images[i], texts)
-            if overlay:
+            path.write_bytes(FORMATS[path.suffix.lower()](self.images[i], texts))
+            if beside.overlay:
                 assert self.drawing is not None
-                formats.write_png(path.with_suffix(OVERLAY), laid_over(self.images[i], self.drawing), texts)
-        if latent or not self.images.size:
-            np.savez(path.with_suffix(LATENT), latent=self.latents[i], record=json.dumps(record))
+                drawn = laid_over(self.images[i], self.drawing, scale)
+                path.with_suffix(OVERLAY).write_bytes(png_bytes(drawn, texts))
+        if beside.latent or not self.images.size:
+            np.savez(path.with_suffix(LATENT), latent=self.latents[i], parameters=json.dumps(parameters))
 
 
-def laid_over(image: np.ndarray, drawing: np.ndarray) -> np.ndarray:
+def laid_over(image: np.ndarray, drawing: np.ndarray, scale: int = 1) -> np.ndarray:
     """The mask's colours, as large as the image, blended into it."""
-    picture = Image.fromarray(image)
-    return np.asarray(
-        Image.blend(picture, Image.fromarray(drawing).resize(picture.size, Image.Resampling.NEAREST), OVERLAY_SHARE)
-    )
+    size = (image.shape[1] * scale, image.shape[0] * scale)
+    picture = Image.fromarray(image).resize(size)
+    mask = Image.fromarray(drawing).resize(size, Image.Resampling.NEAREST)
+    return np.asarray(Image.blend(picture, mask, OVERLAY_SHARE))
 
 
-def output_paths(out: Path, seed: int, numbers: range, suffix: str = IMAGE) -> list[Path]:
-    """Where things go: `out` itself if it has the suffix, else files of the folder `out`, named by seed and number.
+@dataclass(frozen=True)
+class Beside:
+    """What is written beside an image."""
 
-    Raises BadRequest for one file for many, or for a name of another format.
-    """
-    strange = (*_OTHER_FORMATS, *({IMAGE, LATENT} - {suffix}))
-    if out.suffix.lower() in strange:
-        raise BadRequest(
-            "out", f"{out.name}", f"this model's results are written as {suffix}; give such a name or a folder"
-        )
-    one_file = out.suffix.lower() == suffix
-    if one_file and len(numbers) > 1:
-        raise BadRequest("out", f"one file, {out.name}, for {len(numbers)} images", "give a folder")
-    return [out] if one_file else [out / f"seed{seed}-{number:03d}{suffix}" for number in numbers]
+    recorders: tuple[Recorder | type[Recorder], ...] = ()
+    latent: bool = False
+    overlay: bool = False
 
-
-def check_free(
-    paths: list[Path],
-    *,
-    force: bool,
-    recorders: Sequence[Recorder | type[Recorder]] = (),
-    latent: bool = False,
-    overlay: bool = False,
-) -> None:
-    """Raises BadRequest if something to be written exists and `force` is not set; BadInput if none can be written."""
-    files.check_folder(paths[0].parent)
-    for path in paths:
-        more = [path.with_suffix(LATENT)] if latent else []
-        more += [path.with_suffix(OVERLAY)] if overlay else []
+    def check(self, path: Path, *, force: bool) -> None:
+        """Raises BadRequest if the image, or something beside it, exists and may not be replaced."""
+        more = [path.with_suffix(LATENT)] if self.latent else []
+        more += [path.with_suffix(OVERLAY)] if self.overlay else []
         for target in (path, *more):
             if os.path.isdir(target):
                 raise BadRequest("out", f"{target} is a folder", "choose another name")
             if os.path.exists(target) and not force:
                 raise BadRequest("out", f"{target} exists", "choose another name or overwrite it with --force")
-        for recorder in recorders:
+        for recorder in self.recorders:
             recorder.check_target(path, force=force)
+
+    def exists(self, path: Path) -> bool:
+        """Whether anything at all is there."""
+        suffixes = {LATENT, OVERLAY, *(recorder.suffix for recorder in self.recorders)}
+        return any(os.path.lexists(target) for target in (path, *map(path.with_suffix, suffixes)))
+
+
+def output_paths(
+    out: Path, seed: int, numbers: range, suffix: str = IMAGE, beside: Beside | None = None, *, force: bool = False
+) -> list[Path]:
+    """Where images go: `out` itself if it has the suffix, else files of the folder `out`, named by seed and number.
+
+    In a folder each takes the next name at which nothing lies, seed0-000-2.png after seed0-000.png; with `force` the
+    first. Raises BadRequest for one file for many, for a name of another format, and for a file that exists without
+    `force`; BadInput if none can be written.
+    """
+    beside = beside or Beside()
+    if out.suffix.lower() in (_OTHER_FORMATS | {LATENT}) - {suffix}:
+        remedy = f"this model's results are written as {suffix}; give such a name or a folder"
+        raise BadRequest("out", f"{out.name}", remedy)
+    one_file = out.suffix.lower() == suffix
+    if one_file and len(numbers) > 1:
+        raise BadRequest("out", f"one file, {out.name}, for {len(numbers)} images", "give a folder")
+    paths = [out] if one_file else [out / f"seed{seed}-{number:03d}{suffix}" for number in numbers]
+    files.check_folder(paths[0].parent)
+    if not one_file and not force:
+        paths = [next(name for name in _names(path) if not beside.exists(name)) for path in paths]
+    for path in paths:
+        beside.check(path, force=force)
+    return paths
+
+
+def _names(path: Path) -> "itertools.chain[Path]":
+    """man.png, man-2.png, man-3.png ..."""
+    return itertools.chain([path], (path.with_stem(f"{path.stem}-{n}") for n in itertools.count(2)))

@@ -1,8 +1,6 @@
 """Influence functions as files: arrays of every step, and pictures of where each modality decides."""
 
 import logging
-import struct
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from cdiff_rt.sampling.loop import StepState
 SHEET, ANIMATION = "sheet.jpg", "animation.webp"
 SHEET_STEPS, ANIMATION_STEPS = 8, 10  # at most; the pictures stay small however many steps there are
 LARGEST_PANEL = 256  # pixels per side
+GRID_COLUMNS, GAP = 10, 2  # maps in a line; pixels between them
 MILLISECONDS, LAST_MILLISECONDS = 150, 1500  # a frame of the animation, and the last before it begins again
 COLOURS = ((255, 128, 0), (0, 144, 255), (60, 190, 60), (230, 60, 160), (150, 90, 230))  # by place, then again
 log = logging.getLogger("cdiff_rt")
@@ -44,18 +43,18 @@ class InfluenceRecorder(Recorder):
         if rank != 2:
             log.info("influence: the latents have rank %d, so only %s is written", rank, self.archive)
 
-    def write(self, folder: Path, image: int, pixels: np.ndarray) -> None:
+    def write(self, folder: Path, image: int, pixels: np.ndarray, scale: int = 1) -> None:
         self.write_arrays(folder, image)
         if self._rank() != 2 or not pixels.size:
             return
         picture, steps = Image.fromarray(pixels), len(self.timesteps)
         for name in self.shapes:
-            write_strip(folder / f"{name}.png", (self.read(step, name, image) for step in range(steps)), steps)
+            grid((self.read(step, name, image) for step in range(steps)), steps, scale).save(folder / f"{name}.png")
         shown = {count: evenly(steps, count) for count in (SHEET_STEPS, ANIMATION_STEPS)}
         seen = sorted({step for chosen in shown.values() for step in chosen})
         maps = {name: {step: self.read(step, name, image) for step in seen} for name in self.shapes}
-        influence_sheet(picture, maps, shown[SHEET_STEPS]).save(folder / SHEET, quality=90, subsampling=0)
-        write_animation(folder / ANIMATION, picture, maps, shown[ANIMATION_STEPS])
+        influence_sheet(picture, maps, shown[SHEET_STEPS], scale).save(folder / SHEET, quality=90, subsampling=0)
+        write_animation(folder / ANIMATION, picture, maps, shown[ANIMATION_STEPS], scale)
 
     def _rank(self) -> int:
         return len(next(iter(self.shapes.values()))) - 1
@@ -66,29 +65,17 @@ def levels(values: np.ndarray) -> np.ndarray:
     return np.rint(values * 255).astype(np.uint8)
 
 
-def write_strip(path: Path, maps: Iterator[np.ndarray], count: int) -> None:
-    """`count` maps [h, w] in 0..1 as one grey PNG, each below the one before.
-
-    Pillow wants the whole picture at once, and a file for each map takes ten times as long as all that is in it.
-    """
-    packer, begun = zlib.compressobj(1), False
-    with path.open("wb") as file:
-        for values in maps:
-            height, width = values.shape
-            if not begun:
-                file.write(b"\x89PNG\r\n\x1a\n")
-                file.write(
-                    chunk(b"IHDR", struct.pack(">IIBBBBB", width, count * height, 8, 0, 0, 0, 0))
-                )  # 8 bits, grey
-                begun = True
-            lines = np.zeros((height, 1 + width), np.uint8)  # each begins with its filter, 0 for none
-            lines[:, 1:] = levels(values)
-            file.write(chunk(b"IDAT", packer.compress(lines.tobytes())))
-        file.write(chunk(b"IDAT", packer.flush()) + chunk(b"IEND", b""))
-
-
-def chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+def grid(maps: Iterator[np.ndarray], count: int, scale: int = 1) -> Image.Image:
+    """`count` maps [h, w] in 0..1 as one grey picture, GRID_COLUMNS in a line, the first at the top left."""
+    columns, sheet = min(GRID_COLUMNS, count), np.zeros((0, 0), np.uint8)
+    for place, values in enumerate(maps):
+        height, width = (scale * side for side in values.shape)
+        if not sheet.size:
+            lines = -(-count // columns)
+            sheet = np.full((lines * (height + GAP) - GAP, columns * (width + GAP) - GAP), 255, np.uint8)
+        top, left = place // columns * (height + GAP), place % columns * (width + GAP)
+        sheet[top : top + height, left : left + width] = levels(values).repeat(scale, 0).repeat(scale, 1)
+    return Image.fromarray(sheet)
 
 
 def overlays(picture: Image.Image, maps: list[np.ndarray], colour: Colour) -> Iterator[Image.Image]:
@@ -100,14 +87,14 @@ def overlays(picture: Image.Image, maps: list[np.ndarray], colour: Colour) -> It
         yield Image.composite(tinted, plain, where)
 
 
-def influence_sheet(picture: Image.Image, maps: Maps, shown: list[int]) -> Image.Image:
+def influence_sheet(picture: Image.Image, maps: Maps, shown: list[int], scale: int = 1) -> Image.Image:
     """A row for each modality, a column for each of the steps `shown`, and the picture itself at the end."""
-    small, colours = picture.resize((TILE, TILE)), colours_of(maps)
+    small, colours = picture.resize((TILE * scale, TILE * scale)), colours_of(maps)
     rows = {
         name: [*overlays(small, [values[step] for step in shown], colours[name]), small]
         for name, values in maps.items()
     }
-    return contact_sheet([*(f"step {step}" for step in shown), "image"], rows, colours)
+    return contact_sheet([*(f"step {step}" for step in shown), "image"], rows, colours, scale)
 
 
 def colours_of(maps: Maps) -> dict[str, Colour]:
@@ -134,9 +121,10 @@ def frames(picture: Image.Image, maps: Maps, shown: list[int]) -> Iterator[Image
         yield whole
 
 
-def write_animation(path: Path, picture: Image.Image, maps: Maps, shown: list[int]) -> None:
+def write_animation(path: Path, picture: Image.Image, maps: Maps, shown: list[int], scale: int = 1) -> None:
     panel = picture.copy()
     panel.thumbnail((LARGEST_PANEL, LARGEST_PANEL))
+    panel = panel.resize((panel.width * scale, panel.height * scale))
     first, *others = frames(panel, maps, shown)
     first.save(
         path,

@@ -1,6 +1,5 @@
 """What a run shows at each step, as files: recorded on disk while the loop runs, written beside each image after it."""
 
-import math
 import os
 import tempfile
 import zipfile
@@ -51,8 +50,11 @@ class Recorder(ABC):
         """What is recorded: name -> [B, ...], the same names and shapes at each step of a run."""
 
     @abstractmethod
-    def write(self, folder: Path, image: int, pixels: np.ndarray) -> None:
-        """Fills `folder` with what was recorded of image number `image` of the batch, [H, W, 3] uint8 or [0, 0, 3]."""
+    def write(self, folder: Path, image: int, pixels: np.ndarray, scale: int = 1) -> None:
+        """Fills `folder` with what was recorded of image number `image` of the batch, [H, W, 3] uint8 or [0, 0, 3].
+
+        Its pictures are enlarged `scale` times.
+        """
 
     def __call__(self, state: StepState) -> None:
         arrays = self.arrays(state)
@@ -68,12 +70,13 @@ class Recorder(ABC):
     def read(self, step: int, name: str, image: int) -> np.ndarray:
         """What array `name` was at one step for one image."""
         assert self._file is not None
-        names, itemsize = list(self.shapes), np.dtype(FLOAT).itemsize
-        before = sum(math.prod(self.shapes[other]) for other in names[: names.index(name)])
-        whole = sum(math.prod(shape) for shape in self.shapes.values())
-        shape = self.shapes[name][1:]
-        self._file.seek(itemsize * (step * whole + before + image * math.prod(shape)))
-        return np.frombuffer(self._file.read(itemsize * math.prod(shape)), FLOAT).reshape(shape)
+        recorded = np.memmap(self._file, self._step, "r", shape=(len(self.timesteps),))
+        return np.array(recorded[name][step, image])
+
+    @property
+    def _step(self) -> np.dtype:
+        """What is written at each step."""
+        return np.dtype([(name, FLOAT, shape) for name, shape in self.shapes.items()])
 
     def check(self, batch: int, steps: int) -> None:
         """Raises BadRequest unless this holds such a run, BadArtefact if a name cannot be that of a file."""

@@ -12,16 +12,16 @@ from cdiff_rt.sampling.loop import StepState
 SHEET, SHEET_STEPS = "sheet.jpg", 10  # at most; each costs two decodings
 
 
-class StepsRecorder(Recorder):
+class TrajectoryRecorder(Recorder):
     """x_t after each step, the predicted image and the branches' predictions; of the first two, a decoded sheet."""
 
-    option, suffix, archive = "--save-steps", ".steps", "steps.npz"
+    option, suffix, archive = "--save-trajectory", ".trajectory", "trajectory.npz"
 
     def arrays(self, state: StepState) -> dict[str, np.ndarray]:
         branches = zip(state.modalities, state.predictions, strict=True)
         return {"x": state.x, "x0": state.x0} | {f"prediction.{name}": values for name, values in branches}
 
-    def write(self, folder: Path, image: int, pixels: np.ndarray) -> None:
+    def write(self, folder: Path, image: int, pixels: np.ndarray, scale: int = 1) -> None:
         self.write_arrays(folder, image)
         if not pixels.size or self._decode is None:
             return
@@ -29,4 +29,4 @@ class StepsRecorder(Recorder):
         titles = [f"t = {self.timesteps[step]}" for step in shown]
         latents = {name: [self.read(step, name, image) for step in shown] for name in ("x", "x0")}
         rows = {name: [Image.fromarray(self._decode(z[None])[0]) for z in of] for name, of in latents.items()}
-        contact_sheet(titles, rows, {}).save(folder / SHEET, quality=90, subsampling=0)
+        contact_sheet(titles, rows, {}, scale).save(folder / SHEET, quality=90, subsampling=0)

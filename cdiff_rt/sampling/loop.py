@@ -29,7 +29,7 @@ Callback = Callable[[StepState], object]
 
 
 @dataclass(frozen=True)
-class Known:
+class KnownRegion:
     """A part of the image that is known: there, each step begins with a noisy version of it (inpainting)."""
 
     x0: np.ndarray  # [B or 1, C, *latent]
@@ -53,7 +53,7 @@ def sample(
     table: SolverTable,
     adjust: Adjustment,
     callback: Callback | None = None,
-    known: Known | None = None,
+    known: KnownRegion | None = None,
 ) -> np.ndarray:
     """x_T [B, C, *latent] -> x_0. `noise(i)` is what step i adds."""
     per_modality = (-1,) + (1,) * x.ndim  # [M] -> [M, 1, 1, ...]

@@ -8,18 +8,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from cdiff_rt.errors import BadRequest
 from cdiff_rt.sampling.schedule import Schedule
 from cdiff_rt.sampling.solvers import C_NOISE, SolverTable
 
-LARGEST_SEED = 2**63 - 1
 SAMPLING, INPAINTING, EDITING, TUNING = 0, 1, 2, 3  # streams: what one draws does not move the other
-
-
-def check_seed(seed: int) -> int:
-    if not 0 <= seed <= LARGEST_SEED:
-        raise BadRequest("seed", f"{seed} is outside 0-2^63-1", "choose a number of that range")
-    return seed
 
 
 def normal(seed: int, images: range, draw: int, shape: tuple[int, ...], stream: int = SAMPLING) -> np.ndarray:

@@ -7,6 +7,7 @@
 `out` is the fused prediction, eps or v; which of the two shows in the coefficients only.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -107,3 +108,20 @@ def _second_order(schedule: Schedule, timesteps: np.ndarray, eta: float, tempera
     rows[:, C_HIST] = -of_x0
     rows[:, D_X], rows[:, D_OUT] = rows[:, E_X], rows[:, E_OUT]
     return table
+
+
+@dataclass(frozen=True)
+class Solver:
+    """`table(schedule, steps, temperature=...)` makes its table; it also takes `eta` unless it is for one alone."""
+
+    table: Callable[..., SolverTable]
+    gallery_name: str  # as galleries of pictures write it
+    only_eta: float | None = None
+
+
+# The one list of them: options, tiers and messages follow from it.
+SOLVERS = {
+    "ddim": Solver(ddim, "DDIM"),
+    "dpmpp-2m": Solver(dpmpp_2m, "DPM++ 2M", only_eta=0.0),
+    "dpmpp-2m-sde": Solver(dpmpp_2m_sde, "DPM++ 2M SDE", only_eta=1.0),
+}

@@ -4,35 +4,35 @@ from dataclasses import dataclass
 
 from cdiff_rt.errors import BadRequest, check_choice, check_range
 from cdiff_rt.sampling.schedule import Schedule
-from cdiff_rt.sampling.solvers import SolverTable, ddim, dpmpp_2m, dpmpp_2m_sde
-
-SECOND_ORDER = {"dpmpp-2m": dpmpp_2m, "dpmpp-2m-sde": dpmpp_2m_sde}
-ETAS = {"dpmpp-2m": 0.0, "dpmpp-2m-sde": 1.0}  # each is for one alone
-SOLVERS = ("ddim", *SECOND_ORDER)
+from cdiff_rt.sampling.solvers import SOLVERS, SolverTable
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How x_T becomes x_0. A call of every expert per step, so `steps` is what it costs."""
+    """How x_T becomes x_0. A call of every expert per step, so `steps` is what it costs. Raises BadRequest."""
 
     solver: str = "ddim"
     steps: int = 50
     eta: float = 1.0
     temperature: float = 1.0  # of the noise that steps add
 
-    def table(self, schedule: Schedule) -> SolverTable:
-        """Raises BadRequest for settings that are out of range."""
-        check_choice("solver", self.solver, SOLVERS)
+    def __post_init__(self) -> None:
+        check_choice("solver", self.solver, tuple(SOLVERS))
         check_range("eta", self.eta, 0.0, 1.0)
         check_range("temperature", self.temperature, 0.0, 100.0)
         if self.temperature != 1 and not self.eta:
             raise BadRequest("temperature", f"{self.temperature:g}, but no step adds noise at eta 0", "leave it out")
-        if self.solver == "ddim":
-            return ddim(schedule, self.steps, eta=self.eta, temperature=self.temperature)
-        if self.eta != ETAS[self.solver]:
-            remedy = "leave eta out, or take ddim, which has any"
-            raise BadRequest("eta", f"{self.eta:g} with {self.solver}, which is for {ETAS[self.solver]:g}", remedy)
-        return SECOND_ORDER[self.solver](schedule, self.steps, temperature=self.temperature)
+        only = SOLVERS[self.solver].only_eta
+        if only is not None and self.eta != only:
+            able = ", ".join(name for name, solver in SOLVERS.items() if solver.only_eta is None)
+            remedy = f"leave eta out, or take {able}, which has any"
+            raise BadRequest("eta", f"{self.eta:g} with {self.solver}, which is for {only:g}", remedy)
+
+    def table(self, schedule: Schedule) -> SolverTable:
+        """Raises BadRequest for a number of steps that the schedule doesn't allow."""
+        solver = SOLVERS[self.solver]
+        given = {} if solver.only_eta is not None else {"eta": self.eta}
+        return solver.table(schedule, self.steps, temperature=self.temperature, **given)
 
     def __str__(self) -> str:
         named = f"{self.tier}: " if self.tier else ""
@@ -67,8 +67,8 @@ def sampling(
     wished = {"solver": solver, "steps": steps, "eta": eta, "temperature": temperature}
     own = {name: value for name, value in wished.items() if value is not None}
     if tier is None:
-        usual = {"eta": ETAS[solver]} if solver in ETAS else {}
-        return Sampling(**usual | own)  # type: ignore[arg-type]
+        only = SOLVERS[solver].only_eta if solver in SOLVERS else None
+        return Sampling(**({} if only is None else {"eta": only}) | own)  # type: ignore[arg-type]
     check_choice("tier", tier, tuple(TIERS))
     if own:
         remedy = f"leave either out; the tier is {TIERS[tier]}"

@@ -8,9 +8,9 @@ from pathlib import Path
 import click
 import numpy as np
 
-from cdiff_rt.manifest import Influence
 from cdiff_rt.pipeline import Pipeline
 from cdiff_rt.sampling.loop import Callback
+from cdiff_rt.settings import Influence
 from examples.motion.judge import Verdict, held_out, judge
 from examples.motion.paths import NAMES, Requests, as_numbers, as_paths
 

@@ -9,12 +9,13 @@ import numpy as np
 
 from cdiff_rt.export.checkpoint import Description
 from cdiff_rt.inputs.wordpiece import END, PAD, START, UNKNOWN, WordPiece
-from cdiff_rt.manifest import Influence, Modality
+from cdiff_rt.manifest import Modality
 from cdiff_rt.nets.collaborative import EncoderConfig, ExpertConfig, ModelConfig
 from cdiff_rt.nets.mask_encoder import MaskEncoderConfig
 from cdiff_rt.nets.text_encoder import TextEncoderConfig
 from cdiff_rt.nets.unet import UNetConfig
 from cdiff_rt.sampling.schedule import Schedule
+from cdiff_rt.settings import Influence
 from examples.motion.paths import NAMES, POINTS, Requests, as_numbers
 
 VOCABULARY, VOCABULARY_FILE = [PAD, UNKNOWN, START, END, *NAMES], "styles.txt"

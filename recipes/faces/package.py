@@ -11,7 +11,8 @@ import click
 from safetensors.torch import load_file
 
 from cdiff_rt.export.checkpoint import Description, in_memory, write_checkpoint
-from cdiff_rt.manifest import Influence, Modality
+from cdiff_rt.manifest import Modality
+from cdiff_rt.settings import Influence
 from recipes.faces.config import FACES_128, IMAGE_SIZE, MASK_CLASSES, MASK_SIZE, SCHEDULE, TOKENS, VOCABULARY
 from recipes.faces.train import STAGES
 from recipes.faces.weights import load_model

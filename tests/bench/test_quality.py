@@ -9,9 +9,10 @@ from cdiff_rt.bench import quality
 from cdiff_rt.bench.quality import CONFIDENCE, LABELS_KEPT, Scores, exam_for, examine, interval, mean_iou, score, ways
 from cdiff_rt.errors import BadEnvironment, BadRequest
 from cdiff_rt.exam import Exam
-from cdiff_rt.manifest import Influence, Modality
+from cdiff_rt.manifest import Modality
 from cdiff_rt.pipeline import Generated, Pipeline
 from cdiff_rt.sampling.tiers import Sampling
+from cdiff_rt.settings import Influence
 from tests.coded_exam import ANSWERS, QUESTIONS, coded, labels_of, write_coded_exam
 
 SKETCH = Modality("sketch", "labels", decays=True, anchor=False, size=32, classes=2)

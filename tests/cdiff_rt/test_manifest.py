@@ -10,8 +10,7 @@ import pytest
 from cdiff_rt import pipeline, runners
 from cdiff_rt.engines import backends
 from cdiff_rt.errors import BadArtefact
-from cdiff_rt.manifest import LARGEST_MANIFEST, NAME, Bundle, Manifest, digest, sha256
-from cdiff_rt.pipeline import DEFAULT_MODEL, MODELS
+from cdiff_rt.manifest import DEFAULT_MODEL, LARGEST_MANIFEST, MODELS, NAME, Bundle, Manifest, digest, sha256
 
 OWN_HASH = hashlib.sha256(b"vocab.txt").hexdigest()
 

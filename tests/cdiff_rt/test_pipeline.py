@@ -12,9 +12,10 @@ from PIL import Image
 from cdiff_rt import runners as module
 from cdiff_rt.errors import BadArtefact, BadInput, BadRequest
 from cdiff_rt.inputs.inpainting import Inpainting
-from cdiff_rt.manifest import Influence, sha256
-from cdiff_rt.pipeline import MODELS, Pipeline, find_model
+from cdiff_rt.manifest import MODELS, find_model, sha256
+from cdiff_rt.pipeline import Pipeline
 from cdiff_rt.sampling import noise
+from cdiff_rt.settings import Influence
 from cdiff_rt.version import __version__
 
 TEXT = "This man has a long beard. He is in his fifties."
@@ -53,7 +54,7 @@ def test_the_same_call_twice_gives_the_same_bits(pipeline, mask):
     first, second = (pipeline.generate(mask=mask, text=TEXT, steps=4, batch=2) for _ in range(2))
     np.testing.assert_array_equal(first.latents, second.latents)
     np.testing.assert_array_equal(first.images, second.images)
-    assert first.record == second.record
+    assert first.parameters == second.parameters
 
 
 def test_the_order_of_the_conditions_does_not_matter(pipeline, mask):
@@ -110,14 +111,14 @@ def test_the_manifests_influence_given_changes_nothing_but_the_record(pipeline, 
     default = pipeline.generate(mask=mask, text=TEXT, steps=2)
     given = pipeline.generate(mask=mask, text=TEXT, steps=2, influence=pipeline.manifest.influence)
     np.testing.assert_array_equal(default.latents, given.latents)
-    assert given.record == default.record | {"influence": dataclasses.asdict(pipeline.manifest.influence)}
+    assert given.parameters == default.parameters | {"influence": dataclasses.asdict(pipeline.manifest.influence)}
 
 
 def test_sharpness_stands_in_the_record_and_in_the_file(pipeline, mask, tmp_path):
     result = pipeline.generate(mask=mask, text=TEXT, steps=1, influence=Influence(sharpness=0.5))
-    assert result.record["influence"] == {"decay": "cosine", "factor": 2.0, "sharpness": 0.5, "boost": None}
+    assert result.parameters["influence"] == {"decay": "cosine", "factor": 2.0, "sharpness": 0.5, "boost": None}
     with Image.open(result.save(tmp_path)[0]) as image:
-        assert json.loads(image.text["cdiff_rt"])["influence"] == result.record["influence"]
+        assert json.loads(image.text["cdiff_rt"])["influence"] == result.parameters["influence"]
 
 
 def counting(monkeypatch):
@@ -165,7 +166,7 @@ def test_a_temperature_scales_the_noise_of_the_steps(pipeline):
     without = pipeline.generate(**plain, temperature=0.0)
     assert not np.allclose(without.latents, pipeline.generate(**plain).latents, atol=1e-2)
     assert not np.allclose(without.latents, pipeline.generate(**plain, eta=0.0).latents, atol=1e-2)
-    assert without.record["temperature"] == 0.0
+    assert without.parameters["temperature"] == 0.0
 
 
 def test_a_run_can_begin_with_given_noise(pipeline):
@@ -174,7 +175,7 @@ def test_a_run_can_begin_with_given_noise(pipeline):
     np.testing.assert_array_equal(given.latents, pipeline.generate(text=TEXT, steps=2, batch=2, seed=5).latents)
     other = pipeline.generate(text=TEXT, steps=2, batch=2, seed=5, x_T=-start)
     assert np.abs(other.latents - given.latents).max() > 0.1
-    assert given.record["x_T"] == "given"
+    assert given.parameters["x_T"] == "given"
 
 
 def test_pixels_are_truncated_as_by_the_reference_or_rounded(pipeline):
@@ -192,7 +193,7 @@ def test_inpainting_keeps_a_region_of_the_photo(pipeline, mask):
     difference = np.abs(made.images[0].astype(int) - photo).mean(-1)
     assert difference[:, :56].mean() < 8
     assert difference[:, 72:].mean() > 16
-    assert made.record["inpaint"] == {"photo": "array", "keep": "array"}
+    assert made.parameters["inpaint"] == {"photo": "array 128x128x3", "keep": "array 16x16"}
 
 
 def test_a_photo_becomes_latents_and_the_photo_again(pipeline):
@@ -214,17 +215,17 @@ def test_an_exception_of_the_callback_ends_the_run(pipeline):
     [
         ({}, "give at least one of mask, text"),
         ({"mask": None, "text": None}, "give at least one of mask, text"),
-        ({"sketch": "s.png"}, "'sketch'; faces-128 knows mask, text"),
+        ({"sketch": "s.png"}, "argument: 'sketch'; choose one of mask, text, seed"),
         ({"text": TEXT, "sketch": "s.png"}, "'sketch'"),
         *(({"text": TEXT, "eta": eta}, "eta: ") for eta in (float("nan"), float("inf"), -0.1, 1.1)),
         *(({"text": TEXT, "temperature": value}, "temperature: ") for value in (float("nan"), -1.0)),
         ({"text": TEXT, "rounding": "up"}, "'up'; choose one of truncate, nearest"),
         ({"text": TEXT, "without": ["text"]}, "give at least one of mask, text"),
-        ({"text": TEXT, "without": ["sketch"]}, "'sketch'; faces-128 knows mask, text"),
-        ({"text": TEXT, "influence": Influence(decay="slow")}, "decay: 'slow'"),
-        *(({"text": TEXT, "influence": Influence(factor=value)}, "factor: ") for value in (float("nan"), -1.0)),
-        ({"text": TEXT, "influence": Influence(sharpness=float("inf"))}, "sharpness: "),
-        ({"text": TEXT, "influence": Influence(boost=-1.0)}, "boost: "),
+        ({"text": TEXT, "without": ["sketch"]}, "condition: 'sketch'; faces-128 knows mask, text"),
+        ({"text": TEXT, "decay": "slow"}, "decay: 'slow'"),
+        *(({"text": TEXT, "factor": value}, "factor: ") for value in (float("nan"), -1.0)),
+        ({"text": TEXT, "sharpness": float("inf")}, "sharpness: "),
+        ({"text": TEXT, "boost": -1.0}, "boost: "),
         ({"text": TEXT, "x_T": np.zeros((1, 16, 8, 8))}, "x_T: shape (1, 16, 8, 8)"),
         ({"text": TEXT, "x_T": np.full((1, 16, 16, 16), np.nan)}, "x_T: "),
         *(({"text": TEXT, "batch": batch}, "batch: ") for batch in (0, -1, 257)),
@@ -252,12 +253,12 @@ def test_the_backends_agree_over_50_steps(bundle, pipeline, mask):
     error = np.linalg.norm(by_ort.latents - by_torch.latents) / np.linalg.norm(by_torch.latents)
     assert error <= 1e-4
     assert np.abs(by_ort.images.astype(int) - by_torch.images).max() <= 1
-    assert (by_ort.record["backend"], by_torch.record["backend"]) == ("onnxruntime", "torch")
+    assert (by_ort.parameters["backend"], by_torch.parameters["backend"]) == ("onnxruntime", "torch")
 
 
 def test_the_record_tells_the_whole_run(pipeline, bundle, mask):
     result = pipeline.generate(mask=mask, text=TEXT, steps=4, seed=9, first=2, batch=2, eta=0.5)
-    assert result.record == {
+    assert result.parameters == {
         "solver": "ddim",
         "steps": 4,
         "eta": 0.5,
@@ -279,7 +280,7 @@ def test_the_record_tells_the_whole_run(pipeline, bundle, mask):
 @pytest.mark.parametrize("kind", [Path, str])
 def test_the_record_has_a_masks_name_without_its_folder(kind, pipeline, mask_file):
     result = pipeline.generate(mask=kind(mask_file), steps=1)
-    assert result.record["conditions"] == {"mask": "face.png"}
+    assert result.parameters["conditions"] == {"mask": "face.png"}
 
 
 @pytest.mark.parametrize("model", ["faces-128", MODELS / "faces-128", str(MODELS / "faces-128")], ids=str)

@@ -7,11 +7,12 @@ import numpy as np
 
 from cdiff_rt.engines.backends import load_engine
 from cdiff_rt.engines.base import Engine
-from cdiff_rt.manifest import Bundle, Influence
+from cdiff_rt.manifest import Bundle
 from cdiff_rt.sampling import fusion
 from cdiff_rt.sampling.experts import Experts
 from cdiff_rt.sampling.loop import Callback, sample
 from cdiff_rt.sampling.solvers import SolverTable
+from cdiff_rt.settings import Influence
 
 REFERENCE = Influence()
 Conditions = dict[str, np.ndarray]  # modality -> what its encoder takes, [B, ...]

@@ -11,11 +11,12 @@ import pytest
 
 from cdiff_rt.export.bundle import adapt
 from cdiff_rt.export.published import import_published
-from cdiff_rt.manifest import Bundle, Influence
+from cdiff_rt.manifest import Bundle
 from cdiff_rt.nets.freeu import FreeUConfig
 from cdiff_rt.outputs.formats import to_uint8
 from cdiff_rt.sampling.schedule import Schedule
 from cdiff_rt.sampling.solvers import SolverTable, ddim
+from cdiff_rt.settings import Influence
 from tests.conformance.conftest import BACKENDS, bundle_of
 from tests.conformance.model import Model
 

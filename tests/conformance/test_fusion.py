@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from cdiff_rt.manifest import Influence
+from cdiff_rt.settings import Influence
 
 VARIANTS = {
     "linear_decay_sf2": Influence("linear", 2.0),

@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file
 
 from cdiff_rt.editing import imagic
-from cdiff_rt.editing.imagic import Settings, tune
+from cdiff_rt.editing.imagic import Tuning, tune
 from cdiff_rt.errors import BadArtefact, BadRequest
 from cdiff_rt.manifest import Bundle
 from cdiff_rt.pipeline import Pipeline
@@ -14,7 +14,7 @@ from tests import tiny
 
 PHOTO = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
 CONDITIONS = {"mask": np.arange(64).reshape(8, 8) % tiny.CLASSES, "text": "a woman"}
-SETTINGS = Settings(6, 6, embedding_rate=1e-2, branch_rate=1e-3)
+TUNING = Tuning(6, 6, embedding_rate=1e-2, branch_rate=1e-3)
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def calls():
 
 @pytest.fixture(scope="module")
 def tuned(bundle, work, calls):
-    return tune(bundle, PHOTO, CONDITIONS, work, SETTINGS, lambda: calls.append(1))
+    return tune(bundle, PHOTO, CONDITIONS, work, TUNING, lambda: calls.append(1))
 
 
 def weights(bundle):
@@ -42,7 +42,7 @@ def weights(bundle):
 
 
 def test_the_references_defaults():
-    assert Settings() == Settings(500, 1000, 1e-3, 1e-6, 0)
+    assert Tuning() == Tuning(500, 1000, 1e-3, 1e-6, 0)
 
 
 def test_branches_change_and_nothing_else(bundle, tuned, calls):
@@ -50,13 +50,13 @@ def test_branches_change_and_nothing_else(bundle, tuned, calls):
     changed = {name for name in old if not torch.equal(old[name], new[name])}
     assert changed and all(name.split(".")[2] == "unet" for name in changed)
     assert {name.split(".")[1] for name in changed} == {"mask", "text"}
-    assert len(calls) == 2 * SETTINGS.iterations
+    assert len(calls) == 2 * TUNING.iterations
     assert tuned.bundle.manifest.provenance["imagic"]["branch_iterations"] == 6
 
 
 def test_the_branch_learns_the_photo(bundle, tmp_path):
     """Of the loss that it was trained by, at the photo, over many draws."""
-    settings = Settings(60, 60, embedding_rate=1e-2, branch_rate=1e-3)
+    settings = Tuning(60, 60, embedding_rate=1e-2, branch_rate=1e-3)
     tuned = tune(bundle, PHOTO, {"text": "a woman"}, tmp_path / "w", settings)
     z = imagic.latent_of(bundle, PHOTO, 0)
     schedule = bundle.manifest.schedule
@@ -92,11 +92,11 @@ def test_an_interrupted_run_goes_on_where_it_was(bundle, tuned, tmp_path, monkey
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        tune(bundle, PHOTO, CONDITIONS, tmp_path / "w", SETTINGS, interrupt)
+        tune(bundle, PHOTO, CONDITIONS, tmp_path / "w", TUNING, interrupt)
     assert not (tmp_path / "w" / "bundle").exists()
     rest = []
-    again = tune(bundle, PHOTO, CONDITIONS, tmp_path / "w", SETTINGS, lambda: rest.append(1))
-    assert len(rest) == 2 * SETTINGS.iterations - 8  # iteration 9 was not saved
+    again = tune(bundle, PHOTO, CONDITIONS, tmp_path / "w", TUNING, lambda: rest.append(1))
+    assert len(rest) == 2 * TUNING.iterations - 8  # iteration 9 was not saved
     new, whole = weights(again.bundle), weights(tuned.bundle)
     assert all(torch.equal(new[name], whole[name]) for name in whole)
     for name in ("mask", "text"):
@@ -104,7 +104,7 @@ def test_an_interrupted_run_goes_on_where_it_was(bundle, tuned, tmp_path, monkey
 
 
 def test_a_finished_run_is_not_done_again(bundle, tuned, work):
-    again = tune(bundle, PHOTO, CONDITIONS, work, SETTINGS, lambda: pytest.fail("an iteration"))
+    again = tune(bundle, PHOTO, CONDITIONS, work, TUNING, lambda: pytest.fail("an iteration"))
     np.testing.assert_array_equal(again.wanted["text"], tuned.wanted["text"])
 
 
@@ -113,13 +113,13 @@ def test_a_finished_run_is_not_done_again(bundle, tuned, work):
     [
         {"photo": 255 - PHOTO},
         {"conditions": {"text": "a man"}},
-        {"settings": Settings(6, 7)},
-        {"settings": Settings(seed=1)},
+        {"settings": Tuning(6, 7)},
+        {"settings": Tuning(seed=1)},
     ],
     ids=str,
 )
 def test_a_folder_of_another_run_is_refused(change, bundle, tuned, work):
-    arguments = {"photo": PHOTO, "conditions": CONDITIONS, "settings": SETTINGS} | change
+    arguments = {"photo": PHOTO, "conditions": CONDITIONS, "settings": TUNING} | change
     with pytest.raises(BadRequest, match="holds another photo"):
         tune(bundle, arguments["photo"], arguments["conditions"], work, arguments["settings"])
 
@@ -127,15 +127,15 @@ def test_a_folder_of_another_run_is_refused(change, bundle, tuned, work):
 def test_so_is_a_folder_of_anything_else(bundle, tmp_path):
     (tmp_path / "mine").write_text("mine")
     with pytest.raises(BadRequest, match="something else"):
-        tune(bundle, PHOTO, CONDITIONS, tmp_path, SETTINGS)
+        tune(bundle, PHOTO, CONDITIONS, tmp_path, TUNING)
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
 def test_a_damaged_file_is_an_error_in_words(bundle, tmp_path):
-    tune(bundle, PHOTO, {"text": "a"}, tmp_path / "w", Settings(1, 1))
+    tune(bundle, PHOTO, {"text": "a"}, tmp_path / "w", Tuning(1, 1))
     (tmp_path / "w" / "text.1.safetensors").write_bytes(b"not this")
     with pytest.raises(BadArtefact, match="remove the work folder"):
-        tune(bundle, PHOTO, {"text": "a"}, tmp_path / "w", Settings(1, 1))
+        tune(bundle, PHOTO, {"text": "a"}, tmp_path / "w", Tuning(1, 1))
 
 
 @pytest.mark.parametrize(
@@ -143,24 +143,24 @@ def test_a_damaged_file_is_an_error_in_words(bundle, tmp_path):
 )
 def test_bad_conditions_are_found_before_anything_is_written(conditions, words, bundle, tmp_path):
     with pytest.raises(BadRequest, match=words):
-        tune(bundle, PHOTO, conditions, tmp_path / "w", SETTINGS)
+        tune(bundle, PHOTO, conditions, tmp_path / "w", TUNING)
     assert not (tmp_path / "w").exists()
 
 
 @pytest.mark.parametrize("settings", [(0, 1), (1, 0), (1, 10**6), (1, 1, float("nan")), (1, 1, 1e-3, -1.0)])
 def test_bad_settings_are_refused(settings):
     with pytest.raises(BadRequest):
-        Settings(*settings)
+        Tuning(*settings)
 
 
 def test_images_lie_between_the_optimised_embedding_and_the_wanted(tuned):
     result = imagic.edit(tuned, CONDITIONS, alphas=[0.0, 1.0, {"mask": 1.0, "text": 0.0}], steps=4, seed=3)
-    assert result.images.shape == (3, 16, 16, 3) and result.record["batch"] == 3
+    assert result.images.shape == (3, 16, 16, 3) and result.parameters["batch"] == 3
     plain = Pipeline(tuned.bundle).generate(steps=4, seed=3, **CONDITIONS)
     np.testing.assert_allclose(result.latents[1], plain.latents[0], atol=1e-4)
     differences = [np.abs(result.latents[i] - result.latents[1]).max() for i in (0, 2)]
     assert differences[0] > 1e-3 and differences[1] > 1e-3
-    assert json.dumps(result.record)
+    assert json.dumps(result.parameters)
 
 
 def test_the_torch_backend_agrees(tuned):

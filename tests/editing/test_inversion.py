@@ -8,11 +8,12 @@ from cdiff_rt import runners as runs_module
 from cdiff_rt.editing import inversion
 from cdiff_rt.errors import BadInput, BadRequest
 from cdiff_rt.gpu.runner import DeviceRunner
-from cdiff_rt.manifest import Bundle, Influence
+from cdiff_rt.manifest import Bundle
 from cdiff_rt.pipeline import Pipeline
 from cdiff_rt.run import OnDevice
 from cdiff_rt.sampling import noise, solvers
-from cdiff_rt.sampling.loop import Known
+from cdiff_rt.sampling.loop import KnownRegion
+from cdiff_rt.settings import Influence, Settings
 from tests import tiny
 
 NOW, THEN = "This man has stubble. He is in his twenties.", "This man has a long beard. He has red hair."
@@ -93,7 +94,7 @@ def test_and_under_any_adjustment_of_the_influence(influence, pipeline, photo, m
     conditions = {"mask": mask, "text": NOW}
     result = pipeline.edit(photo, source=conditions, steps=10, influence=influence, **conditions)
     assert error(result, pipeline, photo)[0] <= RECONSTRUCTED
-    assert result.record["influence"]["decay"] == influence.decay
+    assert result.parameters["influence"]["decay"] == influence.decay
 
 
 def test_and_where_only_a_part_of_the_steps_is_walked(pipeline, photo, mask):
@@ -103,7 +104,7 @@ def test_and_where_only_a_part_of_the_steps_is_walked(pipeline, photo, mask):
     )
     assert error(result, pipeline, photo)[0] <= RECONSTRUCTED
     assert [state.timestep for state in seen] == [201, 101, 1]
-    assert (result.record["steps"], result.record["edit"]["of_steps"]) == (3, 10)
+    assert (result.parameters["steps"], result.parameters["edit"]["of_steps"]) == (3, 10)
 
 
 def test_a_photo_is_given_back_by_a_devices_runner_too(bundle, photo, mask):
@@ -119,8 +120,8 @@ def test_noises_follow_from_the_definition(pipeline, photo, mask):
     """z_t = (x_{t-1} - mu_t(x_t)) / sigma_t, with mu_t by the formulas of DDIM at eta 1."""
     manifest, x0 = pipeline.manifest, pipeline.encode(photo)
     table = solvers.ddim(manifest.schedule, 4)
-    known = Known(x0, np.zeros((16, 16)), lambda i: noise.normal(0, range(1), i, (16, 16, 16)))
-    run = pipeline._run({"mask": mask}, table, manifest.influence)
+    known = KnownRegion(x0, np.zeros((16, 16)), lambda i: noise.normal(0, range(1), i, (16, 16, 16)))
+    run = pipeline._run({"mask": mask}, table, Settings())
     found = inversion.invert(pipeline._runner, run, known)
     a = [*table.alpha_bars, manifest.schedule.alpha_bars()[0]]
     x = [np.sqrt(a[i]) * x0 + np.sqrt(1 - a[i]) * known.noise(i) for i in range(4)] + [x0]
@@ -172,7 +173,7 @@ def test_alphas_go_from_the_photo_to_the_target_and_on(pipeline, photo, mask):
     assert errors[0] <= RECONSTRUCTED and errors == sorted(errors)
     alone = pipeline.edit(photo, source=source, steps=10, mask=mask, text=THEN)
     np.testing.assert_allclose(result.latents[2], alone.latents[0], atol=1e-4)
-    assert result.record["edit"]["alphas"] == [0, 0.5, 1, 1.5] and result.record["batch"] == 4
+    assert result.parameters["edit"]["alphas"] == [0, 0.5, 1, 1.5] and result.parameters["batch"] == 4
     strip = inversion.side_by_side(result)
     np.testing.assert_array_equal(strip.images[0, :, 128:256], result.images[1])
 
@@ -186,9 +187,9 @@ def test_what_is_to_be_kept_is_kept_pixel_by_pixel(pipeline, photo, mask, other_
     stays = (mask == other_mask) & np.isin(mask, (0, 18))
     np.testing.assert_array_equal(kept.images[0][stays], photo[stays])
     assert (plain.images[0][stays] != photo[stays]).mean() > 0.5
-    change = kept.record["edit"]["change"]
+    change = kept.parameters["edit"]["change"]
     assert change["outside"] == [0] and change["inside"][0] > 2
-    assert kept.record["edit"]["keep"] == [0, 18]
+    assert kept.parameters["edit"]["keep"] == [0, 18]
     # The latents are held, not only the pixels: those far inside the region are the photo's.
     held = np.abs(kept.latents[0] - pipeline.encode(photo)[0])[:, :3, :2].max()
     assert held < np.abs(plain.latents[0] - pipeline.encode(photo)[0])[:, :3, :2].max() / 3
@@ -212,14 +213,14 @@ def test_what_the_source_leaves_open_is_read_from_the_image(pipeline, photo, mas
     told = pipeline.edit(photo, source={"mask": mask, "text": NOW}, mask=mask, text=THEN, steps=5)
     np.testing.assert_array_equal(by_reading.latents, told.latents)
     mine = pipeline.edit(photo, source={"text": "a man"}, read=read, mask=mask, text=THEN, steps=5)
-    assert mine.record["edit"]["source"] == {"mask": "array 128x128", "text": "a man"}
+    assert mine.parameters["edit"]["source"] == {"mask": "array 128x128", "text": "a man"}
 
 
 def test_without_that_the_inversion_does_without_it_and_says_so(pipeline, photo, mask, caplog):
     result = pipeline.edit(photo, source={"mask": mask}, mask=mask, text=THEN, steps=5)
     assert "source text: not given; the inversion does without it" in caplog.text
-    assert result.record["edit"]["source"] == {"mask": "array 128x128"}
-    assert result.record["conditions"] == {"mask": "array 128x128", "text": THEN}
+    assert result.parameters["edit"]["source"] == {"mask": "array 128x128"}
+    assert result.parameters["conditions"] == {"mask": "array 128x128", "text": THEN}
 
 
 def test_a_source_of_which_nothing_else_is_wanted_stays(pipeline, photo, mask):
@@ -233,8 +234,8 @@ def test_a_source_of_which_nothing_else_is_wanted_stays(pipeline, photo, mask):
 def test_the_record_tells_the_whole_edit(pipeline, photo, mask):
     result = pipeline.edit(photo, source={"mask": mask}, mask=mask, steps=5, seed=3)
     edit = {"of_steps": 5, "alphas": [1.0], "source": {"mask": "array 128x128"}, "keep": []}
-    assert result.record["edit"].items() >= edit.items()
-    assert (result.record["seed"], result.record["steps"], result.record["eta"]) == (3, 5, 1.0)
+    assert result.parameters["edit"].items() >= edit.items()
+    assert (result.parameters["seed"], result.parameters["steps"], result.parameters["eta"]) == (3, 5, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -247,7 +248,7 @@ def test_the_record_tells_the_whole_edit(pipeline, photo, mask):
         ({"text": THEN, "source": {"text": NOW}, "strength": float("nan")}, "strength: nan"),
         ({"text": THEN, "source": {"text": NOW}, "steps": 7}, "take 5 or 8"),
         ({"text": THEN, "source": {"text": NOW}, "alphas": [float("inf")]}, "alphas: inf"),
-        ({"text": THEN, "source": {"text": NOW}, "alphas": []}, "batch: 0"),
+        ({"text": THEN, "source": {"text": NOW}, "alphas": []}, "number of alphas: 0"),
         ({"text": THEN, "source": {"text": NOW}, "seed": -1}, "seed: -1"),
         ({"text": THEN, "source": {"text": NOW}, "rounding": "up"}, "'up'"),
         ({"text": THEN, "source": {"text": NOW}, "keep": "hair"}, "nothing says where its labels are"),
@@ -267,7 +268,7 @@ def test_alphas_need_a_source_for_each_condition(pipeline, photo, mask):
 
 @pytest.mark.parametrize("array", [np.zeros((64, 64, 3), np.uint8), np.zeros((128, 128, 3))], ids=["small", "float"])
 def test_an_array_that_is_no_photo_is_bad_input(array, pipeline):
-    with pytest.raises(BadInput, match="image array: "):
+    with pytest.raises(BadInput, match="photo array: "):
         pipeline.edit(array, source={"text": NOW}, text=THEN)
 
 

@@ -356,7 +356,7 @@ from pathlib import Path
 from cdiff_rt.engines import Placement
 from cdiff_rt.engines.cache import EngineCache, recipe
 from cdiff_rt.manifest import Bundle, NetworkSpec
-from cdiff_rt.pipeline import MODELS
+from cdiff_rt.manifest import MODELS
 
 folder, how = Path(sys.argv[1]), sys.argv[2]
 bundle = Bundle.open(MODELS / "faces-128")

@@ -7,13 +7,14 @@ import pytest
 
 from cdiff_rt.export.bundle import export_checkpoint
 from cdiff_rt.export.checkpoint import Description, in_memory, write_checkpoint
-from cdiff_rt.manifest import Influence, Modality
+from cdiff_rt.manifest import Modality
 from cdiff_rt.nets.collaborative import CollaborativeModel, ExpertConfig, ModelConfig
 from cdiff_rt.nets.mask_encoder import MaskEncoderConfig
 from cdiff_rt.nets.unet import UNetConfig
 from cdiff_rt.outputs.influence import InfluenceRecorder
 from cdiff_rt.pipeline import Pipeline
 from cdiff_rt.sampling.schedule import Schedule
+from cdiff_rt.settings import Influence
 from tests.nets.naive import randomise
 
 SHAPE = (1, 4, 2, 6)  # unequal sides, so that no two can be mixed up

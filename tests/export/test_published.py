@@ -10,9 +10,10 @@ from cdiff_rt.export import published as module
 from cdiff_rt.export.checkpoint import model_shapes
 from cdiff_rt.export.published import PUBLISHED, import_published, our_name
 from cdiff_rt.export.tensors import Tensors
-from cdiff_rt.manifest import Influence, sha256
+from cdiff_rt.manifest import sha256
 from cdiff_rt.nets.collaborative import CollaborativeModel
 from cdiff_rt.sampling.schedule import Schedule
+from cdiff_rt.settings import Influence
 from tests.published_keys import KEYS
 
 SIZES = {size.name: size for size in PUBLISHED}

@@ -9,10 +9,10 @@ from cdiff_rt.gpu import runner
 from cdiff_rt.gpu.loop import Plan
 from cdiff_rt.gpu.runner import DeviceRunner
 from cdiff_rt.inputs.inpainting import Inpainting
-from cdiff_rt.manifest import Influence
 from cdiff_rt.pipeline import Pipeline
 from cdiff_rt.run import OnDevice
 from cdiff_rt.sampling.tiers import SECOND_ORDER
+from cdiff_rt.settings import Influence
 from tests.gpu.whole_step import WholeStep
 
 TEXT = "This man has a long beard. He is in his fifties."

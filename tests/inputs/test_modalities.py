@@ -62,7 +62,7 @@ def test_of_a_wide_mask_the_centre_is_used_and_that_is_told(mask, tmp_path, bund
 
 def test_a_mask_of_one_label_is_warned_about(bundle, notices):
     read_label_map(np.full((64, 64), 13), LABELS, bundle)
-    assert ("cdiff_rt", logging.WARNING, "mask array: every pixel has label 13") in notices.record_tuples
+    assert ("cdiff_rt", logging.WARNING, "mask array 64x64: every pixel has label 13") in notices.record_tuples
 
 
 def test_words_become_ids(bundle, notices):

@@ -9,9 +9,9 @@ from PIL import Image
 
 from cdiff_rt.errors import BadInput
 from cdiff_rt.jobs import file
-from cdiff_rt.jobs.file import Job, Settings, read_jobs
-from cdiff_rt.manifest import Influence
+from cdiff_rt.jobs.file import Job, read_jobs
 from cdiff_rt.sampling.tiers import TIERS
+from cdiff_rt.settings import Influence, Settings
 
 TEXT = "This man has a long beard."
 
@@ -44,18 +44,18 @@ def test_a_row_is_a_job_whose_paths_start_at_the_file(write, bundle, tmp_path):
     path = write({"id": "man", "mask": "masks/face.png", "text": TEXT, **everything}, {"text": TEXT, "mask": None})
     first, second = read_jobs(path, bundle.manifest)
     assert first.id == "man" and first.conditions == {"mask": tmp_path / "masks" / "face.png", "text": TEXT}
-    assert first.settings == Settings(**everything | {"without": ("mask",)})
+    assert first.settings == Settings().amended(everything, bundle.manifest.influence)
+    assert first.settings.influence == Influence("linear", 1.0, 2.0, 3.0) and first.settings.without == ("mask",)
     assert second == Job("000002", {"text": TEXT}, Settings())
 
 
-def test_arguments_are_those_of_generate_with_numbers_as_the_command_reads_them(write, bundle):
+def test_settings_are_those_of_generate_with_numbers_as_the_command_reads_them(write, bundle):
     (job,) = read_jobs(write({"text": TEXT, "eta": 1, "factor": 3}), bundle.manifest)
-    arguments = job.arguments(bundle.manifest)
-    assert type(arguments["eta"]) is type(arguments["influence"].factor) is float
+    assert type(job.settings.eta) is type(job.settings.influence.factor) is float
     usual = bundle.manifest.influence
-    assert arguments["influence"] == Influence(usual.decay, 3.0, usual.sharpness, usual.boost)
+    assert job.settings.influence == Influence(usual.decay, 3.0, usual.sharpness, usual.boost)
     (plain,) = read_jobs(write({"text": TEXT}), bundle.manifest)
-    assert plain.arguments(bundle.manifest)["influence"] is None
+    assert plain.settings.influence is None
 
 
 def test_an_absolute_path_stays(write, bundle, tmp_path):
@@ -106,8 +106,8 @@ BAD_ROWS = {
     "decay": ({"text": TEXT, "decay": "slow"}, "decay: 'slow'"),
     "factor": ({"text": TEXT, "factor": -1}, "factor: -1.0 is outside"),
     "rounding": ({"text": TEXT, "rounding": "up"}, "rounding: 'up'"),
-    "without is a string": ({"text": TEXT, "without": "mask"}, "without: 'mask'; give a list of strings"),
-    "without has numbers": ({"text": TEXT, "without": [1]}, "without: [1]; give a list of strings"),
+    "without is a string": ({"text": TEXT, "without": "mask"}, "without: 'mask'; give a list of names"),
+    "without has numbers": ({"text": TEXT, "without": [1]}, "without: [1]; give a list of names"),
     "id is a number": ({"text": TEXT, "id": 7}, "id: 7; take up to 200 letters"),
     "id is nothing": ({"text": TEXT, "id": None}, "id: None"),
     "id is empty": ({"text": TEXT, "id": ""}, "id: ''"),

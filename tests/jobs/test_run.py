@@ -51,9 +51,10 @@ def names(folder):
 
 def test_every_row_is_the_image_that_generate_makes(pipeline, jobs, out, tmp_path, mask_file):
     outcomes = list(run_jobs(pipeline, jobs, out))
-    manifest = pipeline.manifest
     for row, job, outcome in zip(ROWS, prepare(pipeline, jobs, tmp_path / "no").jobs, outcomes, strict=True):
-        (alone,) = pipeline.generate(**job.arguments(manifest)).save(tmp_path / "alone" / "x.png", force=True)
+        (alone,) = pipeline.generate(job.settings, conditions=job.conditions).save(
+            tmp_path / "alone" / "x.png", force=True
+        )
         assert (out / f"{row['id']}.png").read_bytes() == alone.read_bytes()
         assert (outcome.id, outcome.file, outcome.sha256) == (row["id"], f"{row['id']}.png", sha256(alone))
         assert outcome.seed == row.get("seed", 0) and outcome.seconds > 0 and outcome.error is None

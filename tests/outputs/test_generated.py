@@ -6,19 +6,19 @@ import pytest
 from PIL import Image
 
 from cdiff_rt.errors import BadRequest, OutOfResource
-from cdiff_rt.outputs.generated import Generated, check_free, output_paths
+from cdiff_rt.outputs.generated import Beside, Generated, output_paths
 from cdiff_rt.outputs.influence import InfluenceRecorder
-from cdiff_rt.outputs.trajectory import StepsRecorder
+from cdiff_rt.outputs.trajectory import TrajectoryRecorder
 
-RECORD = {
-    "steps": 4, "eta": 1.0, "seed": 7, "first": 1, "prompt": "a man", "model": "m", "model_hash": "0" * 64, "size": 8,
+PARAMETERS = {
+    "solver": "ddim", "steps": 4, "eta": 1.0, "temperature": 1.0, "seed": 7, "first": 1, "prompt": "a man", "model": "m", "model_hash": "0" * 64, "size": 8,
     "version": "1",
 }  # fmt: skip
 PIXELS = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), np.uint8)
 LATENTS = np.random.default_rng(0).standard_normal((2, 3, 4, 4)).astype(np.float32)
 DRAWING = np.random.default_rng(1).integers(0, 256, (16, 16, 3), np.uint8)
 NONE = np.zeros((2, 0, 0, 3), np.uint8)
-RESULT = Generated(PIXELS, LATENTS, RECORD, DRAWING)
+RESULT = Generated(PIXELS, LATENTS, PARAMETERS, DRAWING)
 
 
 def test_output_paths_name_seed_and_number_and_make_nothing(tmp_path):
@@ -48,28 +48,40 @@ def test_latents_that_are_the_data_go_to_npz_files(tmp_path):
 @pytest.mark.parametrize("there", ["seed7-001.png", "seed7-001.npz", "seed7-001.overlay.png"])
 def test_what_exists_is_overwritten_only_by_force(there, tmp_path):
     (tmp_path / there).touch()
-    paths = output_paths(tmp_path, 7, range(2))
+    beside, path = Beside(latent=True, overlay=True), tmp_path / "seed7-001.png"
     with pytest.raises(BadRequest, match=f"{there} exists.*--force"):
-        check_free(paths, force=False, latent=True, overlay=True)
-    check_free(paths, force=True, latent=True, overlay=True)
+        output_paths(path, 7, range(1), beside=beside)
+    assert output_paths(path, 7, range(1), beside=beside, force=True) == [path]
+
+
+@pytest.mark.parametrize("there", ["seed7-001.png", "seed7-001.npz", "seed7-001.influence"])
+def test_in_a_folder_the_next_free_name_is_taken(there, tmp_path):
+    (tmp_path / there).touch()
+    beside = Beside((InfluenceRecorder,))
+    first, second = output_paths(tmp_path, 7, range(2), beside=beside)
+    assert (first.name, second.name) == ("seed7-000.png", "seed7-001-2.png")
+    second.touch()
+    assert output_paths(tmp_path, 7, range(2), beside=beside)[1].name == "seed7-001-3.png"
+    if there.endswith(".png"):
+        assert output_paths(tmp_path, 7, range(2), force=True)[1].name == "seed7-001.png"
 
 
 def test_what_is_not_asked_for_may_exist(tmp_path):
-    (tmp_path / "seed7-001.npz").touch()
-    check_free(output_paths(tmp_path, 7, range(2)), force=False, overlay=True)
+    (tmp_path / "a.npz").touch()
+    output_paths(tmp_path / "a.png", 7, range(1), beside=Beside(overlay=True))
 
 
-@pytest.mark.parametrize("there", ["seed7-001.influence", "seed7-001.steps"])
+@pytest.mark.parametrize("there", ["seed7-001.influence", "seed7-001.trajectory"])
 def test_a_folder_that_exists_is_found_too(there, tmp_path):
     (tmp_path / there).mkdir()
     with pytest.raises(BadRequest, match="was not written by --save"):
-        check_free(output_paths(tmp_path, 7, range(2)), force=True, recorders=[InfluenceRecorder, StepsRecorder])
+        output_paths(tmp_path, 7, range(2), beside=Beside((InfluenceRecorder, TrajectoryRecorder)), force=True)
 
 
 def test_a_folder_is_never_overwritten(tmp_path):
     (tmp_path / "seed7-000.png").mkdir()
     with pytest.raises(BadRequest, match="is a folder"):
-        check_free(output_paths(tmp_path, 7, range(1)), force=True)
+        output_paths(tmp_path, 7, range(1), force=True)
 
 
 def test_beside_an_image_lie_its_latent_and_the_mask_over_it(tmp_path):
@@ -79,20 +91,24 @@ def test_beside_an_image_lie_its_latent_and_the_mask_over_it(tmp_path):
     for i, path in enumerate(paths):
         with np.load(path.with_suffix(".npz")) as arrays:
             np.testing.assert_array_equal(arrays["latent"], LATENTS[i])
-            assert json.loads(str(arrays["record"])) == RECORD | {"image": i + 1}
+            assert json.loads(str(arrays["parameters"])) == PARAMETERS | {"image": i + 1}
         with Image.open(path) as image, Image.open(path.with_suffix(".overlay.png")) as over:
-            assert json.loads(image.text["cdiff_rt"]) == json.loads(over.text["cdiff_rt"]) == RECORD | {"image": i + 1}
+            assert (
+                json.loads(image.text["cdiff_rt"]) == json.loads(over.text["cdiff_rt"]) == PARAMETERS | {"image": i + 1}
+            )
             expected = 0.7 * PIXELS[i] + 0.3 * DRAWING[1::2, 1::2]
             np.testing.assert_allclose(np.asarray(over), expected, atol=1)
 
 
 def test_without_images_the_latent_is_what_is_saved(tmp_path):
-    (path,) = Generated(NONE[:1], LATENTS[:1], RECORD).save(tmp_path / "a.npz")
+    (path,) = Generated(NONE[:1], LATENTS[:1], PARAMETERS).save(tmp_path / "a.npz")
     assert [path] == list(tmp_path.iterdir())
     np.testing.assert_array_equal(np.load(path)["latent"], LATENTS[0])
 
 
-@pytest.mark.parametrize("result", [Generated(PIXELS, LATENTS, RECORD), Generated(NONE, LATENTS, RECORD, DRAWING)])
+@pytest.mark.parametrize(
+    "result", [Generated(PIXELS, LATENTS, PARAMETERS), Generated(NONE, LATENTS, PARAMETERS, DRAWING)]
+)
 def test_an_overlay_without_a_mask_or_an_image_is_refused_and_writes_nothing(result, tmp_path):
     with pytest.raises(BadRequest, match="no condition of this run can be drawn"):
         result.save(tmp_path, overlay=True)
@@ -104,7 +120,7 @@ def save_beyond_the_file_size_limit(out, **options):
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
     large = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), np.uint8)
     try:
-        Generated(large, LATENTS[:1], RECORD).save(out, **options)
+        Generated(large, LATENTS[:1], PARAMETERS).save(out, **options)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
@@ -135,14 +151,14 @@ def test_saving_makes_the_folder_and_files_that_all_can_read(tmp_path):
 
 def test_steps_are_recorded_as_a_callback_saw_them(pipeline, mask, tmp_path):
     seen = []
-    with StepsRecorder(tmp_path, pipeline.decode) as recorder:
+    with TrajectoryRecorder(tmp_path, pipeline.decode) as recorder:
         arguments = {"mask": mask, "text": "a man", "steps": 4, "batch": 2}
         result = pipeline.generate(**arguments, callback_on_step_end=lambda s: [seen.append(s), recorder(s)])
         paths = result.save(tmp_path, recorders=[recorder])
     for i, path in enumerate(paths):
-        folder = path.with_suffix(".steps")
-        assert sorted(file.name for file in folder.iterdir()) == ["sheet.jpg", "steps.npz"]
-        with np.load(folder / "steps.npz") as arrays:
+        folder = path.with_suffix(".trajectory")
+        assert sorted(file.name for file in folder.iterdir()) == ["sheet.jpg", "trajectory.npz"]
+        with np.load(folder / "trajectory.npz") as arrays:
             assert sorted(arrays) == ["prediction.mask", "prediction.text", "timesteps", "x", "x0"]
             np.testing.assert_array_equal(arrays["x"], [state.x[i] for state in seen])
             np.testing.assert_array_equal(arrays["x0"], [state.x0[i] for state in seen])
@@ -151,11 +167,24 @@ def test_steps_are_recorded_as_a_callback_saw_them(pipeline, mask, tmp_path):
 
 
 def test_the_sheet_of_steps_ends_with_the_image(pipeline, tmp_path):
-    with StepsRecorder(tmp_path, pipeline.decode) as recorder:
+    with TrajectoryRecorder(tmp_path, pipeline.decode) as recorder:
         result = pipeline.generate(text="a man", steps=2, callback_on_step_end=recorder)
         (path,) = result.save(tmp_path, recorders=[recorder])
-    with Image.open(path.with_suffix(".steps") / "sheet.jpg") as sheet:
+    with Image.open(path.with_suffix(".trajectory") / "sheet.jpg") as sheet:
         pixels = np.asarray(sheet).astype(int)
     last = pixels[20:116, -98:-2]  # the upper row is x, its last column the last step
     expected = np.asarray(Image.fromarray(result.images[0]).resize((96, 96)))
     assert np.abs(last - expected).mean() < 4
+
+
+def test_png_bytes_are_the_file_that_save_writes(tmp_path):
+    for i, path in enumerate(RESULT.save(tmp_path)):
+        assert RESULT.png_bytes(i) == path.read_bytes()
+    with pytest.raises(BadRequest, match="latents are the data"):
+        Generated(NONE, LATENTS, PARAMETERS).png_bytes(0)
+
+
+def test_by_products_are_enlarged_and_the_image_is_not(tmp_path):
+    (path, _) = RESULT.save(tmp_path, overlay=True, scale=4)
+    with Image.open(path) as image, Image.open(path.with_suffix(".overlay.png")) as over:
+        assert (image.size, over.size) == ((8, 8), (32, 32))

@@ -1,7 +1,7 @@
 import numpy as np
 
 from cdiff_rt.sampling.fusion import Adjustment
-from cdiff_rt.sampling.loop import Known, sample
+from cdiff_rt.sampling.loop import KnownRegion, sample
 from cdiff_rt.sampling.schedule import Schedule
 from cdiff_rt.sampling.solvers import ddim
 
@@ -55,7 +55,7 @@ def test_noise_is_asked_for_once_a_step_in_order():
 
 
 def test_the_loop_stays_in_float32():
-    seen, known = [], Known(X[:1], np.ones((4, 4), np.float32), silent)
+    seen, known = [], KnownRegion(X[:1], np.ones((4, 4), np.float32), silent)
     experts = Blind(np.zeros((2, *X.shape), np.float32))
     sample(experts, X, silent, ddim(Schedule(), STEPS), PLAIN, seen.append, known)
     arrays = (array for state in seen for array in (state.x, state.x0, state.influence, state.predictions))
@@ -82,7 +82,13 @@ def test_a_known_region_begins_each_step_as_q_of_x_t_and_the_rest_is_free():
             return self.answer
 
     sample(
-        Watching(np.zeros((2, *X.shape), np.float32)), X, silent, table, PLAIN, None, Known(image, keep, lambda i: eps)
+        Watching(np.zeros((2, *X.shape), np.float32)),
+        X,
+        silent,
+        table,
+        PLAIN,
+        None,
+        KnownRegion(image, keep, lambda i: eps),
     )
     for x, a in zip(seen, table.alpha_bars, strict=True):
         np.testing.assert_allclose(x[..., :2], (a**0.5 * image + (1 - a) ** 0.5 * eps)[..., :2], rtol=1e-5, atol=1e-6)

@@ -3,8 +3,7 @@ import itertools
 import numpy as np
 import pytest
 
-from cdiff_rt.errors import BadRequest
-from cdiff_rt.sampling.noise import check_seed, normal, of_steps, path
+from cdiff_rt.sampling.noise import normal, of_steps, path
 from cdiff_rt.sampling.schedule import Schedule
 from cdiff_rt.sampling.solvers import C_NOISE, ddim, dpmpp_2m_sde
 
@@ -36,17 +35,6 @@ def test_noise_leaves_the_global_generator_alone():
     np.random.seed(1)
     normal(0, range(1), 0, SHAPE)
     assert np.random.random() == expected
-
-
-@pytest.mark.parametrize("seed", [0, 2**63 - 1])
-def test_seeds_of_the_range_are_taken(seed):
-    assert check_seed(seed) == seed
-
-
-@pytest.mark.parametrize("seed", [-1, 2**63])
-def test_seeds_outside_the_range_are_refused(seed):
-    with pytest.raises(BadRequest, match=f"{seed} is outside"):
-        check_seed(seed)
 
 
 SCHEDULE = Schedule()

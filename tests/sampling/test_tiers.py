@@ -3,8 +3,10 @@ import pytest
 
 from cdiff_rt.errors import BadRequest
 from cdiff_rt.sampling.schedule import Schedule
-from cdiff_rt.sampling.solvers import C_HIST, ddim
-from cdiff_rt.sampling.tiers import ETAS, SOLVERS, TIERS, Sampling, sampling
+from cdiff_rt.sampling.solvers import C_HIST, SOLVERS, ddim
+from cdiff_rt.sampling.tiers import TIERS, Sampling, sampling
+
+ETAS = {name: solver.only_eta for name, solver in SOLVERS.items() if solver.only_eta is not None}
 
 
 def test_without_any_wish_sampling_is_the_references():

@@ -2,7 +2,7 @@ from importlib import metadata
 
 import pytest
 
-from cdiff_rt.commands import doctor
+from cdiff_rt import doctor
 from cdiff_rt.engines.backends import BACKENDS, Backend
 from cdiff_rt.version import __version__
 

@@ -1,0 +1,135 @@
+"""`cdiff-rt export`: checkpoints become a bundle, and a bundle's networks engines for GPUs."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import click
+
+from cdiff_rt.commands.options import MODEL, PATH, PRECISIONS, GroupedCommand, given, option
+from cdiff_rt.commands.terminal import Progress
+from cdiff_rt.errors import BadEnvironment
+
+BUNDLE, ENGINES = "A bundle from checkpoints", "Engines for GPUs"
+OF_ENGINES = ("compute_capability", "engine_precision", "engine_batch", "fused_step")
+OF_BUNDLE = ("precision", "diffuser_input", "freeu", "head_multiple")
+
+
+@click.command(
+    cls=GroupedCommand,
+    epilog="""\b
+Examples:
+  cdiff-rt export --checkpoint 512_codiff_mask_text.ckpt --out collaborative-512/
+  cdiff-rt export --checkpoint 512_codiff_mask_text.ckpt --checkpoint my_512_text.ckpt --out mine/
+  cdiff-rt export --model faces-128 --target tensorrt-rtx""",
+)
+@option(
+    "--checkpoint",
+    "checkpoints",
+    type=PATH,
+    multiple=True,
+    group=BUNDLE,
+    help="Read a published checkpoint, or a recipe's. A later one replaces the branch of an earlier one.",
+)
+@option("--out", type=PATH, group=BUNDLE, help="Write to this folder or .safetensors file, which must not exist yet.")
+@option(
+    "--precision",
+    type=click.Choice(("fp16", "fp32")),
+    default="fp16",
+    show_default=True,
+    group=BUNDLE,
+    help="Store the weights in this precision.",
+)
+@option(
+    "--diffuser-input",
+    type=click.Choice(("x_t", "prediction")),
+    group=BUNDLE,
+    help="Let the dynamic diffusers look at this. Default: as the checkpoint was trained.",
+)
+@option(
+    "--freeu",
+    metavar="NAME=B1,B2,S1,S2",
+    multiple=True,
+    group=BUNDLE,
+    help="Apply FreeU to a branch, e.g. text=1.1,1.2,0.9,0.2.",
+)
+@option(
+    "--head-multiple",
+    type=click.IntRange(1, 64),
+    group=BUNDLE,
+    help="Pad attention heads to a multiple of this width. Default: 16 with --target, else 1.",
+)
+@option("--model", group=MODEL, help="Build engines of this bundle, by its name or folder, instead of exporting one.")
+@option(
+    "--target", type=click.Choice(("tensorrt", "tensorrt-rtx")), group=ENGINES, help="Build engines for this backend."
+)
+@option(
+    "--compute-capability",
+    metavar="8.6,8.9",
+    group=ENGINES,
+    help="Build for GPUs of these. Default: the one that is here; for tensorrt-rtx 8.6,8.9,12.0.",
+)
+@option(
+    "--engine-precision",
+    type=click.Choice(PRECISIONS),
+    default="fp16",
+    show_default=True,
+    group=ENGINES,
+    help="Let the engines compute in this precision.",
+)
+@option(
+    "--engine-batch",
+    type=click.IntRange(1),
+    multiple=True,
+    default=(1,),
+    group=ENGINES,
+    help="Build for this many images at a time; may be given several times. Default: 1.",
+)
+@option("--fused-step", is_flag=True, group=ENGINES, help="Also build one engine of the whole step.")
+def export(
+    checkpoints: tuple[Path, ...],
+    out: Path | None,
+    freeu: tuple[str, ...],
+    head_multiple: int | None,
+    model: str | None,
+    target: str | None,
+    compute_capability: str | None,
+    engine_precision: Literal["fp16", "bf16", "fp32"],
+    engine_batch: tuple[int, ...],
+    fused_step: bool,
+    **settings: Any,
+) -> None:
+    """Turn checkpoints into a bundle of ONNX networks, weights and manifest, or a bundle into engines for GPUs."""
+    check_export(bool(checkpoints), out, model, target)
+    try:
+        from cdiff_rt.export.bundle import export_checkpoint, read_freeu
+        from cdiff_rt.export.gpu_engines import build_engines
+    except ModuleNotFoundError as error:
+        remedy = "run `pip install '.[export]'` in the checkout"
+        raise BadEnvironment("export", f"{error.name} is not installed", remedy) from None
+    from cdiff_rt.manifest import Bundle, find_model
+
+    if out:
+        multiple = head_multiple or (16 if target else 1)
+        report = export_checkpoint(
+            checkpoints, out, freeu=read_freeu(freeu), head_multiple=multiple, watch=Progress, **settings
+        )
+        for network, difference in report.items():
+            click.echo(f"{network:20} onnxruntime against torch: relative error {difference:.1e}")
+        click.echo(out)
+    if target:
+        bundle, capabilities = Bundle.open(find_model(model or str(out))), (compute_capability or "").split(",")
+        how = {"precision": engine_precision, "batches": engine_batch, "fused": fused_step}
+        for line in build_engines(bundle, target, [c for c in capabilities if c], **how):  # type: ignore[arg-type]
+            click.echo(line)
+
+
+def check_export(checkpoints: bool, out: Path | None, model: str | None, target: str | None) -> None:
+    """Options that contradict each other, or would be ignored in silence."""
+    if not (checkpoints and out and not model or model and target and not checkpoints and not out):
+        raise click.UsageError("give --checkpoint and --out, or --model and --target")
+    if out and out.suffix == ".safetensors" and target:
+        raise click.UsageError("--target needs a bundle: name a folder as --out")
+    if not target and (stray := given(OF_ENGINES)):
+        raise click.UsageError(f"{stray} goes with --target")
+    if model and (stray := given(OF_BUNDLE)):
+        raise click.UsageError(f"{stray} goes with --checkpoint")

@@ -1,0 +1,261 @@
+"""What a run is asked for beside its conditions. Every setting is spelled here and nowhere else.
+
+The options of the command line, the keys of a row of jobs, the JSON inside a picture and the arguments in Python are all
+made of these fields: their names, defaults, ranges and help texts. Importing this loads no library.
+"""
+
+import difflib
+import operator
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import Field, asdict, dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from cdiff_rt.errors import BadRequest, check_choice, check_range
+
+if TYPE_CHECKING:
+    from cdiff_rt.sampling.tiers import Sampling
+
+LARGEST_SEED, LARGEST_BATCH, LARGEST_FIRST = 2**63 - 1, 256, 2**31
+LARGEST_WEIGHT = 1e6
+
+Decay = Literal["none", "linear", "cosine"]
+ROUNDINGS = ("truncate", "nearest")
+
+
+def _tiers() -> Iterable[str]:
+    from cdiff_rt.sampling.tiers import TIERS  # where it is needed, for the tables of solvers load numpy
+
+    return TIERS
+
+
+def _solvers() -> Iterable[str]:
+    from cdiff_rt.sampling.solvers import SOLVERS
+
+    return SOLVERS
+
+
+def _whole(name: str, value: Any) -> int:
+    """Any whole number, numpy's too; but neither True nor "7". Raises BadRequest."""
+    try:
+        return operator.index(None if isinstance(value, bool) else value)  # type: ignore[arg-type]
+    except TypeError:
+        raise BadRequest(name, f"{value!r:.80}", "give a whole number") from None
+
+
+def _real(name: str, value: Any) -> float:
+    try:
+        return float(None if isinstance(value, bool | str | bytes) else value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        raise BadRequest(name, f"{value!r:.80}", "give a number") from None
+
+
+def _word(name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise BadRequest(name, f"{value!r:.80}", "give a name in quotes")
+    return value
+
+
+def _names(name: str, value: Any) -> tuple[str, ...]:
+    if not isinstance(value, Collection) or isinstance(value, str) or not all(isinstance(n, str) for n in value):
+        raise BadRequest(name, f"{value!r:.80}", "give a list of names")
+    return tuple(value)
+
+
+@dataclass(frozen=True)
+class About:
+    """What is known of a setting: how its value is read, what it may be, and what it does."""
+
+    kind: Callable[[str, Any], Any]
+    help: str
+    group: str
+    low: float | None = None
+    high: float = 0.0
+    choices: Callable[[], Iterable[str]] | None = None
+
+    @property
+    def value_type(self) -> type:
+        """Of a value, or of each where there are several."""
+        return int if self.kind is _whole else float if self.kind is _real else str
+
+    def read(self, name: str, value: Any) -> Any:
+        """A value of the right type, in its range. Raises BadRequest."""
+        value = self.kind(name, value)
+        if self.low is not None:
+            check_range(name, value, self.low, self.high)
+        if self.choices:
+            check_choice(name, value, tuple(self.choices()))
+        return value
+
+
+def _about(*of: Any, **more: Any) -> dict[str, About]:
+    return {"about": About(*of, **more)}
+
+
+def _read_fields(settings: "Influence | Settings") -> None:
+    """Brings every field to its type, and None stays None where that is the default. Raises BadRequest."""
+    for each in fields(settings):
+        value, about = getattr(settings, each.name), each.metadata.get("about")
+        if about and not (value is None and each.default is None):
+            object.__setattr__(settings, each.name, about.read(each.name, value))
+
+
+SAMPLING, INFLUENCE, OUTPUT = "Sampling", "Influence of the conditions", "Output"
+
+
+@dataclass(frozen=True)
+class Influence:
+    """What inference does to the influence functions; the reference's are "cosine" and 2. Raises BadRequest."""
+
+    decay: Decay = field(
+        default="cosine",
+        metadata=_about(
+            _word, "How the mask's influence fades over the steps.", INFLUENCE, choices=lambda: get_args(Decay)
+        ),
+    )
+    factor: float = field(
+        default=2.0,
+        metadata=_about(_real, "Multiply the influence of what fades by this.", INFLUENCE, 0.0, LARGEST_WEIGHT),
+    )
+    sharpness: float = field(
+        default=1.0,
+        metadata=_about(
+            _real,
+            "Multiply the logits before the softmax over the conditions; 0 gives each the same influence.",
+            INFLUENCE,
+            0.0,
+            LARGEST_WEIGHT,
+        ),
+    )
+    boost: float | None = field(
+        default=None,
+        metadata=_about(
+            _real, "Apply a second softmax, with this factor, to the influence.", INFLUENCE, 0.0, LARGEST_WEIGHT
+        ),
+    )
+
+    def __post_init__(self) -> None:
+        _read_fields(self)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A request, complete but for its conditions. Takes numpy's numbers; raises BadRequest for what is none.
+
+    The images are numbers `first` to `first + batch - 1` of the seed: image i is the same in any batch. `tier` names a
+    set of `solver`, `steps`, `eta` and `temperature`, and is given instead of them. `influence` takes the place of the
+    model's own.
+    """
+
+    seed: int = field(default=0, metadata=_about(_whole, "Choose the noise: equal seeds give equal images.", SAMPLING))
+    first: int = field(
+        default=0, metadata=_about(_whole, "Begin with this image of the seed.", SAMPLING, 0, LARGEST_FIRST)
+    )
+    batch: int = field(
+        default=1, metadata=_about(_whole, "Make this many images of the seed.", SAMPLING, 1, LARGEST_BATCH)
+    )
+    tier: str | None = field(
+        default=None,
+        metadata=_about(_word, "Choose solver and steps by one name. Default: exact.", SAMPLING, choices=_tiers),
+    )
+    solver: str | None = field(
+        default=None,
+        metadata=_about(_word, "Choose the solver instead of a tier. Default: ddim.", SAMPLING, choices=_solvers),
+    )
+    steps: int | None = field(
+        default=None, metadata=_about(_whole, "Take this many steps instead of a tier's. Default: 50.", SAMPLING)
+    )
+    eta: float | None = field(
+        default=None, metadata=_about(_real, "Add this share of DDIM's noise. Default: 1.", SAMPLING, 0.0, 1.0)
+    )
+    temperature: float | None = field(
+        default=None,
+        metadata=_about(_real, "Multiply the noise that steps add by this. Default: 1.", SAMPLING, 0.0, 100.0),
+    )
+    influence: Influence | None = None
+    rounding: str = field(
+        default="truncate",
+        metadata=_about(_word, "Bring pixel values to whole numbers this way.", OUTPUT, choices=lambda: ROUNDINGS),
+    )
+    without: tuple[str, ...] = field(
+        default=(), metadata=_about(_names, "Run without the expert of this condition.", SAMPLING)
+    )
+
+    def __post_init__(self) -> None:
+        _read_fields(self)
+        if not isinstance(self.influence, Influence | None):
+            raise BadRequest("influence", f"a {type(self.influence).__name__}", "give a cdiff_rt.Influence")
+        check_seed(self.seed)
+        self.sampling()
+
+    def sampling(self) -> "Sampling":
+        """Solver, steps, eta and temperature, as the tier has them or as they are given."""
+        from cdiff_rt.sampling.tiers import sampling
+
+        return sampling(self.tier, self.solver, self.steps, self.eta, self.temperature)
+
+    def amended(self, given: Mapping[str, Any], usual: Influence) -> "Settings":
+        """With other settings by name, those of the influence among them, which change `usual` if nothing else was set."""
+        own = {name: value for name, value in given.items() if name not in INFLUENCES}
+        changed = {name: value for name, value in given.items() if name in INFLUENCES and value is not None}
+        if changed:
+            own["influence"] = replace(own.get("influence") or self.influence or usual, **changed)
+        return replace(self, **own)
+
+    @property
+    def numbers(self) -> range:
+        """Those of the images."""
+        return range(self.first, self.first + self.batch)
+
+    def told(self) -> dict[str, Any]:
+        """As pictures carry them: what was resolved, and beside it what is unlike the default."""
+        how = self.sampling()
+        unusual = {
+            "tier": how.tier,
+            "rounding": self.rounding if self.rounding != "truncate" else None,
+            "influence": self.influence and asdict(self.influence),
+        }
+        numbers = {"seed": self.seed, "first": self.first, "batch": self.batch}
+        return asdict(how) | numbers | {name: value for name, value in unusual.items() if value is not None}
+
+
+INFLUENCES: dict[str, Field] = {each.name: each for each in fields(Influence)}
+SETTINGS: dict[str, Field] = {each.name: each for each in fields(Settings) if each.name != "influence"} | INFLUENCES
+# Every argument of `Pipeline.generate` and `edit`, and every key of a row of jobs: no modality may have such a name.
+RESERVED = {
+    *SETTINGS,
+    "influence",
+    "settings",
+    "conditions",
+    "x_T",
+    "contexts",
+    "inpaint",
+    "callback_on_step_end",
+    "id",
+}
+RESERVED |= {"self", "image", "source", "read", "strength", "alphas", "keep", "method", "progress"}
+
+# What other programs call these.
+SYNONYMS = {"num_inference_steps": "steps", "num_steps": "steps", "ddim_steps": "steps", "ddim_eta": "eta"}
+SYNONYMS |= {"generator": "seed", "batch_size": "batch", "n_samples": "batch", "num_images_per_prompt": "batch"}
+SYNONYMS |= {
+    "scheduler": "solver",
+    "sampler": "solver",
+    "prompt": "text",
+    "segmentation": "mask",
+    "init_image": "image",
+}
+SYNONYMS |= {"callback": "callback_on_step_end", "latents": "x_T", "output_type": "rounding"}
+
+
+def check_seed(seed: int) -> int:
+    if not 0 <= seed <= LARGEST_SEED:
+        raise BadRequest("seed", f"{seed} is outside 0-2^63-1", "choose a number of that range")
+    return seed
+
+
+def unknown_argument(name: str, known: Collection[str]) -> BadRequest:
+    """The error that names the word which was probably meant, or else all there are."""
+    near = difflib.get_close_matches(name, known, n=1)
+    meant = SYNONYMS[name] if SYNONYMS.get(name) in known else next(iter(near), None)
+    remedy = f"it is called {meant} here" if meant else f"choose one of {', '.join(known)}"
+    return BadRequest("argument", f"{name!r:.80}", remedy)
