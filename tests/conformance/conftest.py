@@ -57,11 +57,11 @@ This page says how far results are from those of the reference's own code, given
 noise. Each row has the worst of all comparisons of a quantity, and what is allowed. `spread` is std(difference) /
 std(reference), `relative` is max |difference| / std(reference), `proportion` is max |difference / reference|, and
 `levels` is the share of pixel values that are off by one; none may be off by more. The files are described in
-`tests/data/README.md`: those named `full` have the released sizes, and the others come from small networks with the same
-topology. Rows without a backend are computed without networks.
+`tests/data/README.md`: those named `full` have the released sizes, and the others come from small networks with the
+same topology. Rows without a backend are computed without networks.
 
-The page is written by `python -m pytest tests/conformance --golden DIR --table docs/conformance.md`, where DIR holds the
-files; without `--golden`, the small ones in the repository are compared.
+The page is written by `python -m pytest tests/conformance --golden DIR --table docs/conformance.md`, where DIR holds
+the files; without `--golden`, the small ones in the repository are compared.
 {}.
 
 """
