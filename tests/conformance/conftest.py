@@ -53,14 +53,15 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 HEADING = """# Conformance
 
-How far results are from those of the reference's own code, with the same synthetic weights, inputs and noise: the worst
-of all comparisons of a quantity, and what is allowed. `spread` is std(difference) / std(reference), `relative` is
-max |difference| / std(reference), `proportion` max |difference / reference|, `levels` the share of pixel values that
-are off by one; none may be by more. Files are described in `tests/data/README.md`; those named `full` are of the
-released sizes, the others of small networks with the same topology. Without a backend: computed without networks.
+This page says how far results are from those of the reference's own code, given the same synthetic weights, inputs and
+noise. Each row has the worst of all comparisons of a quantity, and what is allowed. `spread` is std(difference) /
+std(reference), `relative` is max |difference| / std(reference), `proportion` is max |difference / reference|, and
+`levels` is the share of pixel values that are off by one; none may be off by more. The files are described in
+`tests/data/README.md`: those named `full` have the released sizes, and the others come from small networks with the
+same topology. Rows without a backend are computed without networks.
 
-Written by `python -m pytest tests/conformance --golden DIR --table docs/conformance.md`, where DIR holds the files;
-without `--golden`, the small ones that are in the repository.
+The page is written by `python -m pytest tests/conformance --golden DIR --table docs/conformance.md`, where DIR holds
+the files; without `--golden`, the small ones in the repository are compared.
 {}.
 
 """
