@@ -46,7 +46,7 @@ class OnDevice:
     """How a backend runs; all but the precision is for those on a GPU."""
 
     precision: Precision | None = None  # of its engines; None: the backend's default
-    fused_step: bool = False  # one engine for the whole step of a fixed set of experts, instead of one for each
+    whole_step: bool = False  # one engine for the whole step of a fixed set of experts, instead of one for each
     graphs: bool = True  # whether the loop is recorded as a CUDA graph
 
 

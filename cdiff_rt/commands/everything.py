@@ -66,7 +66,7 @@ Examples:
 @click.option("--rounding", type=click.Choice(ROUNDINGS), default="truncate", show_default=True, help="Of pixels.")
 @click.option("--backend", default="onnxruntime", show_default=True, help=BACKEND_HELP)
 @click.option("--precision", type=click.Choice(ENGINE_PRECISIONS), help="Of the engines. Default: the backend's.")
-@click.option("--fused-step", is_flag=True, help="On a GPU: one engine for the whole step, see docs/gpu.md.")
+@click.option("--whole-step", is_flag=True, help="On a GPU: one engine for the whole step, see docs/gpu.md.")
 @click.option("--model", default="faces-128", show_default=True, help="An embedded model's name or a bundle's folder.")
 @click.option("--save-influence", is_flag=True, help="Also write each condition's influence, step by step.")
 @click.option("--save-steps", is_flag=True, help="Also write x_t, the predicted image and each branch, step by step.")
@@ -83,7 +83,7 @@ def generate(
     keep: Path | None,
     backend: str,
     precision: Literal["fp16", "bf16", "fp32"] | None,
-    fused_step: bool,
+    whole_step: bool,
     model: str,
     force: bool,
     jobs: Path | None,
@@ -102,7 +102,7 @@ def generate(
 
     check_jobs(jobs)
     how = sampling(*(options[name] for name in ("tier", "solver", "steps", "eta", "temperature")))
-    load = partial(Pipeline.from_pretrained, model, backend=backend, precision=precision, fused_step=fused_step)
+    load = partial(Pipeline.from_pretrained, model, backend=backend, precision=precision, whole_step=whole_step)
     many = {name: options.pop(name) for name in ("shard", "resume", "workers", "ray_address")}
     if jobs:
         return run_jobs(load, jobs, out, force=force, **many)
@@ -268,7 +268,7 @@ Examples:
 @click.option(
     "--engine-batch", type=click.IntRange(1), multiple=True, default=(1,), help="Images at a time. Default: 1."
 )
-@click.option("--fused-step", is_flag=True, help="Also build an engine of the whole step.")
+@click.option("--whole-step", is_flag=True, help="Also build an engine of the whole step.")
 def export(
     checkpoints: tuple[Path, ...],
     out: Path | None,
@@ -279,7 +279,7 @@ def export(
     compute_capability: str | None,
     engine_precision: Literal["fp16", "bf16", "fp32"],
     engine_batch: tuple[int, ...],
-    fused_step: bool,
+    whole_step: bool,
     **settings: Any,
 ) -> None:
     """Turn trained weights into a bundle: ONNX networks, weights, manifest. Or a bundle into engines for GPUs."""
@@ -301,7 +301,7 @@ def export(
         click.echo(out)
     if target:
         bundle, capabilities = Bundle.open(find_model(model or str(out))), (compute_capability or "").split(",")
-        how = {"precision": engine_precision, "batches": engine_batch, "fused": fused_step}
+        how = {"precision": engine_precision, "batches": engine_batch, "whole_step": whole_step}
         for line in build_engines(bundle, target, [c for c in capabilities if c], **how):  # type: ignore[arg-type]
             click.echo(line)
 

@@ -35,7 +35,7 @@ def check_export(checkpoints: bool, out: Path | None, model: str | None, target:
         raise click.UsageError("give --checkpoint and --out, or --model and --target")
     if out and out.suffix == ".safetensors" and target:
         raise click.UsageError("--target needs a bundle: name a folder as --out")
-    stray = None if target else given(("compute_capability", "engine_precision", "engine_batch", "fused_step"))
+    stray = None if target else given(("compute_capability", "engine_precision", "engine_batch", "whole_step"))
     if stray:
         raise click.UsageError(f"{stray} goes with --target")
     stray = given(("precision", "diffuser_input", "freeu", "head_multiple")) if model else None
@@ -58,7 +58,7 @@ def check_method(method: str, strip: bool, count: int) -> None:
 
 
 WITH_JOBS = ("resume", "shard", "workers", "ray_address")
-ALSO_WITH_JOBS = ("jobs", "out", "backend", "precision", "fused_step", "model", "force")
+ALSO_WITH_JOBS = ("jobs", "out", "backend", "precision", "whole_step", "model", "force")
 
 
 Decorator = Callable[[Callable], Callable]

@@ -249,5 +249,5 @@ def export_command(flavour: Flavour, bundle: Bundle, network: str, placement: Pl
     if placement.batch != 1:
         words += ["--engine-batch", str(placement.batch)]
     if network.startswith("step"):
-        words.append("--fused-step")
+        words.append("--whole-step")
     return " ".join(words)

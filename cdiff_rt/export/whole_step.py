@@ -1,7 +1,7 @@
 """The whole step of a fixed set of experts as one graph, for engines that fuse it themselves.
 
 The experts are those of `typed.py`, in the precision; what joins them is traced from its definition,
-cdiff_rt/fusion.py, and computes in fp32. All that changes from step to step or run to run is an input: `numbers`.
+cdiff_rt/sampling/fusion.py, and computes in fp32. All that changes from step to step or run to run is an input: `numbers`.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ ROW, GAINS, ANCHOR, FACTORS, SHARPNESS, BOOST, NUMBERS = 0, 8, 16, 24, 32, 33, 4
 
 
 class _Fusion(nn.Module):
-    """cdiff_rt/fusion.py on separate arguments, as an exporter wants them."""
+    """cdiff_rt/sampling/fusion.py on separate arguments, as an exporter wants them."""
 
     def __init__(self, boosted: bool) -> None:
         super().__init__()
@@ -49,7 +49,9 @@ class _Fusion(nn.Module):
         return following, hist, weights
 
 
-def fused_step(bundle: Bundle, modalities: Sequence[str], placement: Placement, *, boosted: bool = False) -> Typed:
+def whole_step_graph(
+    bundle: Bundle, modalities: Sequence[str], placement: Placement, *, boosted: bool = False
+) -> Typed:
     """x, hist, noise [B, C, *latent], `numbers` [40], each expert's rows and context -> next x and hist, weights.
 
     `boosted` is whether there is a second softmax (`Adjustment.boost`), which changes the graph.

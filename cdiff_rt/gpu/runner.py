@@ -67,7 +67,7 @@ class DeviceRunner:
             loop = self._loop(run)
             self._stage(loop, run)
             if callback and loop.outs is None:
-                remedy = "leave the fused step's engine out"
+                remedy = "leave the engine of the whole step out"
                 raise BadRequest("callback_on_step_end", "this engine shows no branch's own prediction", remedy)
             if callback:
                 for i in range(len(run.table.timesteps)):
@@ -113,7 +113,7 @@ class DeviceRunner:
         return _made(self._loops, plan, lambda: self._new_loop(plan))
 
     def _new_loop(self, plan: Plan) -> Loop:
-        if self._how.fused_step:
+        if self._how.whole_step:
             step = self._engine(step_network(plan.modalities, plan.boosted), plan.batch)
             return loop_of_step(plan, step, self._device, graphs=self._how.graphs)
         experts = [self._engine(f"expert.{name}", plan.batch) for name in plan.modalities]

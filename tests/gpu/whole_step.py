@@ -1,4 +1,4 @@
-"""An engine of the whole step, made of those of its experts: what TensorRT compiles from export/fused.py, in PyTorch."""
+"""An engine of the whole step, made of those of its experts: what TensorRT compiles from export/whole_step.py, in PyTorch."""
 
 import torch
 
