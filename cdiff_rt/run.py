@@ -47,7 +47,7 @@ class OnDevice:
 
     precision: Precision | None = None  # of its engines; None: the backend's default
     whole_step: bool = False  # one engine for the whole step of a fixed set of experts, instead of one for each
-    graphs: bool = True  # whether the loop is recorded as a CUDA graph
+    graphs: bool = True  # whether the loop is captured as a CUDA graph
 
 
 def adjustment_of(

@@ -39,7 +39,7 @@ class DeviceEngine(Protocol):
     """A loaded network on a device, for buffers that somebody else owns."""
 
     spec: NetworkSpec  # with this engine's own types; sizes that it fixes are numbers
-    capturable: bool  # whether a CUDA graph can record its work
+    capturable: bool  # whether a CUDA graph can capture its work
 
     def bind(self, tensors: "dict[str, Tensor]") -> Callable[[], None]:
         """Contiguous tensors of the spec, by name -> what enqueues one call on the device's current stream.

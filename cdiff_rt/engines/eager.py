@@ -44,7 +44,7 @@ class EagerEngine:
 
 
 class EagerDeviceEngine:
-    """Eager PyTorch on a device. Its allocations go to the pool of the graph that records it."""
+    """Eager PyTorch on a device. Its allocations go to the pool of the graph that captures it."""
 
     capturable = True
 

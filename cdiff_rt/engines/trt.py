@@ -39,7 +39,7 @@ FLAVOURS = {
         "tensorrt-rtx",
         "tensorrt_rtx",
         portable=True,
-        # Memory that the library took while it runs could not be recorded in a CUDA graph.
+        # Memory that the library took while it runs could not be captured in a CUDA graph.
         flags=("REQUIRE_USER_ALLOCATION",),
         defaults=("8.6", "8.9", "12.0"),
     ),
@@ -144,7 +144,7 @@ class TrtEngine:
             if not context.set_tensor_address(name, value.data_ptr()):
                 raise self._bad(self._log.said(f"it does not take the address of {name}"))
 
-        if self._flavour.portable:  # TensorRT-RTX compiles kernels here, and says whether that spoils a recording
+        if self._flavour.portable:  # TensorRT-RTX compiles kernels here, and says whether that spoils a capture
             stream = torch.cuda.current_stream(self._device).cuda_stream
             self.capturable = self.capturable and context.is_stream_capturable(stream)
 
@@ -183,7 +183,7 @@ class TrtEngine:
                 raise self._bad(self._log.said(f"{trt.__name__} {trt.__version__} cannot run it here"))
 
     def _check_tensors(self) -> None:
-        """Raises BadArtefact unless names, types and sizes are those of the record."""
+        """Raises BadArtefact unless names, types and sizes are those of the spec."""
         engine = self._engine
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
         found = {n: (engine.get_tensor_dtype(n).name, tuple(engine.get_tensor_shape(n))) for n in names}

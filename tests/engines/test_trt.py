@@ -156,7 +156,7 @@ def test_what_has_fixed_sizes_can_be_captured(engine):
 
 
 @pytest.mark.parametrize("answer", [True, False])
-def test_rtx_is_asked_whether_a_graph_can_record_it(answer, bundle, tmp_path, monkeypatch):
+def test_rtx_is_asked_whether_a_graph_can_capture_it(answer, bundle, tmp_path, monkeypatch):
     standin = standin_trt.install(monkeypatch, "tensorrt_rtx", "1.7.1")
     made = EngineCache(tmp_path / "engines", tmp_path / "key")
     single = dataclasses.replace(bundle.manifest, networks={"vae.decode": bundle.manifest.networks["vae.decode"]})
@@ -437,7 +437,7 @@ def test_and_for_none_where_there_is_none(standin, monkeypatch):
 @pytest.mark.skipif(why_no_device() is not None, reason=f"no CUDA device: {why_no_device()}")
 @pytest.mark.parametrize("flavour", FLAVOURS.values(), ids=list(FLAVOURS))
 @pytest.mark.parametrize("network", ["expert.mask", "vae.decode", "time.text"])
-def test_on_a_gpu_it_is_valid_agrees_and_can_be_recorded(network, flavour, bundle, tmp_path):
+def test_on_a_gpu_it_is_valid_agrees_and_can_be_captured(network, flavour, bundle, tmp_path):
     here = compute_capability()
     try:
         check_capabilities(flavour, [here])

@@ -6,7 +6,7 @@ import torch
 
 from cdiff_rt.errors import BadRequest, OutOfResource
 from cdiff_rt.gpu import runner
-from cdiff_rt.gpu.loop import Plan
+from cdiff_rt.gpu.loop import LoopShape
 from cdiff_rt.gpu.runner import DeviceRunner
 from cdiff_rt.inputs.inpainting import Inpainting
 from cdiff_rt.manifest import Influence
@@ -127,8 +127,8 @@ def whole_steps(monkeypatch):
         names = tuple(network.partition(".")[2].split("+"))
         engines = [real(backend, bundle, f"expert.{name}", placement) for name in names]
         boosted = network.startswith("step-boosted")
-        plan = Plan(names, bundle.manifest.latent_shape, placement.batch, 1, True, True, boosted, False)
-        return WholeStep(engines, plan)
+        shape = LoopShape(names, bundle.manifest.latent_shape, placement.batch, 1, True, True, boosted, False)
+        return WholeStep(engines, shape)
 
     monkeypatch.setattr(runner, "load_device_engine", load)
 
