@@ -13,9 +13,10 @@ from torch import Tensor
 
 from cdiff_rt.engines.base import DeviceEngine
 from cdiff_rt.gpu.buffers import dtype_of, shape_of, stacked
-from cdiff_rt.gpu.fused_step import WIDTH, fuse_step
+from cdiff_rt.gpu.fused_step import fuse_step
 from cdiff_rt.gpu.graph import Captured, side_by_side
 from cdiff_rt.manifest import TensorSpec
+from cdiff_rt.sampling.numbers import WIDTH
 
 Advance = Callable[[int, bool], None]
 
@@ -39,7 +40,7 @@ class Buffers:
     """M modalities, S steps. Latents are fp32; what engines take and give has their types."""
 
     x: Tensor  # [B, C, *latent]
-    numbers: Tensor  # [S, WIDTH], see fused_step.py
+    numbers: Tensor  # [S, WIDTH], see sampling/numbers.py
     rows: list[Tensor]  # per modality [S, E_m]
     row: list[Tensor]  # per modality [1, E_m], the current step's
     contexts: list[Tensor]  # per modality [B, T_m, K_m]

@@ -13,12 +13,12 @@ from cdiff_rt.engines.base import DeviceEngine, Placement
 from cdiff_rt.engines.cache import step_network
 from cdiff_rt.errors import BadRequest, OutOfResource
 from cdiff_rt.gpu.buffers import sizes_of, tensors_of
-from cdiff_rt.gpu.fused_step import pack
 from cdiff_rt.gpu.graph import Captured
 from cdiff_rt.gpu.loop import Loop, LoopShape, loop_of_experts, loop_of_step
 from cdiff_rt.manifest import Bundle
 from cdiff_rt.run import OnDevice, Run
 from cdiff_rt.sampling.loop import Callback, StepState
+from cdiff_rt.sampling.numbers import pack
 from cdiff_rt.sampling.solvers import C_HIST, C_NOISE, E_OUT, E_X, SolverTable
 
 Made = TypeVar("Made")

@@ -8,13 +8,11 @@ import pytest
 
 from cdiff_rt.engines.backends import load_engine
 from cdiff_rt.engines.base import Placement
-from cdiff_rt.export import whole_step
 from cdiff_rt.export.typed import write_typed
 from cdiff_rt.export.whole_step import whole_step_graph
-from cdiff_rt.gpu import fused_step as on_device
-from cdiff_rt.gpu.fused_step import pack
 from cdiff_rt.sampling import fusion, solvers
 from cdiff_rt.sampling.fusion import Adjustment
+from cdiff_rt.sampling.numbers import pack
 from tests.export.test_typed import BUDGETS, assert_strongly_typed, inputs_for, relative, written
 
 RNG = np.random.default_rng(0)
@@ -25,19 +23,6 @@ ADJUSTMENTS = {
     "boosted": Adjustment(np.array([[0.3, 1.0]]), np.array([0.0, 1.0]), np.array([2.0, 1.0]), 0.5, 3.0),
 }
 TABLE = solvers.SolverTable(np.array([7]), np.array([0.5]), RNG.standard_normal((1, 8)))
-
-
-def test_the_columns_are_those_of_the_device():
-    ours = (
-        whole_step.GAINS,
-        whole_step.ANCHOR,
-        whole_step.FACTORS,
-        whole_step.SHARPNESS,
-        whole_step.BOOST,
-        whole_step.NUMBERS,
-    )
-    theirs = (on_device.GAINS, on_device.ANCHOR, on_device.FACTORS, on_device.SHARPNESS, on_device.BOOST)
-    assert ours == (*theirs, on_device.WIDTH)
 
 
 def expected(bundle, modalities, inputs, adjust):

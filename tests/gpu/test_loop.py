@@ -10,9 +10,9 @@ import torch
 from cdiff_rt.engines.backends import load_device_engine
 from cdiff_rt.engines.base import Placement
 from cdiff_rt.gpu.buffers import ALIGNMENT, stacked
-from cdiff_rt.gpu.fused_step import pack
 from cdiff_rt.gpu.loop import LoopShape, loop_of_experts, loop_of_step
 from cdiff_rt.sampling.fusion import adjustment
+from cdiff_rt.sampling.numbers import pack
 from cdiff_rt.sampling.schedule import Schedule
 from cdiff_rt.sampling.solvers import ddim
 from tests.gpu.lints import NotCapturable, StaticBuffers, capturable, trace, unseen

@@ -3,8 +3,9 @@
 import torch
 
 from cdiff_rt.gpu.buffers import tensors_of
-from cdiff_rt.gpu.fused_step import WIDTH, fuse_step
+from cdiff_rt.gpu.fused_step import fuse_step
 from cdiff_rt.manifest import NetworkSpec, TensorSpec
+from cdiff_rt.sampling.numbers import WIDTH
 
 
 class WholeStep:
