@@ -31,7 +31,7 @@ CAPTURED = [name for name in ON_A_GPU if name != "onnxruntime-cuda"]
 def home(tmp_path_factory):
     """The engine cache of these tests is not the user's."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import cdiff_rt
 from cdiff_rt.engines.base import Placement
-from cdiff_rt.engines.cache import EngineCache, Plan, recipe
+from cdiff_rt.engines.cache import EngineCache, LoadedPlan, recipe
 from cdiff_rt.engines.cuda import compute_capability, why_no_device
 from cdiff_rt.engines.user_files import log
 from cdiff_rt.errors import BadArtefact, BadEnvironment, BadRequest, OutOfResource
@@ -113,10 +113,10 @@ def new_log(trt: Any, hear: Callable[[str], None] = lambda message: None) -> Any
 class TrtEngine:
     """A plan that the cache vouches for, on a CUDA device. Implements `DeviceEngine`."""
 
-    def __init__(self, flavour: Flavour, plan: Plan, device: str, again: str) -> None:
+    def __init__(self, flavour: Flavour, plan: LoadedPlan, device: str, again: str) -> None:
         check_device(device)
         self._trt = trt = library(flavour)
-        self.spec = plan.record.spec
+        self.spec = plan.engine.spec
         self.capturable = not any(isinstance(d, str) for t in self.spec.inputs for d in t.shape)
         self._flavour, self._device, self._again, self._log = flavour, device, again, new_log(trt)
         self._runtime = trt.Runtime(self._log)

@@ -117,8 +117,8 @@ def _build(bundle: Bundle, made: Recipe, placement: Placement, flavour: Flavour,
         reports.append(built.report)
         return built.plan, typed.spec
 
-    record, _ = cache.built(made, build)
-    return EngineReport(made.network, made.precision, made.sizes, record.bytes, reports[0] if reports else None)
+    engine, _ = cache.built(made, build)
+    return EngineReport(made.network, made.precision, made.sizes, engine.bytes, reports[0] if reports else None)
 
 
 def typed_graph(bundle: Bundle, network: str, placement: Placement) -> Typed:

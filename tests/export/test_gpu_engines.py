@@ -33,7 +33,7 @@ CASTS = {"expert.mask": 1, "expert.text": 1, STEP: 1, "vae.encode": 3, "vae.deco
 def built(bundle, tmp_path_factory):
     """Every network once, one plan for all three kinds of GPU: cache, reports by network, and what the plans take."""
     folder, declared = tmp_path_factory.mktemp("engines"), {}
-    cache = EngineCache(folder / "engines", folder / "key")
+    cache = EngineCache(folder / "engines")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engines_module, "build_plan", lambda path, *given, **how: spied(declared, path, given, how))
         reports = build_engines(bundle, "tensorrt-rtx", TARGETS, whole_step=True, cache=cache)
@@ -83,8 +83,8 @@ def test_the_fusion_of_the_step_is_one_kernel(built):
 @pytest.mark.parametrize("network", [*NETWORKS, *EXPERTS, STEP])
 def test_inputs_and_outputs_are_those_of_the_spec(network, built):
     cache, _, declared = built
-    records = json.loads((cache.folder / "engines.json").read_text())["engines"].values()
-    (spec,) = (record["spec"] for record in records if record["recipe"]["network"] == network)
+    index = json.loads((cache.folder / "engines.json").read_text())["engines"].values()
+    (spec,) = (engine["spec"] for engine in index if engine["recipe"]["network"] == network)
     for side, found in zip(("inputs", "outputs"), declared[network], strict=True):
         expected = [
             (t["name"], DATA_TYPES[t["dtype"]], tuple(-1 if isinstance(d, str) else d for d in t["shape"]))
@@ -107,7 +107,7 @@ def test_what_was_built_is_not_built_again(built, bundle, monkeypatch):
 
 def test_an_expert_in_bf16(bundle, tmp_path):
     one = Bundle(bundle.folder, with_networks(bundle, "expert.mask", "vae.decode"))
-    cache = EngineCache(tmp_path / "engines", tmp_path / "key")
+    cache = EngineCache(tmp_path / "engines")
     expert, decoder = build_engines(one, "tensorrt-rtx", TARGETS, precision="bf16", cache=cache)
     assert len(expert.report.fused_attentions) == ATTENTIONS["expert.mask"] and not expert.report.softmaxes
     assert "bf16 batch 1" in str(expert) and "22 of 22 attentions fused" in str(expert)
@@ -125,8 +125,8 @@ def with_networks(bundle, *names):
 
 @pytest.fixture
 def full(monkeypatch, tmp_path):
-    """The full library's stand-in, and a home to build in."""
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    """The full library's stand-in, and a cache folder to build into."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return standin_trt.install(monkeypatch)
 
 
@@ -178,7 +178,7 @@ def test_a_failing_build_leaves_nothing_behind(bundle, full):
     ],
 )
 def test_what_cannot_be_built_is_said_before_anything_is(target, capabilities, error, words, bundle, tmp_path):
-    cache = EngineCache(tmp_path / "engines", tmp_path / "key")
+    cache = EngineCache(tmp_path / "engines")
     with pytest.raises(error, match=words):
         build_engines(bundle, target, capabilities, cache=cache)
     assert not cache.folder.exists()
@@ -276,7 +276,7 @@ from cdiff_rt.manifest import Bundle
 bundle, folder, network = Bundle.open(Path(sys.argv[1])), Path(sys.argv[2]), sys.argv[3]
 networks = {network: bundle.manifest.networks[network]}
 one = Bundle(bundle.folder, dataclasses.replace(bundle.manifest, networks=networks))
-cache = EngineCache(folder / "engines", folder / "key")
+cache = EngineCache(folder / "engines")
 (made,) = build_engines(one, "tensorrt-rtx", ["8.6", "8.9", "12.0"], cache=cache)
 lists = ("kernels", "fused_attentions", "softmaxes", "casts", "copies")
 counts = {name: len(getattr(made.report, name)) for name in lists}
