@@ -7,13 +7,13 @@ import shutil
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from cdiff_rt.engines.base import DeviceEngine, Engine, Placement, Precision, cores
+from cdiff_rt.engines.base import DTYPES, DeviceEngine, Engine, Placement, Precision, cores
 from cdiff_rt.engines.cuda import why_no_device
 from cdiff_rt.errors import BadEnvironment, BadRequest
 from cdiff_rt.manifest import Bundle, Manifest
 
 log = logging.getLogger("cdiff_rt")
-ANY: tuple[Precision, ...] = ("fp16", "bf16", "fp32")
+ANY = tuple(DTYPES)
 
 
 @dataclass(frozen=True)
@@ -147,6 +147,3 @@ def _load(backend: str, bundle: Bundle, network: str, placement: Placement) -> A
     except ImportError as error:
         reason = f"it does not load ({error})"
         raise BadEnvironment(f"backend {backend}", reason, _remedy(backend, reason)) from error
-
-
-# --- the types of a device's engines -----------------------------------------------------------------------------------

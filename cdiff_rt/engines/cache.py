@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from cdiff_rt import schema
-from cdiff_rt.engines.base import Placement, Precision, runs_fp32
+from cdiff_rt.engines.base import Placement, Precision, precision_of
 from cdiff_rt.engines.user_files import cache_folder, check_folder, locked, log, make_folder, read_file, write_file
 from cdiff_rt.errors import BadArtefact
 from cdiff_rt.manifest import DIGEST, Bundle, NetworkSpec, digest
@@ -102,7 +102,7 @@ def recipe(
         flavour,
         version,
         tuple(sorted(capabilities, key=float)),
-        "fp32" if runs_fp32(network) else placement.precision,
+        precision_of(network, placement),
         sizes={"batch": placement.batch} if "batch" in named else {},
         profile={"steps": (1, min(50, steps), steps)} if "steps" in named else {},
         flags=tuple(sorted(flags)),
