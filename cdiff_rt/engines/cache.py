@@ -164,22 +164,22 @@ class EngineCache:
         path = self.folder / f"{flavour}-{version}.timing"
         with locked(self.folder / f"{path.name}.lock"):
             write_file(path, data)
-            digest = hashlib.sha256(data).hexdigest()
-            self._change(lambda index: replace(index, timings=index.timings | {path.name: digest}))
+            sha256 = hashlib.sha256(data).hexdigest()
+            self._change(lambda index: replace(index, timings=index.timings | {path.name: sha256}))
 
     def _path(self, wanted: Recipe, suffix: str) -> Path:
         return self.folder / f"{wanted.key}.{suffix}"
 
     def _kept(self, wanted: Recipe) -> BuiltEngine | None:
         """The engine, if its plan is intact."""
-        engine = self._usable_index().engines.get(wanted.key)
         try:
+            engine = self._index("building it again").engines.get(wanted.key)
             if engine:
                 self._read_plan(engine, "building it again")
+            return engine
         except BadArtefact as error:  # which this very build mends
             log.warning(str(error))
             return None
-        return engine
 
     def _usable_index(self) -> Index:
         """An empty one takes the place of a damaged one."""
