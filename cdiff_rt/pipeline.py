@@ -74,14 +74,14 @@ class Pipeline:
         *,
         backend: str = DEFAULT_BACKEND,
         precision: Precision | None = None,
-        fused_step: bool = False,
+        whole_step: bool = False,
     ) -> "Pipeline":
         """`model` is the name of an embedded model or a bundle's folder; `backend` "auto" is the fastest here.
 
-        On a GPU, `precision` is that of the engines and `fused_step` takes one for the whole step (docs/gpu.md).
+        On a GPU, `precision` is that of the engines and `whole_step` takes one for the whole step (docs/gpu.md).
         Raises BadArtefact if the bundle isn't intact, BadEnvironment if the backend doesn't work here.
         """
-        return cls(Bundle.open(find_model(model)), backend, OnDevice(precision, fused_step))
+        return cls(Bundle.open(find_model(model)), backend, OnDevice(precision, whole_step))
 
     def generate(
         self,

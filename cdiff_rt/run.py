@@ -51,8 +51,8 @@ class OnDevice:
     """How a backend runs; all but the precision is for those on a GPU."""
 
     precision: Precision | None = None  # of its engines; None: the backend's default
-    fused_step: bool = False  # one engine for the whole step of a fixed set of experts, instead of one for each
-    graphs: bool = True  # whether the loop is recorded as a CUDA graph
+    whole_step: bool = False  # one engine for the whole step of a fixed set of experts, instead of one for each
+    graphs: bool = True  # whether the loop is captured as a CUDA graph
 
 
 def adjustment_of(

@@ -67,9 +67,9 @@ def load_runner(bundle: Bundle, backend: str, how: OnDevice | None = None) -> Ru
     how = how or OnDevice()
     check_backend(backend)
     check_precision(backend, how.precision)
-    if how.fused_step and not BACKENDS[backend].fuses:
-        able = ", ".join(name for name, other in BACKENDS.items() if other.fuses)
-        raise BadRequest("fused_step", f"{backend} has no engine of the whole step", f"choose one of {able}")
+    if how.whole_step and not BACKENDS[backend].whole_step:
+        able = ", ".join(name for name, other in BACKENDS.items() if other.whole_step)
+        raise BadRequest("whole_step", f"{backend} has no engine of the whole step", f"choose one of {able}")
     if BACKENDS[backend].device == "cpu":
         return HostRunner(bundle, backend, how.precision)
     from cdiff_rt.gpu.runner import DeviceRunner

@@ -24,14 +24,14 @@ TEXT = "This man has a long beard. He is in his fifties."
 BATCH, STEPS = 2, 5
 LIMITS = {"fp32": 1e-3, "fp16": 3e-2, "bf16": 2e-1}  # of the latents' spread, after STEPS steps
 ON_A_GPU = [name for name, backend in BACKENDS.items() if backend.device == "cuda"]
-RECORDED = [name for name in ON_A_GPU if name != "onnxruntime-cuda"]
+CAPTURED = [name for name in ON_A_GPU if name != "onnxruntime-cuda"]
 
 
 @pytest.fixture(scope="session")
 def home(tmp_path_factory):
     """The engine cache of these tests is not the user's."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
 
 
@@ -44,9 +44,9 @@ def pipelines(home, bundle):
         reason = why_not(backend)
         if reason:
             pytest.skip(f"{backend}: {reason}")
-        if BACKENDS[backend].fuses and (backend, settings.get("precision")) not in built:
+        if BACKENDS[backend].whole_step and (backend, settings.get("precision")) not in built:
             precision = settings.get("precision") or "fp16"
-            build_engines(bundle, backend, precision=precision, batches=(1, BATCH), fused=True)
+            build_engines(bundle, backend, precision=precision, batches=(1, BATCH), whole_step=True)
             built.add((backend, settings.get("precision")))
         key = backend, tuple(sorted(settings.items()))
         if key not in made:
@@ -72,17 +72,17 @@ def test_every_backend_and_precision_gives_what_the_cpu_gives(backend, precision
 
 
 @pytest.mark.parametrize("backend", ["tensorrt", "tensorrt-rtx"])
-def test_the_fused_steps_engine_gives_what_separate_engines_give(backend, pipelines, mask):
-    ours, separate = run(pipelines(backend, fused_step=True), mask), run(pipelines(backend), mask)
+def test_the_whole_steps_engine_gives_what_separate_engines_give(backend, pipelines, mask):
+    ours, separate = run(pipelines(backend, whole_step=True), mask), run(pipelines(backend), mask)
     assert difference(ours, separate) < LIMITS["fp16"]
 
 
-@pytest.mark.parametrize("backend", RECORDED)
+@pytest.mark.parametrize("backend", CAPTURED)
 def test_a_replayed_graph_gives_what_launching_each_time_gives(backend, pipelines, mask):
-    recorded, launched = pipelines(backend), pipelines(backend, graphs=False)
+    captured, launched = pipelines(backend), pipelines(backend, graphs=False)
     for settings in ({}, {"seed": 1}, {"seed": 2, "mask": mask[::-1].copy()}, {"text": "A woman in her twenties."}):
-        np.testing.assert_array_equal(run(recorded, mask, **settings).latents, run(launched, mask, **settings).latents)
-    (loop,) = recorded._runner._loops.values()
+        np.testing.assert_array_equal(run(captured, mask, **settings).latents, run(launched, mask, **settings).latents)
+    (loop,) = captured._runner._loops.values()
     assert loop._captured.graph is not None
 
 
@@ -93,7 +93,7 @@ def test_a_callback_gets_the_same_results(backend, pipelines, mask):
     assert len(seen) == STEPS and difference(run(pipeline, mask), watched) < 1e-5
 
 
-@pytest.mark.parametrize("backend", RECORDED)
+@pytest.mark.parametrize("backend", CAPTURED)
 def test_an_image_is_one_launch_of_the_host_and_no_wait(backend, pipelines, mask):
     pipeline = pipelines(backend)
     run(pipeline, mask)
@@ -111,7 +111,7 @@ def test_an_image_is_one_launch_of_the_host_and_no_wait(backend, pipelines, mask
     assert launches_among(event.name for event in profiler.events()) == 1
 
 
-@pytest.mark.parametrize("backend", RECORDED)
+@pytest.mark.parametrize("backend", CAPTURED)
 def test_memory_does_not_grow_over_a_hundred_replays(backend, pipelines, mask):
     pipeline = pipelines(backend)
     for _ in range(3):
@@ -126,7 +126,7 @@ def test_memory_does_not_grow_over_a_hundred_replays(backend, pipelines, mask):
 def test_the_latency_table_is_made(home, bundle):
     cases = able(tuple(Case(name, name, sampling=Sampling(steps=STEPS)) for name in ON_A_GPU))
     for case in cases:
-        if BACKENDS[case.backend].fuses:
+        if BACKENDS[case.backend].whole_step:
             build_engines(bundle, case.backend)
     comparison = compare(Task("faces-128"), cases, repeats=3)
     assert all(timing.launches for timing in comparison.timings)

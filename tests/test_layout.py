@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LINKED = ("engines", "export", "bench", "cli.py")
 HEAVY = {"torch", "onnx", "onnxruntime", "onnxscript", "openvino", "safetensors", "skimage"}
-HEAVY |= {"tensorrt", "triton", "polygraphy", "ray"}
+HEAVY |= {"tensorrt", "triton", "polygraphy", "ray", "filelock", "platformdirs"}
 HOMES = {
     "onnxruntime": {"engines/ort.py"},
     "openvino": {"engines/vino.py"},
@@ -19,6 +19,8 @@ HOMES = {
     "onnxscript": {"export/to_onnx.py"},
     "skimage": {"bench/faces.py"},
     "ray": {"cdiff_rt/on_ray.py"},
+    "filelock": {"engines/user_files.py"},
+    "platformdirs": {"engines/user_files.py"},
 }
 LIGHT = {"array_api_compat", "click", "numpy", "PIL"}
 LARGEST_FILE, LARGEST_CLI = 300, 400  # lines; options are a list, not something to follow

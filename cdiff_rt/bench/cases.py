@@ -23,7 +23,7 @@ class Case:
     name: str
     backend: str
     precision: Precision | None = None
-    fused_step: bool = False
+    whole_step: bool = False
     graphs: bool = True
     naive: bool = False  # PyTorch's attention as the reference has it, with every score in memory
     allocator: str | None = None  # of allocators.ALLOCATORS; None: the one that every process has
@@ -63,8 +63,8 @@ GPU_SUITE = (
         for case in (
             Case(f"{backend}, fp16", backend, graphs=False),
             Case(f"{backend}, fp16, graph", backend),
-            Case(f"{backend}, fp16, fused step", backend, fused_step=True, graphs=False),
-            Case(f"{backend}, fp16, fused step, graph", backend, fused_step=True),
+            Case(f"{backend}, fp16, whole step", backend, whole_step=True, graphs=False),
+            Case(f"{backend}, fp16, whole step, graph", backend, whole_step=True),
         )
     ),
 )

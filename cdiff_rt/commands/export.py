@@ -10,7 +10,7 @@ from cdiff_rt.commands.terminal import Progress
 from cdiff_rt.errors import BadEnvironment
 
 BUNDLE, ENGINES = "A bundle from checkpoints", "Engines for GPUs"
-OF_ENGINES = ("compute_capability", "engine_precision", "engine_batch", "fused_step")
+OF_ENGINES = ("compute_capability", "engine_precision", "engine_batch", "whole_step")
 OF_BUNDLE = ("precision", "diffuser_input", "freeu", "head_multiple")
 
 
@@ -84,7 +84,7 @@ Examples:
     group=ENGINES,
     help="Build for this many images at a time; may be given several times. Default: 1.",
 )
-@option("--fused-step", is_flag=True, group=ENGINES, help="Also build one engine of the whole step.")
+@option("--whole-step", is_flag=True, group=ENGINES, help="Also build one engine of the whole step.")
 def export(
     checkpoints: tuple[Path, ...],
     out: Path | None,
@@ -95,7 +95,7 @@ def export(
     compute_capability: str | None,
     engine_precision: Literal["fp16", "bf16", "fp32"],
     engine_batch: tuple[int, ...],
-    fused_step: bool,
+    whole_step: bool,
     **settings: Any,
 ) -> None:
     """Turn checkpoints into a bundle of ONNX networks, weights and manifest, or a bundle into engines for GPUs."""
@@ -118,7 +118,7 @@ def export(
         click.echo(out)
     if target:
         bundle, capabilities = Bundle.open(find_model(model or str(out))), (compute_capability or "").split(",")
-        how = {"precision": engine_precision, "batches": engine_batch, "fused": fused_step}
+        how = {"precision": engine_precision, "batches": engine_batch, "whole_step": whole_step}
         for line in build_engines(bundle, target, [c for c in capabilities if c], **how):  # type: ignore[arg-type]
             click.echo(line)
 

@@ -29,7 +29,7 @@ from cdiff_rt.commands.terminal import Progress, follow, save
 from cdiff_rt.settings import OUTPUT, Influence, Settings
 
 WITH_JOBS = ("resume", "shard", "workers", "ray_address")
-ALSO_WITH_JOBS = ("jobs", "out", "backend", "precision", "fused_step", "model", "force")
+ALSO_WITH_JOBS = ("jobs", "out", "backend", "precision", "whole_step", "model", "force")
 
 
 @click.command(
@@ -51,7 +51,7 @@ Examples:
 @model_option
 @backend_option
 @option("--precision", type=click.Choice(PRECISIONS), group=MODEL, help="Compute in this. Default: the backend's.")
-@option("--fused-step", is_flag=True, group=MODEL, help="Take one engine for the whole step (docs/gpu.md).")
+@option("--whole-step", is_flag=True, group=MODEL, help="Take one engine for the whole step (docs/gpu.md).")
 @option("--jobs", type=PATH, group=MANY, help="Make an image for each row of this JSON Lines file (docs/jobs.md).")
 @option("--resume", is_flag=True, group=MANY, help="Leave out the rows whose image is there and still holds.")
 @option("--shard", metavar="I/N", default="1/1", group=MANY, help="Take every N-th row, from row I on.")
@@ -71,7 +71,7 @@ def generate(
 ) -> None:
     """Make faces from a mask, a sentence, or both."""
     check_jobs(jobs)
-    load = loader(**{name: options.pop(name) for name in ("model", "backend", "precision", "fused_step")})
+    load = loader(**{name: options.pop(name) for name in ("model", "backend", "precision", "whole_step")})
     many = {name: options.pop(name) for name in WITH_JOBS}
     if jobs:
         return run_jobs(load, jobs, out, force=force, **many)

@@ -7,13 +7,13 @@ import shutil
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from cdiff_rt.engines.base import DeviceEngine, Engine, Placement, Precision, cores
+from cdiff_rt.engines.base import DTYPES, DeviceEngine, Engine, Placement, Precision, cores
 from cdiff_rt.engines.cuda import why_no_device
 from cdiff_rt.errors import BadEnvironment, BadRequest
 from cdiff_rt.manifest import Bundle, Manifest
 
 log = logging.getLogger("cdiff_rt")
-ANY: tuple[Precision, ...] = ("fp16", "bf16", "fp32")
+ANY = tuple(DTYPES)
 
 
 @dataclass(frozen=True)
@@ -24,14 +24,14 @@ class Backend:
     parallel: bool = False  # whether its engines run side by side, each on its own threads
     device: Literal["cpu", "cuda"] = "cpu"
     precisions: tuple[Precision, ...] = ("fp32",)  # the first is the default
-    fuses: bool = False  # whether it has engines of the whole step
+    whole_step: bool = False  # whether it has engines of the whole step
     programs: tuple[str, ...] = ()  # of which it needs one, whichever
 
 
 def _cuda(
-    loader: str, library: str, extra: str, precisions: tuple[Precision, ...] = ANY, fuses: bool = False
+    loader: str, library: str, extra: str, precisions: tuple[Precision, ...] = ANY, whole_step: bool = False
 ) -> Backend:
-    return Backend(loader, (library, "torch"), extra, device="cuda", precisions=precisions, fuses=fuses)
+    return Backend(loader, (library, "torch"), extra, device="cuda", precisions=precisions, whole_step=whole_step)
 
 
 BACKENDS: dict[str, Backend] = {
@@ -47,8 +47,8 @@ BACKENDS: dict[str, Backend] = {
         precisions=("fp32", "bf16"),
         programs=("g++", "clang++"),
     ),
-    "tensorrt": _cuda("cdiff_rt.engines.trt:load_tensorrt", "tensorrt", "tensorrt", fuses=True),
-    "tensorrt-rtx": _cuda("cdiff_rt.engines.trt:load_rtx", "tensorrt_rtx", "tensorrt-rtx", fuses=True),
+    "tensorrt": _cuda("cdiff_rt.engines.trt:load_tensorrt", "tensorrt", "tensorrt", whole_step=True),
+    "tensorrt-rtx": _cuda("cdiff_rt.engines.trt:load_rtx", "tensorrt_rtx", "tensorrt-rtx", whole_step=True),
     "onnxruntime-cuda": _cuda("cdiff_rt.engines.ort:load_cuda", "onnxruntime", "gpu", ("fp32",)),
     "torch-cuda": _cuda("cdiff_rt.engines.eager:load_device", "safetensors", "torch"),
     "torch-cuda-compiled": _cuda("cdiff_rt.engines.eager:load_device_compiled", "safetensors", "torch"),
@@ -147,6 +147,3 @@ def _load(backend: str, bundle: Bundle, network: str, placement: Placement) -> A
     except ImportError as error:
         reason = f"it does not load ({error})"
         raise BadEnvironment(f"backend {backend}", reason, _remedy(backend, reason)) from error
-
-
-# --- the types of a device's engines -----------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Precision = Literal["fp16", "bf16", "fp32"]
+DTYPES: dict[Precision, str] = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}  # as numpy and torch say
 
 
 class Engine(Protocol):
@@ -39,7 +40,7 @@ class DeviceEngine(Protocol):
     """A loaded network on a device, for buffers that somebody else owns."""
 
     spec: NetworkSpec  # with this engine's own types; sizes that it fixes are numbers
-    capturable: bool  # whether a CUDA graph can record its work
+    capturable: bool  # whether a CUDA graph can capture its work
 
     def bind(self, tensors: "dict[str, Tensor]") -> Callable[[], None]:
         """Contiguous tensors of the spec, by name -> what enqueues one call on the device's current stream.
@@ -56,28 +57,23 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-_DTYPES: dict[Precision, str] = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
-
-
 _ALWAYS_FP32 = ("condition", "time")  # once per image or schedule; a timestep's sines don't survive fp16
-
-
 _FP32_TENSORS = ("x", "z", "image", "mean", "logvar")  # the loop's latents and what people see
 
 
-def runs_fp32(network: str) -> bool:
-    """Whether a network is fp32 whatever the precision asked for."""
-    return network.split(".")[0] in _ALWAYS_FP32
+def precision_of(network: str, placement: Placement) -> Precision:
+    """What a network computes in: the placement's, but for those that are fp32 whatever is asked for."""
+    return "fp32" if network.split(".")[0] in _ALWAYS_FP32 else placement.precision
 
 
 def device_spec(spec: NetworkSpec, network: str, placement: Placement) -> NetworkSpec:
     """A network's spec as engines on a device have it: their types, and the batch a number."""
-    precision: Precision = "fp32" if runs_fp32(network) else placement.precision
+    dtype = DTYPES[precision_of(network, placement)]
 
     def typed(tensor: TensorSpec) -> TensorSpec:
         shape = tuple(placement.batch if d == "batch" else d for d in tensor.shape)
         changes = tensor.dtype == "float32" and tensor.name not in _FP32_TENSORS
-        return TensorSpec(tensor.name, shape, _DTYPES[precision] if changes else tensor.dtype)
+        return TensorSpec(tensor.name, shape, dtype if changes else tensor.dtype)
 
     return NetworkSpec(spec.file, tuple(map(typed, spec.inputs)), tuple(map(typed, spec.outputs)))
 

@@ -1,13 +1,12 @@
 """Plans of engines that were built here, kept between runs.
 
-A plan is code: whoever can write one can run anything as its reader. So a plan is loaded only if the index names its
-hash, the index is signed with the user's own key, and nobody else may write into the folder; all of that is checked
-before a byte of it reaches a library. An entry's key is made of what it was built from, never of the plan, whose bytes
-differ from build to build.
+A plan is code: whoever can write one can run anything as its reader. So a plan is loaded only from a folder that
+belongs to this user and that nobody else may write into, and only if it has the hash that the index there names; both
+is checked before a byte of it reaches a library. An entry's key is made of what it was built from, never of the plan,
+whose bytes differ from build to build.
 """
 
 import hashlib
-import hmac
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -16,24 +15,13 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from cdiff_rt import schema
-from cdiff_rt.engines.base import Placement, Precision, runs_fp32
-from cdiff_rt.engines.user_files import (
-    at_home,
-    check_folder,
-    locked,
-    log,
-    make_folder,
-    make_user_key,
-    read_file,
-    user_key,
-    write_file,
-)
+from cdiff_rt.engines.base import Placement, Precision, precision_of
+from cdiff_rt.engines.user_files import cache_folder, check_folder, locked, log, make_folder, read_file, write_file
 from cdiff_rt.errors import BadArtefact
-from cdiff_rt.manifest import Bundle, NetworkSpec
+from cdiff_rt.manifest import DIGEST, Bundle, NetworkSpec, digest
 from cdiff_rt.version import __version__
 
-FOLDER, KEY = Path("~/.cache/cdiff-rt/engines"), Path("~/.local/state/cdiff-rt/key")
-INDEX, SIGNATURE = "engines.json", "hmac"
+INDEX = "engines.json"
 LARGEST_INDEX, LARGEST_TIMING = 16 * 2**20, 256 * 2**20  # bytes
 
 
@@ -59,7 +47,7 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class Record:
+class BuiltEngine:
     recipe: Recipe
     sha256: str  # of the plan
     bytes: int
@@ -67,16 +55,16 @@ class Record:
 
 
 @dataclass(frozen=True)
-class Plan:
+class LoadedPlan:
     """A plan that was checked."""
 
-    record: Record
+    engine: BuiltEngine
     data: bytes
 
 
 @dataclass(frozen=True)
 class Index:
-    engines: dict[str, Record] = field(default_factory=dict)  # by the recipe's key
+    engines: dict[str, BuiltEngine] = field(default_factory=dict)  # by the recipe's key
     timings: dict[str, str] = field(default_factory=dict)  # timing cache's file -> sha256
 
 
@@ -114,7 +102,7 @@ def recipe(
         flavour,
         version,
         tuple(sorted(capabilities, key=float)),
-        "fp32" if runs_fp32(network) else placement.precision,
+        precision_of(network, placement),
         sizes={"batch": placement.batch} if "batch" in named else {},
         profile={"steps": (1, min(50, steps), steps)} if "steps" in named else {},
         flags=tuple(sorted(flags)),
@@ -124,12 +112,13 @@ def recipe(
 
 
 class EngineCache:
-    """A folder of plans and timing caches, and the index that is signed with the user's key."""
+    """A folder of plans and timing caches, and the index that names their hashes."""
 
-    def __init__(self, folder: Path = FOLDER, key_file: Path = KEY) -> None:
-        self.folder, self._key_file = at_home(folder), at_home(key_file)
+    def __init__(self, folder: Path | None = None) -> None:
+        """None is the user's own. Raises BadEnvironment if there is no home."""
+        self.folder = folder or cache_folder() / "engines"
 
-    def load(self, wanted: Recipe, capability: str, again: str) -> Plan:
+    def load(self, wanted: Recipe, capability: str, again: str) -> LoadedPlan:
         """The plan of `wanted`, whatever else it was built for, on a device of that capability; `again` builds it.
 
         Raises BadArtefact if there is none, or if it isn't what was built here.
@@ -137,26 +126,26 @@ class EngineCache:
         if not self.folder.is_dir():
             raise BadArtefact(f"engine {wanted.network}", f"none was built for {wanted.flavour}", again)
         check_folder(self.folder)
-        record = _choose(list(self._index(again).engines.values()), wanted, capability, again)
-        return Plan(record, self._read_plan(record, again))
+        engine = _choose(list(self._index(again).engines.values()), wanted, capability, again)
+        return LoadedPlan(engine, self._read_plan(engine, again))
 
-    def built(self, wanted: Recipe, build: Callable[[Path], tuple[bytes, NetworkSpec]]) -> tuple[Record, bool]:
-        """The record of a plan, and whether it was built now: by one process, while others wait for it.
+    def built(self, wanted: Recipe, build: Callable[[Path], tuple[bytes, NetworkSpec]]) -> tuple[BuiltEngine, bool]:
+        """The engine, and whether it was built now: by one process, while others wait for it.
 
         `build` gets an empty folder, on this disk, for files that nobody needs afterwards.
         """
         make_folder(self.folder)
         check_folder(self.folder)
         with locked(self._path(wanted, "lock"), f"another process builds {wanted.network}; waiting"):
-            record = self._kept(wanted)
-            if record:
-                return record, False
+            engine = self._kept(wanted)
+            if engine:
+                return engine, False
             with _scratch(self._path(wanted, "building")) as folder:
                 data, spec = build(folder)
-            record = Record(wanted, hashlib.sha256(data).hexdigest(), len(data), spec)
+            engine = BuiltEngine(wanted, hashlib.sha256(data).hexdigest(), len(data), spec)
             write_file(self._path(wanted, "plan"), data)
-            self._change(lambda index: replace(index, engines=index.engines | {wanted.key: record}))
-            return record, True
+            self._change(lambda index: replace(index, engines=index.engines | {wanted.key: engine}))
+            return engine, True
 
     def timing(self, flavour: str, version: str) -> bytes:
         """What the library learned in earlier builds; nothing if that isn't what it left here."""
@@ -166,7 +155,7 @@ class EngineCache:
             data = read_file(path, LARGEST_TIMING)
         except FileNotFoundError:
             return b""
-        if hashlib.sha256(data).hexdigest() != self._own_index().timings.get(path.name):
+        if hashlib.sha256(data).hexdigest() != self._usable_index().timings.get(path.name):
             log.warning(f"{path.name} is not what was written here; building without it")
             return b""
         return data
@@ -175,25 +164,25 @@ class EngineCache:
         path = self.folder / f"{flavour}-{version}.timing"
         with locked(self.folder / f"{path.name}.lock"):
             write_file(path, data)
-            digest = hashlib.sha256(data).hexdigest()
-            self._change(lambda index: replace(index, timings=index.timings | {path.name: digest}))
+            sha256 = hashlib.sha256(data).hexdigest()
+            self._change(lambda index: replace(index, timings=index.timings | {path.name: sha256}))
 
     def _path(self, wanted: Recipe, suffix: str) -> Path:
         return self.folder / f"{wanted.key}.{suffix}"
 
-    def _kept(self, wanted: Recipe) -> Record | None:
-        """The record of an intact plan."""
-        record = self._own_index().engines.get(wanted.key)
+    def _kept(self, wanted: Recipe) -> BuiltEngine | None:
+        """The engine, if its plan is intact."""
         try:
-            if record:
-                self._read_plan(record, "building it again")
+            engine = self._index("building it again").engines.get(wanted.key)
+            if engine:
+                self._read_plan(engine, "building it again")
+            return engine
         except BadArtefact as error:  # which this very build mends
             log.warning(str(error))
             return None
-        return record
 
-    def _own_index(self) -> Index:
-        """What this user signed; an empty one takes the place of anything else."""
+    def _usable_index(self) -> Index:
+        """An empty one takes the place of a damaged one."""
         try:
             return self._index("building anew")
         except BadArtefact as error:  # nothing of it was believed, and what is built next replaces it
@@ -201,40 +190,33 @@ class EngineCache:
             return Index()
 
     def _index(self, again: str) -> Index:
-        """Raises BadArtefact unless it is signed with the user's key."""
-        path = self.folder / INDEX
+        """Raises BadArtefact unless it is as it was written."""
         try:
-            data = json.loads(read_file(path, LARGEST_INDEX))
-            signed = data.pop(SIGNATURE)
-            if not hmac.compare_digest(signed, _signature(user_key(self._key_file), data)):
-                raise BadArtefact(f"engine cache {self.folder}", f"{INDEX} is not signed with this user's key", again)
+            data = json.loads(read_file(self.folder / INDEX, LARGEST_INDEX))
+            if data.pop(DIGEST) != digest(data):
+                raise ValueError(DIGEST)
             return schema.from_json(Index, data, "index")
         except FileNotFoundError:
-            if path.exists():  # then it is the key that is missing
-                raise BadArtefact(
-                    f"engine cache {self.folder}", f"the key {self._key_file} is missing", again
-                ) from None
             return Index()
         except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
             raise BadArtefact(f"engine cache {self.folder}", f"{INDEX} is damaged", again) from None
 
     def _change(self, change: Callable[[Index], Index]) -> None:
         with locked(self.folder / f"{INDEX}.lock"):
-            key = make_user_key(self._key_file)
-            data = asdict(change(self._own_index()))
-            text = json.dumps(data | {SIGNATURE: _signature(key, data)}, indent=1, sort_keys=True)
+            data = asdict(change(self._usable_index()))
+            text = json.dumps(data | {DIGEST: digest(data)}, indent=1, sort_keys=True)
             write_file(self.folder / INDEX, text.encode())
 
-    def _read_plan(self, record: Record, again: str) -> bytes:
+    def _read_plan(self, engine: BuiltEngine, again: str) -> bytes:
         """Raises BadArtefact unless the file is the plan that was built. The bytes returned are those checked."""
-        what, path = f"engine {record.recipe.network}", self._path(record.recipe, "plan")
+        what, path = f"engine {engine.recipe.network}", self._path(engine.recipe, "plan")
         try:
-            data = read_file(path, record.bytes)
+            data = read_file(path, engine.bytes)
         except FileNotFoundError:
             raise BadArtefact(what, f"its plan {path.name} is missing", again) from None
         except BadArtefact as error:
             raise BadArtefact(what, f"{error.what}: {error.seen}", again) from None
-        if hashlib.sha256(data).hexdigest() != record.sha256:
+        if hashlib.sha256(data).hexdigest() != engine.sha256:
             raise BadArtefact(what, f"its plan {path.name} is not the one that was built here", again)
         return data
 
@@ -249,19 +231,16 @@ def _scratch(folder: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _signature(key: bytes, data: object) -> str:
-    return hmac.new(key, json.dumps(data, sort_keys=True).encode(), "sha256").hexdigest()
-
-
-def _choose(built: Sequence[Record], wanted: Recipe, capability: str, again: str) -> Record:
-    """The record that differs from `wanted` in nothing but the devices, and runs on this one. Raises BadArtefact."""
-    similar = [r for r in built if (r.recipe.network, r.recipe.flavour) == (wanted.network, wanted.flavour)]
+def _choose(built: Sequence[BuiltEngine], wanted: Recipe, capability: str, again: str) -> BuiltEngine:
+    """The engine that differs from `wanted` in nothing but the devices, and runs on this one. Raises BadArtefact."""
+    similar = [e for e in built if (e.recipe.network, e.recipe.flavour) == (wanted.network, wanted.flavour)]
     if not similar:
         raise BadArtefact(f"engine {wanted.network}", f"none was built for {wanted.flavour}", again)
-    differences = {id(record): _differences(record.recipe, wanted, capability) for record in similar}
-    best = min(similar, key=lambda record: len(differences[id(record)]))
-    if differences[id(best)]:
-        raise BadArtefact(f"engine {wanted.network}", differences[id(best)][0], again)
+    differences, best = min(
+        ((_differences(engine.recipe, wanted, capability), engine) for engine in similar), key=lambda pair: len(pair[0])
+    )
+    if differences:
+        raise BadArtefact(f"engine {wanted.network}", differences[0], again)
     return best
 
 

@@ -9,12 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from cdiff_rt import schema
-from cdiff_rt.engines.base import Placement, Precision, check_inputs, device_spec, runs_fp32
+from cdiff_rt.engines.base import DTYPES, Placement, Precision, check_inputs, device_spec, precision_of
 from cdiff_rt.errors import BadArtefact
 from cdiff_rt.manifest import Bundle, NetworkSpec
 from cdiff_rt.nets.collaborative import ModelConfig, build_part, part_functions, part_of
-
-DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 # (folder, part of the model, device, type) -> the module, as long as an engine uses it: a modality's networks share their weights.
 _loaded: WeakValueDictionary[tuple[Path, str, str, torch.dtype], nn.Module] = WeakValueDictionary()
@@ -44,7 +42,7 @@ class EagerEngine:
 
 
 class EagerDeviceEngine:
-    """Eager PyTorch on a device. Its allocations go to the pool of the graph that records it."""
+    """Eager PyTorch on a device. Its allocations go to the pool of the graph that captures it."""
 
     capturable = True
 
@@ -103,7 +101,7 @@ def load_device_compiled(bundle: Bundle, network: str, placement: Placement) -> 
 
 def load_device(bundle: Bundle, network: str, placement: Placement, compiled: bool = False) -> EagerDeviceEngine:
     spec = device_spec(bundle.manifest.networks[network], network, placement)
-    dtype = torch.float32 if runs_fp32(network) else DTYPES[placement.precision]
+    dtype = getattr(torch, DTYPES[precision_of(network, placement)])
     return EagerDeviceEngine(spec, network, _module(bundle, network, placement.device, dtype), compiled)
 
 

@@ -42,7 +42,7 @@ class OrtEngine:
 
 
 class OrtDeviceEngine:
-    """The same on a device, in fp32: tensors are bound by address, so nothing is copied. CUDA graphs can't record it."""
+    """The same on a device, in fp32: tensors are bound by address, so nothing is copied. CUDA graphs can't capture it."""
 
     capturable = False
 

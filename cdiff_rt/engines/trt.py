@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from cdiff_rt.engines.base import Placement
-from cdiff_rt.engines.cache import EngineCache, Plan, recipe
+from cdiff_rt.engines.cache import EngineCache, LoadedPlan, recipe
 from cdiff_rt.engines.cuda import compute_capability, why_no_device
 from cdiff_rt.engines.user_files import log
 from cdiff_rt.errors import BadArtefact, BadEnvironment, BadRequest, OutOfResource
@@ -37,7 +37,7 @@ FLAVOURS = {
         "tensorrt-rtx",
         "tensorrt_rtx",
         portable=True,
-        # Memory that the library took while it runs could not be recorded in a CUDA graph.
+        # Memory that the library took while it runs could not be captured in a CUDA graph.
         flags=("REQUIRE_USER_ALLOCATION",),
         defaults=("8.6", "8.9", "12.0"),
     ),
@@ -111,10 +111,10 @@ def new_log(trt: Any, hear: Callable[[str], None] = lambda message: None) -> Any
 class TrtEngine:
     """A plan that the cache vouches for, on a CUDA device. Implements `DeviceEngine`."""
 
-    def __init__(self, flavour: Flavour, plan: Plan, device: str, again: str) -> None:
+    def __init__(self, flavour: Flavour, plan: LoadedPlan, device: str, again: str) -> None:
         check_device(device)
         self._trt = trt = library(flavour)
-        self.spec = plan.record.spec
+        self.spec = plan.engine.spec
         self.capturable = not any(isinstance(d, str) for t in self.spec.inputs for d in t.shape)
         self._flavour, self._device, self._again, self._log = flavour, device, again, new_log(trt)
         self._runtime = trt.Runtime(self._log)
@@ -142,7 +142,7 @@ class TrtEngine:
             if not context.set_tensor_address(name, value.data_ptr()):
                 raise self._bad(self._log.said(f"it does not take the address of {name}"))
 
-        if self._flavour.portable:  # TensorRT-RTX compiles kernels here, and says whether that spoils a recording
+        if self._flavour.portable:  # TensorRT-RTX compiles kernels here, and says whether that spoils a capture
             stream = torch.cuda.current_stream(self._device).cuda_stream
             self.capturable = self.capturable and context.is_stream_capturable(stream)
 
@@ -181,7 +181,7 @@ class TrtEngine:
                 raise self._bad(self._log.said(f"{trt.__name__} {trt.__version__} cannot run it here"))
 
     def _check_tensors(self) -> None:
-        """Raises BadArtefact unless names, types and sizes are those of the record."""
+        """Raises BadArtefact unless names, types and sizes are those of the spec."""
         engine = self._engine
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
         found = {n: (engine.get_tensor_dtype(n).name, tuple(engine.get_tensor_shape(n))) for n in names}
@@ -247,5 +247,5 @@ def export_command(flavour: Flavour, bundle: Bundle, network: str, placement: Pl
     if placement.batch != 1:
         words += ["--engine-batch", str(placement.batch)]
     if network.startswith("step"):
-        words.append("--fused-step")
+        words.append("--whole-step")
     return " ".join(words)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from cdiff_rt.engines.base import Placement, Precision, check_inputs, runs_fp32
+from cdiff_rt.engines.base import Placement, Precision, check_inputs, precision_of
 from cdiff_rt.errors import BadArtefact, BadEnvironment, OutOfResource
 from cdiff_rt.manifest import Bundle, NetworkSpec
 
@@ -269,5 +269,5 @@ def check_cpu(precision: Precision) -> None:
 def load(bundle: Bundle, network: str, placement: Placement) -> VinoEngine:
     check_cpu(placement.precision)
     spec: NetworkSpec = bundle.manifest.networks[network]
-    precision: Precision = "fp32" if runs_fp32(network) else placement.precision
+    precision = precision_of(network, placement)
     return VinoEngine(bundle.path(spec.file), spec, placement.threads, precision)

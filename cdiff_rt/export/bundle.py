@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from cdiff_rt.engines.backends import check_backend
+from cdiff_rt.engines.base import DTYPES
 from cdiff_rt.errors import BadArtefact, BadRequest, OutOfResource
 from cdiff_rt.export.checkpoint import (
     Checkpoint,
@@ -36,7 +37,6 @@ from cdiff_rt.outputs.files import check_folder
 WEIGHTS = "weights.safetensors"
 Shape = tuple[int | str, ...]
 Precision = Literal["fp16", "fp32"]
-_STORED = {"fp16": torch.float16, "fp32": torch.float32}
 
 
 def export_checkpoint(
@@ -129,9 +129,7 @@ def write_bundle(
     """Fills the empty `folder`, holding one weight at a time."""
     described = checkpoint.description
     config = padded_config(described.config, head_multiple)
-    stored = {
-        name: (str(_STORED[precision]).removeprefix("torch."), shape) for name, shape in model_shapes(config).items()
-    }
+    stored = {name: (DTYPES[precision], shape) for name, shape in model_shapes(config).items()}
     with watch(len(stored), "weights") as done:
         weights = counted(stored_weights(checkpoint, config, precision), done)
         write_tensors(folder / WEIGHTS, stored, weights, {})
@@ -175,7 +173,7 @@ def stored_weights(checkpoint: Checkpoint, config: ModelConfig, precision: Preci
         if broken:
             what = f"checkpoint of {checkpoint.description.name}"
             raise BadArtefact(what, f"{name} holds {broken} values that are not finite", "get or train it again")
-        kept = pad_weight(name, weight, config).to(_STORED[precision]).contiguous()
+        kept = pad_weight(name, weight, config).to(getattr(torch, DTYPES[precision])).contiguous()
         if not torch.isfinite(kept).all():
             what = f"checkpoint of {checkpoint.description.name}"
             raise BadArtefact(what, f"{name} holds values too large for fp16", "export with --precision fp32")

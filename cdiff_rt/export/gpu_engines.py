@@ -12,7 +12,7 @@ from cdiff_rt.engines.trt_build import Report, build_plan
 from cdiff_rt.engines.user_files import log
 from cdiff_rt.errors import BadRequest
 from cdiff_rt.export.typed import Typed, typed_network, write_typed
-from cdiff_rt.export.whole_step import fused_step
+from cdiff_rt.export.whole_step import whole_step_graph
 from cdiff_rt.manifest import Bundle, NetworkSpec
 
 
@@ -43,10 +43,10 @@ def build_engines(
     *,
     precision: Precision = "fp16",
     batches: Sequence[int] = (1,),
-    fused: bool = False,
+    whole_step: bool = False,
     cache: EngineCache | None = None,
 ) -> list[EngineReport]:
-    """Engines of all networks for GPUs of these compute capabilities; with `fused` also of the whole step.
+    """Engines of all networks for GPUs of these compute capabilities; with `whole_step` also of that.
 
     None named, it is the GPU that is here, or where engines are built without one, the usual. Raises BadRequest,
     BadEnvironment, BadArtefact, OutOfResource.
@@ -56,7 +56,7 @@ def build_engines(
     check_capabilities(flavour, wanted)
     cache = cache or EngineCache()
     networks = list(bundle.manifest.networks)
-    if fused:
+    if whole_step:
         modalities = [modality.name for modality in bundle.manifest.modalities]
         networks.append(step_network(modalities, bundle.manifest.influence.boost is not None))
     reports: dict[str, EngineReport] = {}
@@ -117,8 +117,8 @@ def _build(bundle: Bundle, made: Recipe, placement: Placement, flavour: Flavour,
         reports.append(built.report)
         return built.plan, typed.spec
 
-    record, _ = cache.built(made, build)
-    return EngineReport(made.network, made.precision, made.sizes, record.bytes, reports[0] if reports else None)
+    engine, _ = cache.built(made, build)
+    return EngineReport(made.network, made.precision, made.sizes, engine.bytes, reports[0] if reports else None)
 
 
 def typed_graph(bundle: Bundle, network: str, placement: Placement) -> Typed:
@@ -126,4 +126,4 @@ def typed_graph(bundle: Bundle, network: str, placement: Placement) -> Typed:
     kind, _, modalities = network.partition(".")
     if not kind.startswith("step"):
         return typed_network(bundle, network, placement)
-    return fused_step(bundle, modalities.split("+"), placement, boosted=kind.endswith("boosted"))
+    return whole_step_graph(bundle, modalities.split("+"), placement, boosted=kind.endswith("boosted"))

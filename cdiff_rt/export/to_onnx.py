@@ -27,9 +27,6 @@ if TYPE_CHECKING:
 
 OPSET = 23
 LARGEST_INLINE = 4096  # bytes of a constant that may stay in the graph
-_TORCH_DTYPES = {"float32": torch.float32, "int64": torch.int64}
-
-
 _ONNX_DTYPES = {"F32": "FLOAT", "F16": "FLOAT16"}
 _PREFIX = "model."  # of a weight's name in the graph
 
@@ -62,7 +59,7 @@ def example_inputs(spec: NetworkSpec, size: int = 2) -> tuple[Tensor, ...]:
         return torch.randn(shape) if dtype.is_floating_point else torch.arange(shape[-1]).expand(shape).contiguous()
 
     return tuple(
-        example(tuple(size if isinstance(d, str) else d for d in tensor.shape), _TORCH_DTYPES[tensor.dtype])
+        example(tuple(size if isinstance(d, str) else d for d in tensor.shape), getattr(torch, tensor.dtype))
         for tensor in spec.inputs
     )
 

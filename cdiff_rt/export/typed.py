@@ -10,15 +10,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from cdiff_rt.engines.base import Placement, device_spec, runs_fp32
+import numpy as np
+
+from cdiff_rt.engines.base import DTYPES, Placement, device_spec, precision_of
 from cdiff_rt.errors import OutOfResource
 from cdiff_rt.manifest import Bundle, NetworkSpec
 
 if TYPE_CHECKING:
     import onnx
 
-_ELEMENTS = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
-_ONNX_NAMES = {"float16": "FLOAT16", "bfloat16": "BFLOAT16", "float32": "FLOAT", "int64": "INT64"}
 _FP32_OPERATORS = {"BFLOAT16": {"ConvTranspose"}}  # TensorRT-RTX 1.7 has no deconvolution in bf16
 _FP32_INPUTS = {"Resize": (1, 2)}  # which ONNX wants as fp32 whatever the data's type
 
@@ -35,7 +35,7 @@ def typed_network(bundle: Bundle, network: str, placement: Placement) -> Typed:
     source = bundle.manifest.networks[network]
     spec = device_spec(source, network, placement)
     model = onnx.load(bundle.path(source.file), load_external_data=False)
-    element = element_type("float32" if runs_fp32(network) else _ELEMENTS[placement.precision])
+    element = element_type(DTYPES[precision_of(network, placement)])
     _declare(model.graph, source, spec)
     _expand_attention(model)
     _retype(model.graph, element)
@@ -67,7 +67,7 @@ def element_type(dtype: str) -> int:
     """ONNX's number of a type, by the name that numpy and torch give it."""
     import onnx
 
-    return onnx.TensorProto.DataType.Value(_ONNX_NAMES[dtype])
+    return onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))  # onnx has taught numpy bfloat16
 
 
 def _declare(graph: "onnx.GraphProto", source: NetworkSpec, spec: NetworkSpec) -> None:

@@ -1,7 +1,8 @@
 """The whole step of a fixed set of experts as one graph, for engines that fuse it themselves.
 
 The experts are those of `typed.py`, in the precision; what joins them is traced from its definition,
-cdiff_rt/fusion.py, and computes in fp32. All that changes from step to step or run to run is an input: `numbers`.
+cdiff_rt/sampling/fusion.py, and computes in fp32. All that changes from step to step or run to run is an input,
+`numbers` (sampling/numbers.py).
 """
 
 from collections.abc import Sequence
@@ -16,16 +17,14 @@ from cdiff_rt.export.to_onnx import OPSET, quiet_exporter
 from cdiff_rt.export.typed import Typed, element_type, rename, typed_network
 from cdiff_rt.manifest import Bundle, NetworkSpec, TensorSpec
 from cdiff_rt.sampling.fusion import fuse, influence, update
+from cdiff_rt.sampling.numbers import WIDTH, unpack
 
 if TYPE_CHECKING:
     import onnx
 
-# Columns of `numbers`: a row of the solver's table, then what `Adjustment` holds, by modality, and its two numbers.
-ROW, GAINS, ANCHOR, FACTORS, SHARPNESS, BOOST, NUMBERS = 0, 8, 16, 24, 32, 33, 40
-
 
 class _Fusion(nn.Module):
-    """cdiff_rt/fusion.py on separate arguments, as an exporter wants them."""
+    """cdiff_rt/sampling/fusion.py on separate arguments, as an exporter wants them."""
 
     def __init__(self, boosted: bool) -> None:
         super().__init__()
@@ -34,22 +33,15 @@ class _Fusion(nn.Module):
     def forward(
         self, x: Tensor, hist: Tensor, noise: Tensor, numbers: Tensor, outs: list[Tensor], logits: list[Tensor]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        def per_modality(first: int) -> Tensor:  # [M, 1, 1, *1]
-            return numbers[first : first + len(outs)].reshape(-1, *(1,) * x.dim())
-
-        weights = influence(
-            torch.stack(logits),
-            per_modality(GAINS),
-            per_modality(ANCHOR),
-            per_modality(FACTORS),
-            numbers[SHARPNESS],  # type: ignore[arg-type] # a number that is known when it runs
-            numbers[BOOST] if self._boosted else None,  # type: ignore[arg-type]
-        )
-        following, hist = update(x, fuse(torch.stack(outs), weights), hist, noise, numbers[ROW:GAINS])
+        row, adjust = unpack(numbers, len(outs), x.ndim, self._boosted)
+        weights = influence(torch.stack(logits), *adjust)
+        following, hist = update(x, fuse(torch.stack(outs), weights), hist, noise, row)
         return following, hist, weights
 
 
-def fused_step(bundle: Bundle, modalities: Sequence[str], placement: Placement, *, boosted: bool = False) -> Typed:
+def whole_step_graph(
+    bundle: Bundle, modalities: Sequence[str], placement: Placement, *, boosted: bool = False
+) -> Typed:
     """x, hist, noise [B, C, *latent], `numbers` [40], each expert's rows and context -> next x and hist, weights.
 
     `boosted` is whether there is a second softmax (`Adjustment.boost`), which changes the graph.
@@ -78,7 +70,7 @@ def _step_spec(bundle: Bundle, experts: dict[str, Typed], boosted: bool) -> Netw
     first = next(iter(specs.values()))
     latent, logit = first["x"].shape, first["logit"].shape
     inputs = [TensorSpec(tensor, latent, "float32") for tensor in ("x", "hist", "noise")]
-    inputs.append(TensorSpec("numbers", (NUMBERS,), "float32"))
+    inputs.append(TensorSpec("numbers", (WIDTH,), "float32"))
     for modality, tensors in specs.items():
         for kind in ("rows", "context"):
             inputs.append(TensorSpec(f"{kind}.{modality}", tensors[kind].shape, tensors[kind].dtype))
@@ -123,7 +115,7 @@ def _fusion_graph(spec: NetworkSpec, count: int, boosted: bool) -> "onnx.GraphPr
     with quiet_exporter():
         program = torch.onnx.export(
             _Fusion(boosted).eval(),
-            (*latents[:3], torch.zeros(NUMBERS), latents[3:], logits),
+            (*latents[:3], torch.zeros(WIDTH), latents[3:], logits),
             input_names=names,
             output_names=[tensor.name for tensor in spec.outputs],
             opset_version=OPSET,

@@ -1,42 +1,15 @@
 """One step of the loop as one operation on a device: influence functions, collaborative prediction, next x, in place.
 
-All that differs between steps is a row of numbers in memory, so a CUDA graph that was captured once stays valid for
-every solver, weight, decay and sharpness.
+All that differs between steps is a row of numbers in memory (sampling/numbers.py).
 """
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from cdiff_rt.errors import BadRequest
-from cdiff_rt.sampling.fusion import Adjustment, fuse, influence, update
-from cdiff_rt.sampling.solvers import E_OUT, SolverTable
-
-LARGEST = 8  # modalities
-# A step's numbers: the solver's row, then for up to 8 modalities each their gains, anchor and factors, then two scalars.
-GAINS, ANCHOR, FACTORS = (E_OUT + 1 + LARGEST * part for part in range(3))
-SHARPNESS = FACTORS + LARGEST
-BOOST = SHARPNESS + 1
-WIDTH = 40  # 160 bytes, so every row of the table begins at a multiple of 16
+from cdiff_rt.sampling.fusion import fuse, influence, update
+from cdiff_rt.sampling.numbers import LARGEST, WIDTH, unpack
 
 STORED = (torch.float16, torch.bfloat16, torch.float32)
-
-
-def pack(table: SolverTable, adjust: Adjustment) -> np.ndarray:
-    """[S, WIDTH] float32: everything that a run's steps do differently."""
-    steps, modalities = adjust.gains.shape
-    assert table.rows.shape == (steps, E_OUT + 1)
-    if modalities > LARGEST:
-        raise BadRequest(
-            "number of modalities", str(modalities), f"the fused step takes up to {LARGEST}, leave some out"
-        )
-    numbers = np.zeros((steps, WIDTH), np.float32)
-    numbers[:, :GAINS] = table.rows
-    for first, values in ((GAINS, adjust.gains), (ANCHOR, adjust.anchor), (FACTORS, adjust.factors)):
-        numbers[:, first : first + modalities] = values
-    numbers[:, SHARPNESS] = adjust.sharpness
-    numbers[:, BOOST] = adjust.boost or 0.0
-    return numbers
 
 
 def fuse_step(
@@ -73,19 +46,15 @@ def on_cpu(
 ) -> None:
     """The definition itself."""
     check(outs, logits, x, hist, noise, numbers, weights, boosted)
-    modalities = len(outs)
-    gains, anchor, factors = (
-        numbers[first : first + modalities].reshape(-1, *(1,) * x.ndim) for first in (GAINS, ANCHOR, FACTORS)
-    )
-    boost = float(numbers[BOOST]) if boosted else None
-    shares = influence(logits.float(), gains, anchor, factors, float(numbers[SHARPNESS]), boost)
+    row, adjust = unpack(numbers, len(outs), x.ndim, boosted)
+    shares = influence(logits.float(), *adjust)
     absent = torch.zeros(())
     following, kept = update(
         x.float(),
         fuse(outs.float(), shares),
         absent if hist is None else hist.float(),
         absent if noise is None else noise.float(),
-        numbers,
+        row,
     )
     x.copy_(following)
     if hist is not None:

@@ -1,4 +1,4 @@
-"""Work on a device, recorded once as a CUDA graph and replayed; where that can't be, done each time."""
+"""What is enqueued on a device, captured once as a CUDA graph and replayed; where that can't be, enqueued each time."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -7,38 +7,38 @@ import torch
 
 from cdiff_rt.errors import CdiffError
 
-Work = Callable[[], None]
+Enqueue = Callable[[], None]
 log = logging.getLogger("cdiff_rt")
 
 
 class Captured:
-    """`work` reads and writes buffers that stay in place and whose owner owns this. Calling it does the work."""
+    """`enqueue` reads and writes buffers that stay in place and whose owner owns this. Calling it does the same."""
 
-    def __init__(self, work: Work, device: torch.device, *, name: str, record: bool | None) -> None:
-        """`record` is whether to record; None means that this work can't be, which is then said."""
-        self._work = work
+    def __init__(self, enqueue: Enqueue, device: torch.device, *, name: str, capture: bool | None) -> None:
+        """`capture` is whether to capture; None means that this work can't be captured, which is then said."""
+        self._enqueue = enqueue
         self.graph: torch.cuda.CUDAGraph | None = None
         if device.type != "cuda":
             return
-        work()  # warm-up: libraries allocate and choose their kernels now, not while it is recorded
+        enqueue()  # warm-up: libraries allocate and choose their kernels now, not while it is captured
         torch.cuda.synchronize(device)
-        if record:
-            self._record(name)
-        elif record is None:
-            log.info("%s: this backend's work cannot be recorded as a CUDA graph; it is launched each time", name)
+        if capture:
+            self._capture(name)
+        elif capture is None:
+            log.info("%s: this backend's work cannot be captured as a CUDA graph; it is launched each time", name)
 
-    def _record(self, name: str) -> None:
+    def _capture(self, name: str) -> None:
         graph, refused = torch.cuda.CUDAGraph(), None
         try:
             with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
                 try:
-                    self._work()
-                except CdiffError as error:  # raised below: an exception may not cross the end of a recording
+                    self._enqueue()
+                except CdiffError as error:  # raised below: an exception may not cross the end of a capture
                     refused = error
-        except RuntimeError as error:  # torch's, for whatever CUDA doesn't record
+        except RuntimeError as error:  # torch's, for whatever CUDA doesn't capture
             if not refused:
                 reason = str(error).splitlines()[0]
-                log.warning("%s: the CUDA graph was not recorded (%s); it is launched each time", name, reason)
+                log.warning("%s: the CUDA graph was not captured (%s); it is launched each time", name, reason)
                 return
         if refused:
             raise refused
@@ -48,22 +48,22 @@ class Captured:
         if self.graph:
             self.graph.replay()
         else:
-            self._work()
+            self._enqueue()
 
 
-def side_by_side(works: Sequence[Work], streams: Sequence["torch.cuda.Stream"]) -> None:
-    """Does each work on its own stream, beside the others; what comes later on this stream waits for all of them.
+def side_by_side(calls: Sequence[Enqueue], streams: Sequence["torch.cuda.Stream"]) -> None:
+    """Each call on its own stream, beside the others; what comes later on this stream waits for all of them.
 
     Without streams, one after the other.
     """
     if not streams:
-        for work in works:
-            work()
+        for enqueue in calls:
+            enqueue()
         return
     here = torch.cuda.current_stream()
-    for work, stream in zip(works, streams, strict=True):
+    for enqueue, stream in zip(calls, streams, strict=True):
         stream.wait_stream(here)
         with torch.cuda.stream(stream):
-            work()
+            enqueue()
     for stream in streams:
         here.wait_stream(stream)

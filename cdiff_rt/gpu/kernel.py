@@ -10,16 +10,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cdiff_rt.gpu import fused_step
+from cdiff_rt.sampling import numbers as columns
 from cdiff_rt.sampling import solvers
 
 # A jitted function sees only such globals as are constants.
 C_X, C_OUT = tl.constexpr(solvers.C_X), tl.constexpr(solvers.C_OUT)
 C_HIST, C_NOISE = tl.constexpr(solvers.C_HIST), tl.constexpr(solvers.C_NOISE)
 D_X, D_OUT = tl.constexpr(solvers.D_X), tl.constexpr(solvers.D_OUT)
-GAINS, ANCHOR = tl.constexpr(fused_step.GAINS), tl.constexpr(fused_step.ANCHOR)
-FACTORS = tl.constexpr(fused_step.FACTORS)
-SHARPNESS, BOOST = tl.constexpr(fused_step.SHARPNESS), tl.constexpr(fused_step.BOOST)
+GAINS, ANCHOR = tl.constexpr(columns.GAINS), tl.constexpr(columns.ANCHOR)
+FACTORS = tl.constexpr(columns.FACTORS)
+SHARPNESS, BOOST = tl.constexpr(columns.SHARPNESS), tl.constexpr(columns.BOOST)
 
 LARGEST_WARPS = 4
 

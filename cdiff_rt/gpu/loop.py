@@ -1,4 +1,4 @@
-"""The sampling loop on a device: all steps of all experts and their fusion, recorded as one CUDA graph.
+"""The sampling loop on a device: all steps of all experts and their fusion, captured as one CUDA graph.
 
 Everything is staged into buffers before the loop: x_T, every step's noise and numbers, time rows, contexts. So a step
 launches work and nothing else, and new weights of the fusion or another schedule are new numbers in the same graph.
@@ -13,16 +13,17 @@ from torch import Tensor
 
 from cdiff_rt.engines.base import DeviceEngine
 from cdiff_rt.gpu.buffers import dtype_of, shape_of, stacked
-from cdiff_rt.gpu.fused_step import WIDTH, fuse_step
+from cdiff_rt.gpu.fused_step import fuse_step
 from cdiff_rt.gpu.graph import Captured, side_by_side
 from cdiff_rt.manifest import TensorSpec
+from cdiff_rt.sampling.numbers import WIDTH
 
 Advance = Callable[[int, bool], None]
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What changes a loop's structure. Runs with equal plans share buffers and graph."""
+class LoopShape:
+    """What changes a loop's structure. Runs of equal shape share buffers and graph."""
 
     modalities: tuple[str, ...]
     latent_shape: tuple[int, ...]
@@ -39,7 +40,7 @@ class Buffers:
     """M modalities, S steps. Latents are fp32; what engines take and give has their types."""
 
     x: Tensor  # [B, C, *latent]
-    numbers: Tensor  # [S, WIDTH], see fused_step.py
+    numbers: Tensor  # [S, WIDTH], see sampling/numbers.py
     rows: list[Tensor]  # per modality [S, E_m]
     row: list[Tensor]  # per modality [1, E_m], the current step's
     contexts: list[Tensor]  # per modality [B, T_m, K_m]
@@ -50,48 +51,50 @@ class Buffers:
     free: Tensor | None  # [*latent], 0 where something is known, else 1
 
 
-def allocate(plan: Plan, rows: Sequence[TensorSpec], contexts: Sequence[TensorSpec], device: torch.device) -> Buffers:
-    """Buffers for a plan; `rows` and `contexts` are what the engines take of each modality."""
-    latent, sizes = (plan.batch, *plan.latent_shape), {"batch": plan.batch}
+def allocate(
+    shape: LoopShape, rows: Sequence[TensorSpec], contexts: Sequence[TensorSpec], device: torch.device
+) -> Buffers:
+    """Buffers for that shape; `rows` and `contexts` are what the engines take of each modality."""
+    latent, sizes = (shape.batch, *shape.latent_shape), {"batch": shape.batch}
 
-    def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        return torch.zeros(shape, dtype=dtype, device=device)
+    def zeros(*size: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.zeros(size, dtype=dtype, device=device)
 
     return Buffers(
         x=zeros(*latent),
-        numbers=zeros(plan.steps, WIDTH),
-        rows=[zeros(plan.steps, *shape_of(spec, sizes)[1:], dtype=dtype_of(spec)) for spec in rows],
+        numbers=zeros(shape.steps, WIDTH),
+        rows=[zeros(shape.steps, *shape_of(spec, sizes)[1:], dtype=dtype_of(spec)) for spec in rows],
         row=[zeros(*shape_of(spec, sizes), dtype=dtype_of(spec)) for spec in rows],
         contexts=[zeros(*shape_of(spec, sizes), dtype=dtype_of(spec)) for spec in contexts],
-        weights=zeros(len(rows), plan.batch, 1, *plan.latent_shape[1:]),
-        hist=zeros(*latent) if plan.two_step else None,
-        noise=zeros(plan.steps, *latent) if plan.noisy else None,
-        known=zeros(plan.steps, *latent) if plan.known else None,
-        free=zeros(*plan.latent_shape[1:]) if plan.known else None,
+        weights=zeros(len(rows), shape.batch, 1, *shape.latent_shape[1:]),
+        hist=zeros(*latent) if shape.two_step else None,
+        noise=zeros(shape.steps, *latent) if shape.noisy else None,
+        known=zeros(shape.steps, *latent) if shape.known else None,
+        free=zeros(*shape.latent_shape[1:]) if shape.known else None,
     )
 
 
 class Loop:
-    """Owns the buffers of a plan and the graph that was recorded on them. Fill `buffers`, then call `run`.
+    """Owns the buffers of a shape and the graph that was captured on them. Fill `buffers`, then call `run`.
 
     `advance(i, watched)` does step i in place and, if it is watched, leaves the influence functions in
     `buffers.weights`; `outs` [M, B, C, *latent] are then the branches' own predictions, if there are any.
     """
 
     def __init__(
-        self, plan: Plan, buffers: Buffers, advance: Advance, outs: Tensor | None, record: bool | None
+        self, shape: LoopShape, buffers: Buffers, advance: Advance, outs: Tensor | None, capture: bool | None
     ) -> None:
-        """`record` is whether to record a CUDA graph; None means that an engine can't be recorded."""
-        self.plan, self.buffers, self.advance, self.outs = plan, buffers, advance, outs
-        self._record = record
+        """`capture` is whether to capture a CUDA graph; None means that an engine's work can't be captured."""
+        self.shape, self.buffers, self.advance, self.outs = shape, buffers, advance, outs
+        self._capture = capture
         self._captured: Captured | None = None
 
     def run(self) -> None:
         """All steps, from the x_T in `buffers.x` to x_0 in its place: one replay, where graphs can be had."""
         if self._captured is None:
             start = self.buffers.x.clone()
-            self._captured = Captured(self.all_steps, start.device, name="the loop", record=self._record)
-            self.restart(start)  # recording has moved the buffers
+            self._captured = Captured(self.all_steps, start.device, name="the loop", capture=self._capture)
+            self.restart(start)  # capturing has moved the buffers
         self._captured()
 
     def restart(self, x: Tensor) -> None:
@@ -101,8 +104,8 @@ class Loop:
             self.buffers.hist.zero_()
 
     def all_steps(self) -> None:
-        """What is recorded. It launches the same for every step, and writes to the buffers only."""
-        for i in range(self.plan.steps):
+        """What is captured. It launches the same for every step, and writes to the buffers only."""
+        for i in range(self.shape.steps):
             self.begin(i)
             self.advance(i, False)
 
@@ -113,13 +116,15 @@ class Loop:
             b.x.mul_(b.free).add_(b.known[i])
 
 
-def loop_of_experts(plan: Plan, engines: Sequence[DeviceEngine], device: torch.device, *, graphs: bool = True) -> Loop:
+def loop_of_experts(
+    shape: LoopShape, engines: Sequence[DeviceEngine], device: torch.device, *, graphs: bool = True
+) -> Loop:
     """Each expert an engine of its own, side by side, and one kernel that fuses them: any set of experts."""
     inputs = [{tensor.name: tensor for tensor in engine.spec.inputs} for engine in engines]
-    b = allocate(plan, [of["rows"] for of in inputs], [of["context"] for of in inputs], device)
+    b = allocate(shape, [of["rows"] for of in inputs], [of["context"] for of in inputs], device)
     out, logit = engines[0].spec.outputs
     outs, logits = (
-        stacked(len(engines), shape_of(tensor, {"batch": plan.batch}), dtype_of(tensor), device)
+        stacked(len(engines), shape_of(tensor, {"batch": shape.batch}), dtype_of(tensor), device)
         for tensor in (out, logit)
     )
     calls = [
@@ -137,22 +142,22 @@ def loop_of_experts(plan: Plan, engines: Sequence[DeviceEngine], device: torch.d
     def advance(i: int, watched: bool) -> None:
         side_by_side([partial(expert, m, i) for m in range(len(calls))], streams)
         noise, weights = None if b.noise is None else b.noise[i], b.weights if watched else None
-        fuse_step(outs, logits, b.x, b.numbers[i], hist=b.hist, noise=noise, weights=weights, boosted=plan.boosted)
+        fuse_step(outs, logits, b.x, b.numbers[i], hist=b.hist, noise=noise, weights=weights, boosted=shape.boosted)
 
-    return Loop(plan, b, advance, outs, graphs if capturable else None)
+    return Loop(shape, b, advance, outs, graphs if capturable else None)
 
 
-def loop_of_step(plan: Plan, engine: DeviceEngine, device: torch.device, *, graphs: bool = True) -> Loop:
+def loop_of_step(shape: LoopShape, engine: DeviceEngine, device: torch.device, *, graphs: bool = True) -> Loop:
     """One engine that does the whole step of these experts. It takes noise and history in any case."""
     inputs = {tensor.name: tensor for tensor in engine.spec.inputs}
-    rows, contexts = ([inputs[f"{part}.{name}"] for name in plan.modalities] for part in ("rows", "context"))
-    b = allocate(replace(plan, noisy=True, two_step=True), rows, contexts, device)
+    rows, contexts = ([inputs[f"{part}.{name}"] for name in shape.modalities] for part in ("rows", "context"))
+    b = allocate(replace(shape, noisy=True, two_step=True), rows, contexts, device)
     assert b.noise is not None and b.hist is not None
     staged, history = b.noise, b.hist
     numbers, noise, x, hist = (torch.zeros_like(value) for value in (b.numbers[0], b.x, b.x, b.x))
     tensors = {"x": b.x, "hist": history, "noise": noise, "numbers": numbers, "next_x": x, "next_hist": hist}
-    tensors |= {f"rows.{name}": row for name, row in zip(plan.modalities, b.row, strict=True)}
-    tensors |= {f"context.{name}": context for name, context in zip(plan.modalities, b.contexts, strict=True)}
+    tensors |= {f"rows.{name}": row for name, row in zip(shape.modalities, b.row, strict=True)}
+    tensors |= {f"context.{name}": context for name, context in zip(shape.modalities, b.contexts, strict=True)}
     call = engine.bind(tensors | {"weights": b.weights})
 
     def advance(i: int, watched: bool) -> None:
@@ -164,4 +169,4 @@ def loop_of_step(plan: Plan, engine: DeviceEngine, device: torch.device, *, grap
         b.x.copy_(x)
         history.copy_(hist)
 
-    return Loop(plan, b, advance, None, graphs if engine.capturable else None)
+    return Loop(shape, b, advance, None, graphs if engine.capturable else None)

@@ -13,19 +13,19 @@ from cdiff_rt.engines.base import DeviceEngine, Placement
 from cdiff_rt.engines.cache import step_network
 from cdiff_rt.errors import BadRequest, OutOfResource
 from cdiff_rt.gpu.buffers import sizes_of, tensors_of
-from cdiff_rt.gpu.fused_step import pack
 from cdiff_rt.gpu.graph import Captured
-from cdiff_rt.gpu.loop import Loop, Plan, loop_of_experts, loop_of_step
+from cdiff_rt.gpu.loop import Loop, LoopShape, loop_of_experts, loop_of_step
 from cdiff_rt.manifest import Bundle
 from cdiff_rt.run import OnDevice, Run
 from cdiff_rt.sampling.loop import Callback, StepState
+from cdiff_rt.sampling.numbers import pack
 from cdiff_rt.sampling.solvers import C_HIST, C_NOISE, E_OUT, E_X, SolverTable
 
 Made = TypeVar("Made")
 
 
 class Call:
-    """One network with buffers of its own, recorded like the loop."""
+    """One network with buffers of its own, captured like the loop."""
 
     def __init__(
         self, engine: DeviceEngine, sizes: Mapping[str, int], device: torch.device, name: str, graphs: bool
@@ -34,7 +34,7 @@ class Call:
         self._tensors = tensors_of(engine.spec, sizes, device)
         self._run: Callable[[], None] = engine.bind(self._tensors)
         if not any(isinstance(d, str) for tensor in engine.spec.inputs for d in tensor.shape):
-            self._run = Captured(self._run, device, name=name, record=graphs if engine.capturable else None)
+            self._run = Captured(self._run, device, name=name, capture=graphs if engine.capturable else None)
 
     def __call__(self, inputs: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
         """The outputs stay valid until the next call."""
@@ -52,8 +52,8 @@ class DeviceRunner:
         self.precision = check_precision(backend, how.precision)
         self._engines: dict[tuple[str, int], DeviceEngine] = {}
         self._calls: dict[tuple[str, tuple[tuple[str, int], ...]], Call] = {}
-        self._loops: dict[Plan, Loop] = {}
-        # Not the default stream: it cannot be recorded, and onnxruntime takes its number for none.
+        self._loops: dict[LoopShape, Loop] = {}
+        # Not the default stream: it cannot be captured, and onnxruntime takes its number for none.
         self._stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
 
     def call(self, network: str, **inputs: np.ndarray) -> dict[str, np.ndarray]:
@@ -67,7 +67,7 @@ class DeviceRunner:
             loop = self._loop(run)
             self._stage(loop, run)
             if callback and loop.outs is None:
-                remedy = "leave the fused step's engine out"
+                remedy = "leave the engine of the whole step out"
                 raise BadRequest("callback_on_step_end", "this engine shows no branch's own prediction", remedy)
             if callback:
                 for i in range(len(run.table.timesteps)):
@@ -108,7 +108,7 @@ class DeviceRunner:
 
     def _loop(self, run: Run) -> Loop:
         table, adjust, batch = run.table, run.adjust, len(run.start)
-        plan = Plan(
+        shape = LoopShape(
             modalities=tuple(modality.name for modality in run.modalities),
             latent_shape=self._bundle.manifest.latent_shape,
             batch=batch,
@@ -118,18 +118,18 @@ class DeviceRunner:
             boosted=adjust.boost is not None,
             known=run.known is not None,
         )
-        return _made(self._loops, plan, lambda: self._new_loop(plan))
+        return _made(self._loops, shape, lambda: self._new_loop(shape))
 
-    def _new_loop(self, plan: Plan) -> Loop:
-        if self._how.fused_step:
-            step = self._engine(step_network(plan.modalities, plan.boosted), plan.batch)
-            return loop_of_step(plan, step, self._device, graphs=self._how.graphs)
-        experts = [self._engine(f"expert.{name}", plan.batch) for name in plan.modalities]
-        return loop_of_experts(plan, experts, self._device, graphs=self._how.graphs)
+    def _new_loop(self, shape: LoopShape) -> Loop:
+        if self._how.whole_step:
+            step = self._engine(step_network(shape.modalities, shape.boosted), shape.batch)
+            return loop_of_step(shape, step, self._device, graphs=self._how.graphs)
+        experts = [self._engine(f"expert.{name}", shape.batch) for name in shape.modalities]
+        return loop_of_experts(shape, experts, self._device, graphs=self._how.graphs)
 
     def _stage(self, loop: Loop, run: Run) -> None:
         """All that the steps will read, into the loop's buffers."""
-        b, steps = loop.buffers, range(loop.plan.steps)
+        b, steps = loop.buffers, range(loop.shape.steps)
         for m, (modality, value) in enumerate(zip(run.modalities, run.inputs, strict=True)):
             if run.contexts:
                 b.contexts[m].copy_(torch.from_numpy(run.contexts[m]))
@@ -155,7 +155,7 @@ def _watched(loop: Loop, table: SolverTable, i: int) -> StepState:
     loop.advance(i, True)
     weights, outs = _host(b.weights), _host(loop.outs)
     x0 = row[E_X] * before + row[E_OUT] * (weights * outs).sum(0)
-    return StepState(i, int(table.timesteps[i]), _host(b.x), x0, loop.plan.modalities, weights, outs)
+    return StepState(i, int(table.timesteps[i]), _host(b.x), x0, loop.shape.modalities, weights, outs)
 
 
 def _host(value: Tensor) -> np.ndarray:

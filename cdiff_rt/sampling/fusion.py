@@ -56,7 +56,12 @@ def adjustment(
 
 
 def influence(
-    logits: Array, gains: Array, anchor: Array, factors: Array, sharpness: float = 1.0, boost: float | None = None
+    logits: Array,
+    gains: Array,
+    anchor: Array,
+    factors: Array,
+    sharpness: Array | float = 1.0,
+    boost: Array | float | None = None,
 ) -> Array:
     """logits [M, B, 1, *latent]; the others broadcast to it -> influence functions of that shape; they sum to 1."""
     xp = array_api_compat.array_namespace(logits)

@@ -30,7 +30,7 @@ def test_the_gpu_suite_compares_what_its_docs_say():
     assert len({case.name for case in GPU_SUITE}) == len(GPU_SUITE)
     assert {case.backend for case in GPU_SUITE} == {n for n, backend in BACKENDS.items() if backend.device == "cuda"}
     for flavour in ("tensorrt", "tensorrt-rtx"):
-        ways = {(case.fused_step, case.graphs) for case in GPU_SUITE if case.backend == flavour}
+        ways = {(case.whole_step, case.graphs) for case in GPU_SUITE if case.backend == flavour}
         assert ways == {(False, False), (False, True), (True, False), (True, True)}
 
 

@@ -6,15 +6,13 @@ import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-from cdiff_rt.engines import cache
 from cdiff_rt.engines.base import Placement
 from cdiff_rt.engines.cache import INDEX, EngineCache, recipe, sources, step_network
 from cdiff_rt.errors import BadArtefact
-from cdiff_rt.manifest import Bundle, NetworkSpec, TensorSpec
+from cdiff_rt.manifest import Bundle, NetworkSpec, TensorSpec, digest
 
 AGAIN = "run `cdiff-rt export --model faces-128 --target tensorrt`"
 SPEC = NetworkSpec("expert.mask.onnx", (TensorSpec("x", (1, "steps", 16), "float16"),), ())
@@ -23,7 +21,7 @@ PLAN = b"plan" * 1000
 
 @pytest.fixture
 def engines(tmp_path):
-    return EngineCache(tmp_path / "engines", tmp_path / "state" / "key")
+    return EngineCache(tmp_path / "engines")
 
 
 USUAL = Placement()
@@ -41,9 +39,9 @@ def wanted(bundle):
 
 @pytest.fixture
 def built(engines, wanted):
-    record, new = engines.built(wanted, lambda folder: (PLAN, SPEC))
+    engine, new = engines.built(wanted, lambda folder: (PLAN, SPEC))
     assert new
-    return record
+    return engine
 
 
 def plan_file(engines):
@@ -53,19 +51,19 @@ def plan_file(engines):
 
 def test_what_was_built_is_loaded(engines, wanted, built):
     plan = engines.load(wanted, "8.6", AGAIN)
-    assert (plan.data, plan.record, plan.record.spec) == (PLAN, built, SPEC)
+    assert (plan.data, plan.engine, plan.engine.spec) == (PLAN, built, SPEC)
     assert built.sha256 == hashlib.sha256(PLAN).hexdigest() and built.bytes == len(PLAN)
     assert plan_file(engines).name == f"{wanted.key}.plan"
 
 
 def test_another_process_loads_it_too(engines, wanted, built):
-    other = EngineCache(engines.folder, engines._key_file)
-    assert other.load(wanted, "8.6", AGAIN).record == built
+    other = EngineCache(engines.folder)
+    assert other.load(wanted, "8.6", AGAIN).engine == built
 
 
 def test_it_is_built_once(engines, wanted, built):
-    record, new = engines.built(wanted, lambda folder: pytest.fail("built twice"))
-    assert (record, new) == (built, False)
+    engine, new = engines.built(wanted, lambda folder: pytest.fail("built twice"))
+    assert (engine, new) == (built, False)
 
 
 def test_the_builder_gets_a_folder_that_goes_away(engines, wanted):
@@ -210,23 +208,19 @@ def flip(path, place):
     path.write_bytes(data)
 
 
-def rewrite(engines, change):
-    """The index with a change, and the signature that it had."""
+def rewrite(engines, change, digest=None):
+    """The index with a change, and the digest that it had unless another is given."""
     path = engines.folder / INDEX
     data = json.loads(path.read_text())
     change(data)
-    path.write_text(json.dumps(data))
-
-
-def foreign_key(engines):
-    engines._key_file.write_bytes(os.urandom(32))
+    path.write_text(json.dumps(data | ({"digest": digest(data)} if digest else {})))
 
 
 def another_plan(engines):
-    """By somebody who can write here but doesn't know the key."""
+    """In the place of what was built, and an index that was edited to say so."""
     plan_file(engines).write_bytes(b"evil" * 1000)
-    digest = hashlib.sha256(b"evil" * 1000).hexdigest()
-    rewrite(engines, lambda data: next(iter(data["engines"].values())).update(sha256=digest))
+    other = hashlib.sha256(b"evil" * 1000).hexdigest()
+    rewrite(engines, lambda data: next(iter(data["engines"].values())).update(sha256=other))
 
 
 def move(engines, path):
@@ -241,20 +235,18 @@ TAMPERED = {
     "longer plan": (lambda e: plan_file(e).write_bytes(PLAN + b"x"), "no plain file of at most"),
     "empty plan": (lambda e: plan_file(e).write_bytes(b""), "not the one that was built here"),
     "missing plan": (lambda e: plan_file(e).unlink(), "is missing"),
-    "replaced plan": (another_plan, "not signed with this user's key"),
+    "replaced plan": (another_plan, "damaged"),
     "linked plan": (lambda e: (path := plan_file(e)).symlink_to(move(e, path)), "no plain file"),
     "flipped index": (lambda e: flip(e.folder / INDEX, 300), "engines.json is"),
     "empty index": (lambda e: (e.folder / INDEX).write_bytes(b""), "damaged"),
-    "unsigned index": (lambda e: rewrite(e, lambda data: data.pop("hmac")), "damaged"),
-    "odd signature": (lambda e: rewrite(e, lambda data: data.update(hmac=7)), "damaged"),
-    "other signature": (lambda e: rewrite(e, lambda data: data.update(hmac="0" * 64)), "not signed"),
-    "surplus field": (lambda e: rewrite(e, lambda data: data.update(more=1)), "not signed"),
+    "index without digest": (lambda e: rewrite(e, lambda data: data.pop("digest")), "damaged"),
+    "odd digest": (lambda e: rewrite(e, lambda data: data.update(digest=7)), "damaged"),
+    "other digest": (lambda e: rewrite(e, lambda data: data.update(digest="0" * 64)), "damaged"),
+    "surplus field": (lambda e: rewrite(e, lambda data: data.update(more=1), digest), "damaged"),
+    "field of another type": (lambda e: rewrite(e, lambda data: data.update(engines=[]), digest), "damaged"),
     "index is a list": (lambda e: (e.folder / INDEX).write_text("[]"), "damaged"),
     "deep index": (lambda e: (e.folder / INDEX).write_text("[" * 100_000), "damaged"),
     "linked index": (lambda e: (e.folder / INDEX).symlink_to(move(e, e.folder / INDEX)), "no plain file"),
-    "missing key": (lambda e: e._key_file.unlink(), "the key .* is missing"),
-    "foreign key": (foreign_key, "not signed with this user's key"),
-    "open key": (lambda e: e._key_file.chmod(0o644), "not this user's alone"),
     "folder of all": (lambda e: e.folder.chmod(0o777), "others may write"),
     "folder of a group": (lambda e: e.folder.chmod(0o770), "others may write"),
 }
@@ -280,15 +272,15 @@ def test_a_folder_of_another_user_is_refused(engines, wanted, built, monkeypatch
             act()
 
 
-MENDED = [case for case in TAMPERED if not case.startswith(("folder", "open key"))]
+MENDED = [case for case in TAMPERED if not case.startswith("folder of")]
 
 
 @pytest.mark.parametrize("case", MENDED)
 def test_the_remedy_mends_it(case, engines, wanted, built):
     TAMPERED[case][0](engines)
-    record, new = engines.built(wanted, lambda folder: (PLAN + b"!", SPEC))
+    engine, new = engines.built(wanted, lambda folder: (PLAN + b"!", SPEC))
     assert new and engines.load(wanted, "8.6", AGAIN).data == PLAN + b"!"
-    assert engines.load(wanted, "8.6", AGAIN).record == record
+    assert engines.load(wanted, "8.6", AGAIN).engine == engine
 
 
 def test_an_entry_is_not_taken_for_another(engines, bundle, wanted, built):
@@ -325,10 +317,9 @@ def test_there_is_none_before_the_first_build(engines):
     [
         lambda e, path: flip(path, 3),
         lambda e, path: path.write_bytes(b""),
-        lambda e, path: rewrite(e, lambda data: data["timings"].clear()),
-        lambda e, path: foreign_key(e),
+        lambda e, path: rewrite(e, lambda data: data["timings"].clear(), digest),
     ],
-    ids=["flipped", "empty", "not in the index", "foreign key"],
+    ids=["flipped", "empty", "not in the index"],
 )
 def test_a_corrupt_one_is_dropped_with_a_word(tamper, engines, timed, caplog):
     tamper(engines, timed)
@@ -353,7 +344,7 @@ def test_a_build_goes_on_without(engines, timed, bundle):
 BUILDER = """
 import os, sys, time
 from pathlib import Path
-from cdiff_rt.engines import Placement
+from cdiff_rt.engines.base import Placement
 from cdiff_rt.engines.cache import EngineCache, recipe
 from cdiff_rt.manifest import Bundle, NetworkSpec
 from cdiff_rt.manifest import MODELS
@@ -375,15 +366,16 @@ def die(descriptor):
 
 if how == "dies while it builds":
     time.sleep = die
-if how.startswith("dies at write "):
-    left, fsync = int(how.split()[-1]), os.fsync
-    def count(descriptor):
+if how.startswith("dies at "):
+    owner, name = {"fsync": (os, "fsync"), "replace": (Path, "replace")}[how.split()[2]]
+    left, call = int(how.split()[-1]), getattr(owner, name)
+    def count(*given):
         global left
         left -= 1
-        die(descriptor) if left < 0 else fsync(descriptor)
-    os.fsync = count
-engines = EngineCache(folder / "engines", folder / "state" / "key")
-print(engines.built(wanted, build)[1], engines.load(wanted, "8.6", "again").record.sha256, flush=True)
+        die(given) if left < 0 else call(*given)
+    setattr(owner, name, count)
+engines = EngineCache(folder / "engines")
+print(engines.built(wanted, build)[1], engines.load(wanted, "8.6", "again").engine.sha256, flush=True)
 """
 
 
@@ -399,15 +391,15 @@ def test_two_processes_build_once(tmp_path):
     assert {digest for _, digest in said} == {hashlib.sha256(PLAN).hexdigest()}
 
 
-# A write is synced twice, the file and its folder: first the plan's, then the key's, then the index's.
-DEATHS = ["dies while it builds"] + [f"dies at write {n}" for n in range(6)]
+# A file is synced, then it replaces the old one: first the plan's, then the index's.
+DEATHS = ["dies while it builds"] + [f"dies at {call} {n}" for call in ("fsync", "replace") for n in (0, 1)]
 
 
 @pytest.mark.parametrize("how", DEATHS)
 def test_a_builder_that_is_killed_leaves_nothing_torn(how, tmp_path, bundle):
     child = start(tmp_path, how)
     assert "dying" in child.communicate(timeout=60)[0] and child.returncode == -9
-    engines = EngineCache(tmp_path / "engines", tmp_path / "state" / "key")
+    engines = EngineCache(tmp_path / "engines")
     asked = recipe_for(bundle)
     try:
         assert engines.load(asked, "8.6", AGAIN).data == PLAN
@@ -428,9 +420,11 @@ def test_another_waits_and_takes_over_from_one_that_is_killed(tmp_path):
     assert (tmp_path / "builds").read_text() == "xx"
 
 
-def test_the_defaults_lie_in_the_users_home(monkeypatch, tmp_path):
+@pytest.mark.parametrize("of_the_user", [True, False], ids=["XDG_CACHE_HOME", "HOME"])
+def test_the_default_lies_in_the_users_home(of_the_user, monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
-    engines = EngineCache()
-    assert engines.folder == tmp_path / ".cache/cdiff-rt/engines"
-    assert engines._key_file == tmp_path / ".local/state/cdiff-rt/key"
-    assert Path(cache.FOLDER).parts[0] == "~"
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    if of_the_user:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))
+    home = tmp_path / ("elsewhere" if of_the_user else ".cache")
+    assert EngineCache().folder == home / "cdiff-rt/engines"

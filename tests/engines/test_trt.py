@@ -1,7 +1,6 @@
 """The engine and its loaders, with a stand-in for the library. What the libraries themselves do: test_trt_build.py."""
 
 import dataclasses
-import os
 import sys
 
 import numpy as np
@@ -31,11 +30,10 @@ STEPS = 5
 @pytest.fixture(scope="module")
 def engines(tmp_path_factory, bundle):
     """A cache with every network, built by the stand-in."""
-    home = tmp_path_factory.mktemp("home")
-    made = EngineCache(home / ".cache/cdiff-rt/engines", home / ".local/state/cdiff-rt/key")
+    made = EngineCache(tmp_path_factory.mktemp("cache") / "cdiff-rt/engines")
     with pytest.MonkeyPatch.context() as patch:
         standin_trt.install(patch)
-        build_engines(bundle, "tensorrt", batches=(HERE.batch,), fused=True, cache=made)
+        build_engines(bundle, "tensorrt", batches=(HERE.batch,), whole_step=True, cache=made)
     return made
 
 
@@ -100,17 +98,17 @@ def test_the_whole_step_is_an_engine_too(bundle, engines, standin):
     assert torch.isfinite(tensors["next_x"]).all() and tensors["weights"].shape == (2, 2, 1, 16, 16)
 
 
-@pytest.mark.parametrize("fused_step", [False, True])
-def test_the_runtime_of_devices_makes_images_with_it(fused_step, bundle, engines, standin, monkeypatch, pipeline, mask):
+@pytest.mark.parametrize("whole_step", [False, True])
+def test_the_runtime_of_devices_makes_images_with_it(whole_step, bundle, engines, standin, monkeypatch, pipeline, mask):
     """On the CPU's own memory, which is aligned less."""
     monkeypatch.setattr(trt_module, "ALIGNMENT", 1)
-    monkeypatch.setenv("HOME", str(engines.folder.parents[2]))
-    ours, how = Pipeline(bundle), OnDevice(precision="fp16", fused_step=fused_step)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(engines.folder.parents[1]))
+    ours, how = Pipeline(bundle), OnDevice(precision="fp16", whole_step=whole_step)
     ours._runner = DeviceRunner(bundle, "tensorrt", how, device="cpu")
     settings = {"mask": mask, "text": "This man has a long beard.", "steps": 4, "batch": HERE.batch}
     latents, expected = (p.generate(**settings).latents for p in (ours, pipeline))
     assert np.abs(latents - expected).max() < 3e-2 * expected.std()
-    assert len(standin.streams) == 2 + 2 + 4 * (1 if fused_step else 2) + 1  # condition, time, steps, decoder
+    assert len(standin.streams) == 2 + 2 + 4 * (1 if whole_step else 2) + 1  # condition, time, steps, decoder
 
 
 def test_addresses_are_bound_once_and_new_content_is_seen(engine, standin):
@@ -156,9 +154,9 @@ def test_what_has_fixed_sizes_can_be_captured(engine):
 
 
 @pytest.mark.parametrize("answer", [True, False])
-def test_rtx_is_asked_whether_a_graph_can_record_it(answer, bundle, tmp_path, monkeypatch):
+def test_rtx_is_asked_whether_a_graph_can_capture_it(answer, bundle, tmp_path, monkeypatch):
     standin = standin_trt.install(monkeypatch, "tensorrt_rtx", "1.7.1")
-    made = EngineCache(tmp_path / "engines", tmp_path / "key")
+    made = EngineCache(tmp_path / "engines")
     single = dataclasses.replace(bundle.manifest, networks={"vae.decode": bundle.manifest.networks["vae.decode"]})
     build_engines(Bundle(bundle.folder, single), "tensorrt-rtx", ["8.6", "12.1"], cache=made)
     engine = load_rtx(bundle, "vae.decode", Placement("cpu"), made)
@@ -188,9 +186,8 @@ def engines_copy(engines, tmp_path):
     import shutil
 
     shutil.copytree(engines.folder, tmp_path / "engines")
-    shutil.copy(engines._key_file, tmp_path / "key")
     (tmp_path / "engines").chmod(0o700)
-    return EngineCache(tmp_path / "engines", tmp_path / "key")
+    return EngineCache(tmp_path / "engines")
 
 
 def flip_plans(engines):
@@ -213,10 +210,9 @@ def link_plans(engines):
         link_plans,
         lambda e: [path.unlink() for path in e.folder.glob("*.plan")],
         lambda e: (e.folder / "engines.json").write_bytes((e.folder / "engines.json").read_bytes()[:-3]),
-        lambda e: e._key_file.write_bytes(os.urandom(32)),
         lambda e: e.folder.chmod(0o777),
     ],
-    ids=["flipped", "linked", "missing", "index", "key", "folder"],
+    ids=["flipped", "linked", "missing", "index", "folder"],
 )
 def test_what_was_tampered_with_never_reaches_the_library(tamper, engines_copy, bundle, standin):
     tamper(engines_copy)
@@ -260,7 +256,7 @@ def trt_recipe(bundle):
 
 def test_what_must_be_built_is_said_for_a_bundle_of_ones_own(bundle_copy, engines, standin):
     bundle = Bundle.open(bundle_copy)
-    with pytest.raises(BadArtefact, match=f"--model {bundle_copy} --target tensorrt --engine-batch 7 --fused-step`"):
+    with pytest.raises(BadArtefact, match=f"--model {bundle_copy} --target tensorrt --engine-batch 7 --whole-step`"):
         load_tensorrt(bundle, "step.mask+text", Placement("cpu", "fp16", 7), engines)
 
 
@@ -298,15 +294,15 @@ def test_a_refusal_is_one_clear_line(function, error, words, bundle, engines, st
 
 def test_an_engine_that_takes_something_else_is_refused(bundle, engines, standin):
     plan = engines.load(trt_recipe(bundle), "8.6", "again")
-    (z,) = plan.record.spec.inputs
+    (z,) = plan.engine.spec.inputs
     for other in (
         dataclasses.replace(z, name="x"),
         dataclasses.replace(z, dtype="float16"),
         dataclasses.replace(z, shape=(1, 16, 16, 16)),
         dataclasses.replace(z, shape=("batch", 16, 16, 16)),
     ):
-        spec = dataclasses.replace(plan.record.spec, inputs=(other,))
-        changed = dataclasses.replace(plan, record=dataclasses.replace(plan.record, spec=spec))
+        spec = dataclasses.replace(plan.engine.spec, inputs=(other,))
+        changed = dataclasses.replace(plan, engine=dataclasses.replace(plan.engine, spec=spec))
         with pytest.raises(BadArtefact, match="its inputs and outputs are"):
             TrtEngine(FLAVOURS["tensorrt"], changed, "cpu", "again")
 
@@ -388,7 +384,7 @@ def test_both_flavours_are_backends(flavour):
 
 
 def test_the_table_of_backends_finds_the_loaders(bundle, standin, tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with pytest.raises(BadArtefact, match="none was built for tensorrt; run"):
         load_device_engine("tensorrt", bundle, "vae.decode", Placement("cpu"))
 
@@ -437,14 +433,14 @@ def test_and_for_none_where_there_is_none(standin, monkeypatch):
 @pytest.mark.skipif(why_no_device() is not None, reason=f"no CUDA device: {why_no_device()}")
 @pytest.mark.parametrize("flavour", FLAVOURS.values(), ids=list(FLAVOURS))
 @pytest.mark.parametrize("network", ["expert.mask", "vae.decode", "time.text"])
-def test_on_a_gpu_it_is_valid_agrees_and_can_be_recorded(network, flavour, bundle, tmp_path):
+def test_on_a_gpu_it_is_valid_agrees_and_can_be_captured(network, flavour, bundle, tmp_path):
     here = compute_capability()
     try:
         check_capabilities(flavour, [here])
     except (BadEnvironment, BadRequest) as error:
         pytest.skip(str(error))
     single = dataclasses.replace(bundle.manifest, networks={network: bundle.manifest.networks[network]})
-    made = EngineCache(tmp_path / "engines", tmp_path / "key")
+    made = EngineCache(tmp_path / "engines")
     build_engines(Bundle(bundle.folder, single), flavour.name, [here], cache=made)
     load = {"tensorrt": load_tensorrt, "tensorrt-rtx": load_rtx}[flavour.name]
     with torch.cuda.stream(torch.cuda.Stream()):

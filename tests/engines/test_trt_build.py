@@ -69,7 +69,7 @@ def test_a_cast_of_its_own_is_reported(tmp_path):
     assert not build_plan(add(tmp_path), RTX, TARGETS, {}).report.casts
 
 
-def test_it_is_built_so_that_a_graph_can_record_it(tmp_path, monkeypatch):
+def test_it_is_built_so_that_a_graph_can_capture_it(tmp_path, monkeypatch):
     import tensorrt_rtx
 
     flags = []

@@ -33,10 +33,10 @@ CASTS = {"expert.mask": 1, "expert.text": 1, STEP: 1, "vae.encode": 3, "vae.deco
 def built(bundle, tmp_path_factory):
     """Every network once, one plan for all three kinds of GPU: cache, reports by network, and what the plans take."""
     folder, declared = tmp_path_factory.mktemp("engines"), {}
-    cache = EngineCache(folder / "engines", folder / "key")
+    cache = EngineCache(folder / "engines")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engines_module, "build_plan", lambda path, *given, **how: spied(declared, path, given, how))
-        reports = build_engines(bundle, "tensorrt-rtx", TARGETS, fused=True, cache=cache)
+        reports = build_engines(bundle, "tensorrt-rtx", TARGETS, whole_step=True, cache=cache)
     return cache, {report.network: report for report in reports}, declared
 
 
@@ -83,8 +83,8 @@ def test_the_fusion_of_the_step_is_one_kernel(built):
 @pytest.mark.parametrize("network", [*NETWORKS, *EXPERTS, STEP])
 def test_inputs_and_outputs_are_those_of_the_spec(network, built):
     cache, _, declared = built
-    records = json.loads((cache.folder / "engines.json").read_text())["engines"].values()
-    (spec,) = (record["spec"] for record in records if record["recipe"]["network"] == network)
+    index = json.loads((cache.folder / "engines.json").read_text())["engines"].values()
+    (spec,) = (engine["spec"] for engine in index if engine["recipe"]["network"] == network)
     for side, found in zip(("inputs", "outputs"), declared[network], strict=True):
         expected = [
             (t["name"], DATA_TYPES[t["dtype"]], tuple(-1 if isinstance(d, str) else d for d in t["shape"]))
@@ -100,14 +100,14 @@ def test_one_plan_serves_all_three(built):
 
 def test_what_was_built_is_not_built_again(built, bundle, monkeypatch):
     monkeypatch.setattr(engines_module, "build_plan", lambda *given, **how: pytest.fail("built again"))
-    again = build_engines(bundle, "tensorrt-rtx", TARGETS, fused=True, cache=built[0])
+    again = build_engines(bundle, "tensorrt-rtx", TARGETS, whole_step=True, cache=built[0])
     assert [report.report for report in again] == [None] * len(built[1])
     assert str(again[2]).endswith("was built before")
 
 
 def test_an_expert_in_bf16(bundle, tmp_path):
     one = Bundle(bundle.folder, with_networks(bundle, "expert.mask", "vae.decode"))
-    cache = EngineCache(tmp_path / "engines", tmp_path / "key")
+    cache = EngineCache(tmp_path / "engines")
     expert, decoder = build_engines(one, "tensorrt-rtx", TARGETS, precision="bf16", cache=cache)
     assert len(expert.report.fused_attentions) == ATTENTIONS["expert.mask"] and not expert.report.softmaxes
     assert "bf16 batch 1" in str(expert) and "22 of 22 attentions fused" in str(expert)
@@ -125,8 +125,8 @@ def with_networks(bundle, *names):
 
 @pytest.fixture
 def full(monkeypatch, tmp_path):
-    """The full library's stand-in, and a home to build in."""
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    """The full library's stand-in, and a cache folder to build into."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return standin_trt.install(monkeypatch)
 
 
@@ -157,7 +157,7 @@ def test_a_boost_of_the_manifest_is_built_into_the_step(bundle, full):
 
     boosted = dataclasses.replace(bundle.manifest.influence, boost=2.0)
     other = Bundle(bundle.folder, dataclasses.replace(with_networks(bundle, *EXPERTS), influence=boosted))
-    assert build_engines(other, "tensorrt", fused=True)[-1].network == "step-boosted.mask+text"
+    assert build_engines(other, "tensorrt", whole_step=True)[-1].network == "step-boosted.mask+text"
 
 
 def test_a_failing_build_leaves_nothing_behind(bundle, full):
@@ -178,7 +178,7 @@ def test_a_failing_build_leaves_nothing_behind(bundle, full):
     ],
 )
 def test_what_cannot_be_built_is_said_before_anything_is(target, capabilities, error, words, bundle, tmp_path):
-    cache = EngineCache(tmp_path / "engines", tmp_path / "key")
+    cache = EngineCache(tmp_path / "engines")
     with pytest.raises(error, match=words):
         build_engines(bundle, target, capabilities, cache=cache)
     assert not cache.folder.exists()
@@ -209,12 +209,12 @@ def test_the_command_translates(asked):
     assert (result.exit_code, result.output.split()[0]) == (0, "expert.mask"), result.output
     command(
         *("--model", "faces-128", "--target", "tensorrt", "--compute-capability", "8.6,12.0"),
-        *("--engine-precision", "bf16", "--engine-batch", "1", "--engine-batch", "4", "--fused-step"),
+        *("--engine-precision", "bf16", "--engine-batch", "1", "--engine-batch", "4", "--whole-step"),
     )
-    usual = {"precision": "fp16", "batches": (1,), "fused": False}
+    usual = {"precision": "fp16", "batches": (1,), "whole_step": False}
     assert asked == [
         ("faces-128", "tensorrt-rtx", [], usual),
-        ("faces-128", "tensorrt", ["8.6", "12.0"], {"precision": "bf16", "batches": (1, 4), "fused": True}),
+        ("faces-128", "tensorrt", ["8.6", "12.0"], {"precision": "bf16", "batches": (1, 4), "whole_step": True}),
     ]
 
 
@@ -249,7 +249,7 @@ MODEL, NEW = ["--model", "faces-128"], ["--checkpoint", "a.ckpt", "--out", "b"]
         ([*MODEL, *NEW, "--target", "tensorrt"], "give --checkpoint"),
         ([*MODEL, "--out", "b", "--target", "tensorrt"], "give --checkpoint"),
         ([*NEW[:2], "--out", "b.safetensors", "--target", "tensorrt"], "needs a bundle"),
-        ([*NEW, "--fused-step"], "--fused-step goes with --target"),
+        ([*NEW, "--whole-step"], "--whole-step goes with --target"),
         ([*NEW, "--compute-capability", "8.6"], "--compute-capability goes with --target"),
         ([*NEW, "--engine-batch", "2"], "--engine-batch goes with --target"),
         ([*MODEL, "--target", "tensorrt", "--freeu", "text=1,1,1,1"], "--freeu goes with --checkpoint"),
@@ -276,7 +276,7 @@ from cdiff_rt.manifest import Bundle
 bundle, folder, network = Bundle.open(Path(sys.argv[1])), Path(sys.argv[2]), sys.argv[3]
 networks = {network: bundle.manifest.networks[network]}
 one = Bundle(bundle.folder, dataclasses.replace(bundle.manifest, networks=networks))
-cache = EngineCache(folder / "engines", folder / "key")
+cache = EngineCache(folder / "engines")
 (made,) = build_engines(one, "tensorrt-rtx", ["8.6", "8.9", "12.0"], cache=cache)
 lists = ("kernels", "fused_attentions", "softmaxes", "casts", "copies")
 counts = {name: len(getattr(made.report, name)) for name in lists}

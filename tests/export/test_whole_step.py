@@ -8,13 +8,11 @@ import pytest
 
 from cdiff_rt.engines.backends import load_engine
 from cdiff_rt.engines.base import Placement
-from cdiff_rt.export import whole_step
 from cdiff_rt.export.typed import write_typed
-from cdiff_rt.export.whole_step import fused_step
-from cdiff_rt.gpu import fused_step as on_device
-from cdiff_rt.gpu.fused_step import pack
+from cdiff_rt.export.whole_step import whole_step_graph
 from cdiff_rt.sampling import fusion, solvers
 from cdiff_rt.sampling.fusion import Adjustment
+from cdiff_rt.sampling.numbers import pack
 from tests.export.test_typed import BUDGETS, assert_strongly_typed, inputs_for, relative, written
 
 RNG = np.random.default_rng(0)
@@ -25,19 +23,6 @@ ADJUSTMENTS = {
     "boosted": Adjustment(np.array([[0.3, 1.0]]), np.array([0.0, 1.0]), np.array([2.0, 1.0]), 0.5, 3.0),
 }
 TABLE = solvers.SolverTable(np.array([7]), np.array([0.5]), RNG.standard_normal((1, 8)))
-
-
-def test_the_columns_are_those_of_the_device():
-    ours = (
-        whole_step.GAINS,
-        whole_step.ANCHOR,
-        whole_step.FACTORS,
-        whole_step.SHARPNESS,
-        whole_step.BOOST,
-        whole_step.NUMBERS,
-    )
-    theirs = (on_device.GAINS, on_device.ANCHOR, on_device.FACTORS, on_device.SHARPNESS, on_device.BOOST)
-    assert ours == (*theirs, on_device.WIDTH)
 
 
 def expected(bundle, modalities, inputs, adjust):
@@ -81,7 +66,7 @@ def computed(typed, bundle, folder, inputs):
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_it_does_what_the_experts_and_the_definition_do(adjust, precision, bundle, tmp_path):
     adjust, modalities = ADJUSTMENTS[adjust], ("mask", "text")
-    step = fused_step(bundle, modalities, Placement("cpu", precision, BATCH), boosted=adjust.boost is not None)
+    step = whole_step_graph(bundle, modalities, Placement("cpu", precision, BATCH), boosted=adjust.boost is not None)
     inputs = given(step.spec, adjust, modalities)
     ours, reference = computed(step, bundle, tmp_path, inputs), expected(bundle, modalities, inputs, adjust)
     for name, value in reference.items():
@@ -92,7 +77,7 @@ def test_it_does_what_the_experts_and_the_definition_do(adjust, precision, bundl
 @pytest.mark.parametrize("modalities", [("text", "mask"), ("text",)])
 def test_any_experts_in_any_order(modalities, bundle, tmp_path):
     adjust = ADJUSTMENTS["identity"]
-    step = fused_step(bundle, modalities, Placement("cpu", "fp32", 1))
+    step = whole_step_graph(bundle, modalities, Placement("cpu", "fp32", 1))
     inputs = given(step.spec, adjust, modalities)
     ours, reference = computed(step, bundle, tmp_path, inputs), expected(bundle, modalities, inputs, adjust)
     assert all(relative(ours[name], value) < 1e-5 for name, value in reference.items() if value.std())
@@ -101,7 +86,7 @@ def test_any_experts_in_any_order(modalities, bundle, tmp_path):
 
 @pytest.fixture(scope="module")
 def step(bundle):
-    return fused_step(bundle, ("mask", "text"), Placement("cpu", "fp16", BATCH))
+    return whole_step_graph(bundle, ("mask", "text"), Placement("cpu", "fp16", BATCH))
 
 
 def test_latents_stay_fp32_and_what_the_experts_take_is_theirs(step, bundle):

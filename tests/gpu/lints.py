@@ -1,6 +1,6 @@
 """What a CUDA graph forbids, looked for on CPU tensors: modes that watch every call of torch while work runs.
 
-A recorded graph repeats launches with the addresses they had. So work that is to be recorded must not wait for the
+A captured graph repeats launches with the addresses they had. So work that is to be captured must not wait for the
 device, copy from or to the host, draw random numbers, or let shapes depend on values (`capturable`); it must launch the
 same for every step (`trace`); and it must write where the owner of the graph said (`StaticBuffers`).
 """
@@ -55,7 +55,7 @@ class _Operations(TorchDispatchMode):
 
 @contextmanager
 def capturable() -> Iterator[None]:
-    """Raises NotCapturable at the first call that a CUDA graph cannot record."""
+    """Raises NotCapturable at the first call that a CUDA graph cannot capture."""
     with _Operations(), _Calls():
         yield
 

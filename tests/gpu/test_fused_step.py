@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from cdiff_rt.errors import BadRequest
-from cdiff_rt.gpu.fused_step import LARGEST, STORED, WIDTH, fuse_step, fuse_step_op, on_cuda, pack
+from cdiff_rt.gpu.fused_step import STORED, fuse_step, fuse_step_op, on_cuda
 from cdiff_rt.sampling import fusion
 from cdiff_rt.sampling.fusion import Adjustment
+from cdiff_rt.sampling.numbers import LARGEST, WIDTH, pack
 from cdiff_rt.sampling.solvers import C_HIST, C_NOISE, D_OUT, D_X, SolverTable
 
 HALF, BRAIN, SINGLE = STORED
@@ -191,30 +191,10 @@ def test_pytorch_knows_what_the_operation_does(boosted, absent):
     torch.library.opcheck(fuse_step_op, (*parts.tensors.values(), boosted))
 
 
-def test_a_row_is_packed_with_all_that_a_step_does_differently():
-    table = SolverTable(np.arange(2), np.ones(2), np.arange(16.0).reshape(2, 8))
-    adjust = Adjustment(np.array([[0.5, 1.0], [0.25, 1.0]]), np.array([0.0, 1.0]), np.array([2.0, 1.0]), 1.5, 3.0)
-    numbers = pack(table, adjust)
-    assert numbers.dtype == np.float32
-    assert numbers.flags.c_contiguous
-    assert numbers.shape == (2, WIDTH) == (2, 40)
-    none = [0.0] * 6
-    row = [*range(8, 16), 0.25, 1, *none, 0, 1, *none, 2, 1, *none, 1.5, 3, *none]
-    assert numbers[1].tolist() == row
-    assert pack(table, replace(adjust, boost=None))[:, 33].tolist() == [0, 0]
-
-
 def test_rows_are_aligned_to_16_bytes():
     one = step(2)
     assert one.numbers.storage_offset() == WIDTH
     assert one.numbers.data_ptr() % 16 == 0
-
-
-def test_more_modalities_than_the_kernel_has_registers_for_are_refused():
-    table = SolverTable(np.arange(1), np.ones(1), np.zeros((1, 8)))
-    adjust = Adjustment(np.ones((1, 9)), np.zeros(9), np.ones(9))
-    with pytest.raises(BadRequest, match="modalities: 9; .* up to 8"):
-        pack(table, adjust)
 
 
 @pytest.mark.parametrize("kernel", [fuse_step_op, on_cuda])  # on_cuda stops before it would launch

@@ -1,4 +1,4 @@
-"""Recording and replaying, with a stand-in for CUDA that keeps what was launched while it records."""
+"""Capturing and replaying, with a stand-in for CUDA that keeps what was launched while it captures."""
 
 import logging
 from contextlib import contextmanager
@@ -14,14 +14,14 @@ CUDA, CPU = torch.device("cuda"), torch.device("cpu")
 
 @pytest.fixture
 def cuda(monkeypatch):
-    """Each "launch" is a line in `done`; while recording, in the graph instead. `breaks` is an error of the end."""
+    """Each "launch" is a line in `done`; while capturing, in the graph instead. `breaks` is an error of the end."""
 
     class Cuda:
         def __init__(self):
-            self.done, self.recording, self.breaks = [], None, None
+            self.done, self.capturing, self.breaks = [], None, None
 
         def launch(self, name):
-            (self.recording.lines if self.recording else self.done).append(name)
+            (self.capturing.lines if self.capturing else self.done).append(name)
 
     state = Cuda()
 
@@ -33,28 +33,28 @@ def cuda(monkeypatch):
             state.done.append(f"replay of {'+'.join(self.lines)}")
 
     @contextmanager
-    def recording(graph, stream):
-        state.recording = graph
+    def capturing(graph, stream):
+        state.capturing = graph
         try:
             yield
         finally:
-            state.recording = None
+            state.capturing = None
             if state.breaks:
                 raise state.breaks
 
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
-    monkeypatch.setattr(torch.cuda, "graph", recording)
+    monkeypatch.setattr(torch.cuda, "graph", capturing)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: state.done.append("wait"))
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: "stream")
     return state
 
 
-def test_work_is_warmed_up_recorded_once_and_replayed(cuda):
+def test_work_is_warmed_up_captured_once_and_replayed(cuda):
     def work():
         cuda.launch("a")
         cuda.launch("b")
 
-    captured = Captured(work, CUDA, name="it", record=True)
+    captured = Captured(work, CUDA, name="it", capture=True)
     assert cuda.done == ["a", "b", "wait"]
     captured()
     captured()
@@ -62,31 +62,31 @@ def test_work_is_warmed_up_recorded_once_and_replayed(cuda):
 
 
 def test_on_a_cpu_the_work_is_just_done(cuda):
-    captured = Captured(lambda: cuda.launch("a"), CPU, name="it", record=True)
+    captured = Captured(lambda: cuda.launch("a"), CPU, name="it", capture=True)
     assert cuda.done == []
     captured()
     assert cuda.done == ["a"]
 
 
-def test_what_cannot_be_recorded_is_launched_each_time_and_says_so(cuda, caplog):
+def test_what_cannot_be_captured_is_launched_each_time_and_says_so(cuda, caplog):
     with caplog.at_level(logging.INFO, "cdiff_rt"):
-        captured = Captured(lambda: cuda.launch("a"), CUDA, name="vae.decode", record=None)
+        captured = Captured(lambda: cuda.launch("a"), CUDA, name="vae.decode", capture=None)
     captured()
     assert cuda.done == ["a", "wait", "a"]
     assert "vae.decode" in caplog.text and "launched each time" in caplog.text
 
 
-def test_a_recording_that_cuda_refuses_is_told_with_its_reason(cuda, caplog):
+def test_a_capture_that_cuda_refuses_is_told_with_its_reason(cuda, caplog):
     cuda.breaks = RuntimeError("operation not permitted when stream is capturing\nmore")
-    captured = Captured(lambda: cuda.launch("a"), CUDA, name="the loop", record=True)
+    captured = Captured(lambda: cuda.launch("a"), CUDA, name="the loop", capture=True)
     captured()
     assert cuda.done == ["a", "wait", "a"]
-    assert "the loop: the CUDA graph was not recorded (operation not permitted" in caplog.text
+    assert "the loop: the CUDA graph was not captured (operation not permitted" in caplog.text
     assert "more" not in caplog.text
 
 
-@pytest.mark.parametrize("breaks", [None, RuntimeError("the recording was invalidated")])
-def test_an_engine_that_refuses_while_recording_is_an_error_and_no_empty_graph(breaks, cuda):
+@pytest.mark.parametrize("breaks", [None, RuntimeError("the capture was invalidated")])
+def test_an_engine_that_refuses_while_capturing_is_an_error_and_no_empty_graph(breaks, cuda):
     cuda.breaks, calls = breaks, []
 
     def work():
@@ -95,7 +95,7 @@ def test_an_engine_that_refuses_while_recording_is_an_error_and_no_empty_graph(b
             raise BadEnvironment("engine", "enqueue refused", "look into its log")
 
     with pytest.raises(BadEnvironment, match="enqueue refused"):
-        Captured(work, CUDA, name="it", record=True)
+        Captured(work, CUDA, name="it", capture=True)
 
 
 def test_works_fork_from_the_current_stream_and_join_it_again(monkeypatch):

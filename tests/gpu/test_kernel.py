@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from cdiff_rt.gpu import kernel
-from cdiff_rt.gpu.fused_step import LARGEST, on_cuda
+from cdiff_rt.gpu.fused_step import on_cuda
+from cdiff_rt.sampling.numbers import LARGEST
 from tests.gpu import ptx, sass
 from tests.gpu.test_fused_step import BRAIN, HALF, SINGLE, TYPES, check_results, expected, step
 

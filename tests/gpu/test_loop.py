@@ -1,4 +1,4 @@
-"""The loop that is recorded on a GPU, run on CPU tensors under lints; and the lints, each on planted faults."""
+"""The loop that is captured on a GPU, run on CPU tensors under lints; and the lints, each on planted faults."""
 
 import dataclasses
 import itertools
@@ -10,27 +10,29 @@ import torch
 from cdiff_rt.engines.backends import load_device_engine
 from cdiff_rt.engines.base import Placement
 from cdiff_rt.gpu.buffers import ALIGNMENT, stacked
-from cdiff_rt.gpu.fused_step import pack
-from cdiff_rt.gpu.loop import Plan, loop_of_experts, loop_of_step
+from cdiff_rt.gpu.loop import LoopShape, loop_of_experts, loop_of_step
 from cdiff_rt.sampling.fusion import adjustment
+from cdiff_rt.sampling.numbers import pack
 from cdiff_rt.sampling.schedule import Schedule
 from cdiff_rt.sampling.solvers import ddim
 from tests.gpu.lints import NotCapturable, StaticBuffers, capturable, trace, unseen
 from tests.gpu.whole_step import WholeStep
 
 CPU = torch.device("cpu")
-PLAN = Plan(("mask", "text"), (16, 16, 16), batch=2, steps=4, noisy=True, two_step=False, boosted=False, known=False)
-EVERYTHING = dataclasses.replace(PLAN, two_step=True, boosted=True, known=True)
+SHAPE = LoopShape(
+    ("mask", "text"), (16, 16, 16), batch=2, steps=4, noisy=True, two_step=False, boosted=False, known=False
+)
+EVERYTHING = dataclasses.replace(SHAPE, two_step=True, boosted=True, known=True)
 TABLE = ddim(Schedule(prediction="v"), 4)
 
 
 @pytest.fixture(scope="module")
 def engines(bundle):
-    place = Placement("cpu", "fp32", PLAN.batch)
-    return [load_device_engine("torch-cuda", bundle, f"expert.{name}", place) for name in PLAN.modalities]
+    place = Placement("cpu", "fp32", SHAPE.batch)
+    return [load_device_engine("torch-cuda", bundle, f"expert.{name}", place) for name in SHAPE.modalities]
 
 
-KINDS = {"default": PLAN, "every knob": EVERYTHING}
+KINDS = {"default": SHAPE, "every knob": EVERYTHING}
 
 
 @pytest.fixture(params=[*KINDS, "whole step"])
@@ -39,7 +41,7 @@ def loop(request, engines):
         if request.param in KINDS:
             yield filled(loop_of_experts(KINDS[request.param], engines, CPU))
         else:
-            yield filled(loop_of_step(PLAN, WholeStep(engines, PLAN), CPU))
+            yield filled(loop_of_step(SHAPE, WholeStep(engines, SHAPE), CPU))
 
 
 @pytest.fixture(params=[*KINDS, "whole step"])
@@ -49,7 +51,7 @@ def hidden(request, engines):
         if request.param in KINDS:
             yield filled(loop_of_experts(KINDS[request.param], [Hidden(engine) for engine in engines], CPU))
         else:
-            yield filled(loop_of_step(PLAN, Hidden(WholeStep(engines, PLAN)), CPU))
+            yield filled(loop_of_step(SHAPE, Hidden(WholeStep(engines, SHAPE)), CPU))
 
 
 class Hidden:
@@ -68,8 +70,8 @@ def filled(loop):
             buffer.normal_(generator=generator)
     if b.free is not None:
         b.free[:8] = 1
-    gain = np.linspace(1, 0, loop.plan.steps)
-    adjust = adjustment([True, False], 1, gain, 2.0, boost=3.0 if loop.plan.boosted else None)
+    gain = np.linspace(1, 0, loop.shape.steps)
+    adjust = adjustment([True, False], 1, gain, 2.0, boost=3.0 if loop.shape.boosted else None)
     b.numbers.copy_(torch.from_numpy(pack(TABLE, adjust)))
     return loop
 
@@ -86,13 +88,13 @@ def buffers_of(loop):
     return [buffer for buffer in flat if buffer is not None]
 
 
-def test_nothing_in_the_loop_or_its_networks_is_forbidden_while_recording(loop):
+def test_nothing_in_the_loop_or_its_networks_is_forbidden_while_capturing(loop):
     with capturable():
         loop.all_steps()
 
 
 def test_every_step_launches_the_same(loop):
-    first, *others = [trace(lambda i=i: (loop.begin(i), loop.advance(i, False))) for i in range(PLAN.steps)]
+    first, *others = [trace(lambda i=i: (loop.begin(i), loop.advance(i, False))) for i in range(SHAPE.steps)]
     assert len(first) > 100 and all(other == first for other in others)
 
 
@@ -104,7 +106,7 @@ def test_the_loop_writes_to_its_buffers_and_allocates_nothing(hidden):
 
 def test_beside_the_networks_a_step_is_one_copy_per_expert_and_one_fused_operation(engines):
     with torch.inference_mode():
-        loop = filled(loop_of_experts(PLAN, [Hidden(engine) for engine in engines], CPU))
+        loop = filled(loop_of_experts(SHAPE, [Hidden(engine) for engine in engines], CPU))
         rows = [row[0] for row in trace(lambda: loop.advance(2, False)) if row[0] not in VIEWS]
     assert rows == ["aten.copy_.default"] * 2 + ["cdiff_rt.fuse_step.default"]
 
@@ -163,7 +165,7 @@ X = torch.ones(2, 3)
         lambda: torch.equal(X, X),
     ],
 )
-def test_what_cannot_be_recorded_is_found(fault):
+def test_what_cannot_be_captured_is_found(fault):
     with pytest.raises(NotCapturable), capturable():
         fault()
 
@@ -214,7 +216,7 @@ def test_a_fault_in_the_loop_itself_is_found(fault, hidden):
     if fault == "new tensor":
         with StaticBuffers(known) as watching:
             hidden.all_steps()
-        assert len(watching.strays) == PLAN.steps
+        assert len(watching.strays) == SHAPE.steps
     else:
         with pytest.raises(NotCapturable), capturable():
             hidden.all_steps()

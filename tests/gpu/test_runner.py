@@ -6,7 +6,7 @@ import torch
 
 from cdiff_rt.errors import BadRequest, OutOfResource
 from cdiff_rt.gpu import runner
-from cdiff_rt.gpu.loop import Plan
+from cdiff_rt.gpu.loop import LoopShape
 from cdiff_rt.gpu.runner import DeviceRunner
 from cdiff_rt.inputs.inpainting import Inpainting
 from cdiff_rt.pipeline import Pipeline
@@ -127,8 +127,8 @@ def whole_steps(monkeypatch):
         names = tuple(network.partition(".")[2].split("+"))
         engines = [real(backend, bundle, f"expert.{name}", placement) for name in names]
         boosted = network.startswith("step-boosted")
-        plan = Plan(names, bundle.manifest.latent_shape, placement.batch, 1, True, True, boosted, False)
-        return WholeStep(engines, plan)
+        shape = LoopShape(names, bundle.manifest.latent_shape, placement.batch, 1, True, True, boosted, False)
+        return WholeStep(engines, shape)
 
     monkeypatch.setattr(runner, "load_device_engine", load)
 
@@ -138,11 +138,11 @@ def whole_steps(monkeypatch):
 )
 def test_an_engine_of_the_whole_step_gives_the_same(settings, whole_steps, bundle, pipeline, mask):
     ours, reference = (
-        p.generate(mask=mask, text=TEXT, steps=4, **settings) for p in (on_device(bundle, fused_step=True), pipeline)
+        p.generate(mask=mask, text=TEXT, steps=4, **settings) for p in (on_device(bundle, whole_step=True), pipeline)
     )
     assert difference(ours, reference) < CLOSE
 
 
 def test_who_watches_the_whole_steps_engine_is_told_that_it_shows_too_little(whole_steps, bundle):
     with pytest.raises(BadRequest, match="no branch's own prediction; leave"):
-        on_device(bundle, fused_step=True).generate(text=TEXT, steps=1, callback_on_step_end=print)
+        on_device(bundle, whole_step=True).generate(text=TEXT, steps=1, callback_on_step_end=print)

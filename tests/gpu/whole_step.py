@@ -1,27 +1,28 @@
-"""An engine of the whole step, made of those of its experts: what TensorRT compiles from export/fused.py, in PyTorch."""
+"""An engine of the whole step, made of those of its experts: what TensorRT compiles from export/whole_step.py, in PyTorch."""
 
 import torch
 
 from cdiff_rt.gpu.buffers import tensors_of
-from cdiff_rt.gpu.fused_step import WIDTH, fuse_step
+from cdiff_rt.gpu.fused_step import fuse_step
 from cdiff_rt.manifest import NetworkSpec, TensorSpec
+from cdiff_rt.sampling.numbers import WIDTH
 
 
 class WholeStep:
     capturable = True
 
-    def __init__(self, engines, plan):
-        self._engines, self._plan = engines, plan
-        latent, count = (plan.batch, *plan.latent_shape), len(engines)
+    def __init__(self, engines, shape):
+        self._engines, self._shape = engines, shape
+        latent, count = (shape.batch, *shape.latent_shape), len(engines)
         inputs = [TensorSpec(name, latent, "float32") for name in ("x", "hist", "noise")]
         inputs.append(TensorSpec("numbers", (WIDTH,), "float32"))
-        for name, engine in zip(plan.modalities, engines, strict=True):
+        for name, engine in zip(shape.modalities, engines, strict=True):
             given = {tensor.name: tensor for tensor in engine.spec.inputs}
             inputs += [
                 TensorSpec(f"{kind}.{name}", given[kind].shape, given[kind].dtype) for kind in ("rows", "context")
             ]
         outputs = [TensorSpec(name, latent, "float32") for name in ("next_x", "next_hist")]
-        outputs.append(TensorSpec("weights", (count, plan.batch, 1, *plan.latent_shape[1:]), "float32"))
+        outputs.append(TensorSpec("weights", (count, shape.batch, 1, *shape.latent_shape[1:]), "float32"))
         self.spec = NetworkSpec("step.onnx", tuple(inputs), tuple(outputs))
 
     def bind(self, tensors):
@@ -30,7 +31,7 @@ class WholeStep:
         calls = [engine.bind(of) for engine, of in zip(self._engines, own, strict=True)]
 
         def enqueue():
-            for name, of, call in zip(self._plan.modalities, own, calls, strict=True):
+            for name, of, call in zip(self._shape.modalities, own, calls, strict=True):
                 of["x"].copy_(tensors["x"])
                 of["rows"].copy_(tensors[f"rows.{name}"])
                 of["context"].copy_(tensors[f"context.{name}"])
@@ -46,7 +47,7 @@ class WholeStep:
                 hist=tensors["next_hist"],
                 noise=tensors["noise"],
                 weights=tensors["weights"],
-                boosted=self._plan.boosted,
+                boosted=self._shape.boosted,
             )
 
         return enqueue
