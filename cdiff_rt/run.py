@@ -62,5 +62,4 @@ def adjustment_of(
     anchors = [i for i, modality in enumerate(modalities) if modality.anchor]
     gain = fusion.decay(influence.decay, table.timesteps, manifest.schedule.train_steps)
     decays = [modality.decays for modality in modalities]
-    anchor = anchors[0] if anchors else None
-    return fusion.adjustment(decays, anchor, gain, influence.factor, influence.sharpness, influence.boost)
+    return fusion.adjustment(decays, anchors[0] if anchors else None, gain, influence)

@@ -219,7 +219,11 @@ class Settings:
 
 
 INFLUENCES: dict[str, Field] = {each.name: each for each in fields(Influence)}
-SETTINGS: dict[str, Field] = {each.name: each for each in fields(Settings) if each.name != "influence"} | INFLUENCES
+SETTINGS: dict[str, Field] = {  # as they are given one by one, in the order of the fields
+    name: of
+    for each in fields(Settings)
+    for name, of in (INFLUENCES if each.name == "influence" else {each.name: each}).items()
+}
 # Every argument of `Pipeline.generate` and `edit`, and every key of a row of jobs: no modality may have such a name.
 RESERVED = {
     *SETTINGS,

@@ -102,7 +102,7 @@ Examples:
 @accuracy_options
 @figure_options
 def time(**options: Any) -> None:
-    """Time whole images, backend against backend in turns."""
+    """Time whole images, case against case."""
     compare("image", **options)
 
 
@@ -118,7 +118,7 @@ Example:
 @accuracy_options
 @figure_options
 def step(**options: Any) -> None:
-    """Time one step of the loop: every expert, the fusion and the update."""
+    """Time one step: experts, fusion and update."""
     compare("step", suite="cpu", **options)
 
 
@@ -127,7 +127,7 @@ def step(**options: Any) -> None:
 @repeats_option
 @figure_options
 def start(model: str, repeats: int, **figures: Any) -> None:
-    """Time the command itself, from nothing to an image."""
+    """Time the command itself, from nothing."""
     from cdiff_rt.bench import startup
 
     tell(lambda: [startup.measure(model, repeats)], **figures)
@@ -163,7 +163,7 @@ def quality(json_file: Path | None, **options: Any) -> None:
 @pairs(5)
 @json_option
 def drift(json_file: Path | None, **options: Any) -> None:
-    """Measure how far a solver's latents drift from the exact ones."""
+    """Measure how far latents drift from exact ones."""
     from cdiff_rt.bench import drift, report
 
     check_folders(json_file)
@@ -174,7 +174,7 @@ def drift(json_file: Path | None, **options: Any) -> None:
 @model_option
 @json_option
 def budget(model: str, json_file: Path | None) -> None:
-    """Count the launches, bytes and operations of a step on a GPU, without one."""
+    """Count the work of a step on a GPU, without one."""
     from cdiff_rt.bench import budget, report
 
     check_folders(json_file)

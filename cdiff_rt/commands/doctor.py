@@ -7,7 +7,10 @@ import click
 
 @click.command()
 def doctor() -> None:
-    """Say what is installed, which backends work, and why others don't."""
+    """Say what works here, and why the rest doesn't.
+
+    Lists the libraries that are installed, the models that came with cdiff-rt, and every backend.
+    """
     from cdiff_rt.doctor import examine
 
     lines, healthy = examine()

@@ -105,9 +105,9 @@ def edit(
     force: bool,
     **options: Any,
 ) -> None:
-    """Change a portrait of the model's own world to a mask, a sentence, or both.
+    """Change a portrait to a mask, a sentence, or both.
 
-    It stays the same otherwise. The embedded model knows the portraits that it paints; a photograph of a person is
+    It stays the same otherwise. The embedded model knows its own painted portraits only; a photograph of a person is
     beyond it.
     """
     from cdiff_rt.editing import inversion

@@ -98,7 +98,10 @@ def export(
     whole_step: bool,
     **settings: Any,
 ) -> None:
-    """Turn checkpoints into a bundle of ONNX networks, weights and manifest, or a bundle into engines for GPUs."""
+    """Make a bundle of checkpoints, or engines of it.
+
+    A bundle holds ONNX networks, their weights and a manifest. TensorRT engines are built from one.
+    """
     check_export(bool(checkpoints), out, model, target)
     try:
         from cdiff_rt.export.bundle import export_checkpoint, read_freeu

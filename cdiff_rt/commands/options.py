@@ -2,7 +2,7 @@
 
 import secrets
 from collections.abc import Callable, Iterable
-from functools import cached_property, reduce
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ class Late(click.Choice):
     def __init__(self, load: Callable[[], Iterable[str]]) -> None:
         self._load, self.case_sensitive = load, True
 
-    @cached_property
+    @property
     def choices(self) -> tuple[str, ...]:  # type: ignore[override]
         return tuple(self._load())
 

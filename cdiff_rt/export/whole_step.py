@@ -34,7 +34,7 @@ class _Fusion(nn.Module):
         self, x: Tensor, hist: Tensor, noise: Tensor, numbers: Tensor, outs: list[Tensor], logits: list[Tensor]
     ) -> tuple[Tensor, Tensor, Tensor]:
         row, adjust = unpack(numbers, len(outs), x.ndim, self._boosted)
-        weights = influence(torch.stack(logits), *adjust)
+        weights = influence(torch.stack(logits), adjust)
         following, hist = update(x, fuse(torch.stack(outs), weights), hist, noise, row)
         return following, hist, weights
 

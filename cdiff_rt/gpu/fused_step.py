@@ -47,7 +47,7 @@ def on_cpu(
     """The definition itself."""
     check(outs, logits, x, hist, noise, numbers, weights, boosted)
     row, adjust = unpack(numbers, len(outs), x.ndim, boosted)
-    shares = influence(logits.float(), *adjust)
+    shares = influence(logits.float(), adjust)
     absent = torch.zeros(())
     following, kept = update(
         x.float(),

@@ -4,13 +4,14 @@ The dynamic diffusers' logits become influence functions by a softmax over the m
 predictions are summed with them (Huang et al., CVPR 2023, eq. 5-7); a row of the solver's table moves x_t.
 """
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import array_api_compat
 import numpy as np
 
 from cdiff_rt.sampling.solvers import C_HIST, C_NOISE, C_OUT, C_X, D_OUT, D_X
+from cdiff_rt.settings import Influence
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,14 +20,25 @@ Array = TypeVar("Array", np.ndarray, "Tensor")
 
 
 @dataclass(frozen=True)
-class Adjustment:
-    """What inference does to the influence functions, as numbers; the identity is gains 1, no anchor, factors 1."""
+class Adjustment(Generic[Array]):
+    """What inference does to the influence functions of a run, as numbers; or of one step, then ready to broadcast.
 
-    gains: np.ndarray  # [S, M]: a modality's influence is multiplied by this at each step
-    anchor: np.ndarray  # [M]: 1 for the modality that takes what the gains took away, else 0
-    factors: np.ndarray  # [M]: then each is weighed by this, and their sum brought back to 1
-    sharpness: float = 1.0  # of the softmax; 0 is the plain mean
-    boost: float | None = None  # of a second softmax, over the influence functions themselves
+    The identity is gains 1, no anchor, factors 1.
+    """
+
+    gains: Array  # [S, M]: a modality's influence is multiplied by this at each step
+    anchor: Array  # [M]: 1 for the modality that takes what the gains took away, else 0
+    factors: Array  # [M]: then each is weighed by this, and their sum brought back to 1
+    sharpness: "float | Array" = 1.0  # of the softmax; 0 is the plain mean
+    boost: "float | Array | None" = None  # of a second softmax, over the influence functions themselves
+
+
+def of_step(adjust: Adjustment[np.ndarray], step: int, ndim: int) -> Adjustment[np.ndarray]:
+    """That of one step in float32, [M, 1, ...], for logits whose axes after the modalities' are `ndim`."""
+    shape = (-1, *(1,) * ndim)
+    parts = (adjust.gains[step], adjust.anchor, adjust.factors)
+    gains, anchor, factors = (part.astype(np.float32).reshape(shape) for part in parts)
+    return replace(adjust, gains=gains, anchor=anchor, factors=factors)
 
 
 def decay(kind: str, timesteps: np.ndarray, train_steps: int) -> np.ndarray:
@@ -35,15 +47,8 @@ def decay(kind: str, timesteps: np.ndarray, train_steps: int) -> np.ndarray:
     return {"none": np.ones_like(done), "linear": 1 - done, "cosine": (np.cos(np.pi * done) + 1) / 2}[kind]
 
 
-def adjustment(
-    decays: list[bool],
-    anchor: int | None,
-    gain: np.ndarray,
-    factor: float,
-    sharpness: float = 1.0,
-    boost: float | None = None,
-) -> Adjustment:
-    """For modalities of which some decay by `gain` [S] and are weighed by `factor`, and one takes the remainder.
+def adjustment(decays: list[bool], anchor: int | None, gain: np.ndarray, asked: Influence) -> Adjustment[np.ndarray]:
+    """For modalities of which some decay by `gain` [S] and are weighed by a factor, and one takes the remainder.
 
     Where there is none to take it, or nothing that decays, the softmax stays as it is.
     """
@@ -52,25 +57,19 @@ def adjustment(
     takes = np.zeros(count)
     if anchor is not None and active.any():
         takes[anchor] = 1.0
-    return Adjustment(np.where(active, gain[:, None], 1.0), takes, np.where(active, factor, 1.0), sharpness, boost)
+    gains, factors = np.where(active, gain[:, None], 1.0), np.where(active, asked.factor, 1.0)
+    return Adjustment(gains, takes, factors, asked.sharpness, asked.boost)
 
 
-def influence(
-    logits: Array,
-    gains: Array,
-    anchor: Array,
-    factors: Array,
-    sharpness: Array | float = 1.0,
-    boost: Array | float | None = None,
-) -> Array:
-    """logits [M, B, 1, *latent]; the others broadcast to it -> influence functions of that shape; they sum to 1."""
+def influence(logits: Array, adjust: Adjustment[Array]) -> Array:
+    """logits [M, B, 1, *latent], a step's adjustment -> influence functions of that shape; they sum to 1."""
     xp = array_api_compat.array_namespace(logits)
-    weights = softmax(sharpness * logits)
-    kept = weights * gains * (1 - anchor)
-    weights = kept + anchor * (1 - xp.sum(kept, axis=0, keepdims=True))
-    weights = weights * factors
+    weights = softmax(adjust.sharpness * logits)
+    kept = weights * adjust.gains * (1 - adjust.anchor)
+    weights = kept + adjust.anchor * (1 - xp.sum(kept, axis=0, keepdims=True))
+    weights = weights * adjust.factors
     weights = weights / xp.sum(weights, axis=0, keepdims=True)
-    return weights if boost is None else softmax(boost * weights)
+    return weights if adjust.boost is None else softmax(adjust.boost * weights)
 
 
 def softmax(logits: Array) -> Array:

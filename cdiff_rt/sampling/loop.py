@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cdiff_rt.sampling.experts import Experts
-from cdiff_rt.sampling.fusion import Adjustment, fuse, influence, update
+from cdiff_rt.sampling.fusion import Adjustment, fuse, influence, of_step, update
 from cdiff_rt.sampling.solvers import E_OUT, E_X, SolverTable
 
 Noise = Callable[[int], np.ndarray]  # step -> standard normal of x's shape
@@ -56,15 +56,13 @@ def sample(
     known: KnownRegion | None = None,
 ) -> np.ndarray:
     """x_T [B, C, *latent] -> x_0. `noise(i)` is what step i adds."""
-    per_modality = (-1,) + (1,) * x.ndim  # [M] -> [M, 1, 1, ...]
-    rows, gains = table.rows.astype(np.float32), adjust.gains.astype(np.float32)
-    anchor, factors = (part.astype(np.float32).reshape(per_modality) for part in (adjust.anchor, adjust.factors))
+    rows = table.rows.astype(np.float32)
     hist = np.zeros_like(x)
     for i, timestep in enumerate(table.timesteps):
         if known:
             x = known.onto(x, i, table.alpha_bars[i])
         outs, logits = experts(x, i)
-        weights = influence(logits, gains[i].reshape(per_modality), anchor, factors, adjust.sharpness, adjust.boost)
+        weights = influence(logits, of_step(adjust, i, x.ndim))
         fused = fuse(outs, weights)
         before = x
         x, hist = update(x, fused, hist, noise(i), rows[i])

@@ -34,11 +34,10 @@ def pack(table: SolverTable, adjust: Adjustment) -> np.ndarray:
     return numbers
 
 
-def unpack(
-    numbers: Array, modalities: int, ndim: int, boosted: bool
-) -> tuple[Array, tuple[Array, Array, Array, Array, Array | None]]:
-    """[WIDTH] -> the solver's row, and what `influence` takes beside logits [M, ...] whose other axes are `ndim`."""
+def unpack(numbers: Array, modalities: int, ndim: int, boosted: bool) -> tuple[Array, Adjustment[Array]]:
+    """[WIDTH] -> the solver's row, and the step's adjustment of logits [M, ...] whose other axes are `ndim`."""
     gains, anchor, factors = (
         numbers[first : first + modalities].reshape(-1, *(1,) * ndim) for first in (GAINS, ANCHOR, FACTORS)
     )
-    return numbers[:GAINS], (gains, anchor, factors, numbers[SHARPNESS], numbers[BOOST] if boosted else None)
+    boost = numbers[BOOST] if boosted else None
+    return numbers[:GAINS], Adjustment(gains, anchor, factors, numbers[SHARPNESS], boost)

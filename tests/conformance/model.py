@@ -45,14 +45,12 @@ class Model:
         anchor = next((i for i, m in enumerate(rows) if m.anchor), None)
         gain = fusion.decay(influence.decay, timesteps, self.bundle.manifest.schedule.train_steps)
         decays = [m.decays for m in rows]
-        return fusion.adjustment(decays, anchor, gain, influence.factor, influence.sharpness, influence.boost)
+        return fusion.adjustment(decays, anchor, gain, influence)
 
     def fused(self, outs: np.ndarray, logits: np.ndarray, t: int, names: Sequence[str], influence: Influence):
         """The influence functions [M, B, 1, ...] at one timestep and the prediction that they mix."""
         adjust = self.adjustment(names, np.array([t]), influence)
-        shape = (-1, *(1,) * (outs.ndim - 1))
-        parts = (part.astype(np.float32).reshape(shape) for part in (adjust.gains[0], adjust.anchor, adjust.factors))
-        weights = fusion.influence(logits, *parts, adjust.sharpness, adjust.boost)
+        weights = fusion.influence(logits, fusion.of_step(adjust, 0, outs.ndim - 1))
         return weights, fusion.fuse(outs, weights)
 
     def run(

@@ -1,5 +1,6 @@
 import getpass
 import os
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -25,6 +26,12 @@ ADJUSTMENTS = {
 TABLE = solvers.SolverTable(np.array([7]), np.array([0.5]), RNG.standard_normal((1, 8)))
 
 
+def of_some(adjust, count):
+    """That of the first modalities."""
+    gains, anchor, factors = adjust.gains[:, :count], adjust.anchor[:count], adjust.factors[:count]
+    return replace(adjust, gains=gains, anchor=anchor, factors=factors)
+
+
 def expected(bundle, modalities, inputs, adjust):
     """By the experts' own graphs and the definition."""
     engines = [load_engine("onnxruntime", bundle, f"expert.{name}") for name in modalities]
@@ -33,10 +40,7 @@ def expected(bundle, modalities, inputs, adjust):
         for engine, name in zip(engines, modalities, strict=True)
     ]
     outs, logits = (np.stack([result[kind] for result in results]) for kind in ("out", "logit"))
-    gains, anchor, factors = (
-        values[: len(modalities)].reshape(-1, 1, 1, 1, 1) for values in (adjust.gains[0], adjust.anchor, adjust.factors)
-    )
-    weights = fusion.influence(logits, gains, anchor, factors, adjust.sharpness, adjust.boost)
+    weights = fusion.influence(logits, fusion.of_step(of_some(adjust, len(modalities)), 0, outs.ndim - 1))
     x, hist = fusion.update(
         inputs["x"], fusion.fuse(outs, weights), inputs["hist"], inputs["noise"], TABLE.rows[0].astype(np.float32)
     )
@@ -45,14 +49,7 @@ def expected(bundle, modalities, inputs, adjust):
 
 def given(spec, adjust, modalities):
     inputs = inputs_for(spec)
-    few = Adjustment(
-        adjust.gains[:, : len(modalities)],
-        adjust.anchor[: len(modalities)],
-        adjust.factors[: len(modalities)],
-        adjust.sharpness,
-        adjust.boost,
-    )
-    return inputs | {"numbers": pack(TABLE, few)[0]}
+    return inputs | {"numbers": pack(TABLE, of_some(adjust, len(modalities)))[0]}
 
 
 def computed(typed, bundle, folder, inputs):

@@ -93,11 +93,7 @@ def expected(step):
         return 0.0 if part is None else part.to(torch.float64).cpu().numpy()
 
     outs, logits = double(step.outs), double(step.logits)
-    shape = (-1, *(1,) * (outs.ndim - 1))
-    gains, anchor, factors = (
-        part.reshape(shape) for part in (step.adjust.gains[TAKEN], step.adjust.anchor, step.adjust.factors)
-    )
-    weights = fusion.influence(logits, gains, anchor, factors, step.adjust.sharpness, step.adjust.boost)
+    weights = fusion.influence(logits, fusion.of_step(step.adjust, TAKEN, outs.ndim - 1))
     out = fusion.fuse(outs, weights)
     x, hist = fusion.update(double(step.x), out, double(step.hist), double(step.noise), step.table.rows[TAKEN])
     return {"x": x, "hist": hist, "weights": weights}

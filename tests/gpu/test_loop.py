@@ -15,6 +15,7 @@ from cdiff_rt.sampling.fusion import adjustment
 from cdiff_rt.sampling.numbers import pack
 from cdiff_rt.sampling.schedule import Schedule
 from cdiff_rt.sampling.solvers import ddim
+from cdiff_rt.settings import Influence
 from tests.gpu.lints import NotCapturable, StaticBuffers, capturable, trace, unseen
 from tests.gpu.whole_step import WholeStep
 
@@ -71,7 +72,7 @@ def filled(loop):
     if b.free is not None:
         b.free[:8] = 1
     gain = np.linspace(1, 0, loop.shape.steps)
-    adjust = adjustment([True, False], 1, gain, 2.0, boost=3.0 if loop.shape.boosted else None)
+    adjust = adjustment([True, False], 1, gain, Influence(factor=2.0, boost=3.0 if loop.shape.boosted else None))
     b.numbers.copy_(torch.from_numpy(pack(TABLE, adjust)))
     return loop
 

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import array_api_compat
 import numpy as np
@@ -6,8 +7,9 @@ import pytest
 import torch
 
 from cdiff_rt.sampling import fusion
-from cdiff_rt.sampling.fusion import Adjustment, adjustment, decay, fuse, influence, update
+from cdiff_rt.sampling.fusion import Adjustment, adjustment, decay, fuse, influence, of_step, update
 from cdiff_rt.sampling.solvers import C_HIST, C_NOISE, C_OUT, C_X, D_OUT, D_X
+from cdiff_rt.settings import Influence
 
 RNG = np.random.default_rng(0)
 TIMESTEPS = np.array([981, 501, 21, 1])
@@ -17,9 +19,11 @@ COSINE = decay("cosine", TIMESTEPS, 1000)
 
 
 def weights_at(logits, adjust, step, convert=np.asarray):
+    """In float64, so that it can be held against a transcription of the formula."""
     shape = (-1,) + (1,) * (logits.ndim - 1)
     parts = (adjust.gains[step], adjust.anchor, adjust.factors)
-    return influence(logits, *(convert(part.reshape(shape)) for part in parts), adjust.sharpness)
+    gains, anchor, factors = (convert(part.reshape(shape)) for part in parts)
+    return influence(logits, replace(adjust, gains=gains, anchor=anchor, factors=factors))
 
 
 def reference_two(logits, t):
@@ -44,7 +48,7 @@ def reference_three(logits, t):
 @pytest.mark.parametrize(("roles", "reference"), [(MASK_TEXT, reference_two), (MASK_TEXT_SKETCH, reference_three)])
 def test_the_default_adjustment_is_the_references(roles, reference, step):
     logits = RNG.standard_normal((len(roles[0]), 2, 1, 4, 4)) * 3
-    found = weights_at(logits, adjustment(*roles, COSINE, 2.0), step)
+    found = weights_at(logits, adjustment(*roles, COSINE, Influence(factor=2.0)), step)
     np.testing.assert_allclose(found, reference(logits, TIMESTEPS[step]), rtol=1e-9, atol=1e-12)
 
 
@@ -53,7 +57,7 @@ def test_the_default_adjustment_is_the_references(roles, reference, step):
 def test_influence_sums_to_one_and_is_finite(roles, scale):
     logits = (RNG.standard_normal((len(roles[0]), 2, 1, 8, 8)) * scale).astype(np.float32)
     for step in range(len(TIMESTEPS)):
-        weights = weights_at(logits, adjustment(*roles, COSINE.astype(np.float32), 2.0), step)
+        weights = weights_at(logits, adjustment(*roles, COSINE.astype(np.float32), Influence(factor=2.0)), step)
         assert weights.shape == logits.shape and (weights >= 0).all()
         np.testing.assert_allclose(weights.sum(0), 1, atol=1e-6)
 
@@ -62,16 +66,18 @@ def test_influence_sums_to_one_and_is_finite(roles, scale):
 def test_one_modality_alone_has_all_influence_everywhere(roles):
     logits = RNG.standard_normal((1, 2, 1, 4, 4))
     for step in range(len(TIMESTEPS)):
-        np.testing.assert_array_equal(weights_at(logits, adjustment(*roles, COSINE, 2.0), step), np.ones_like(logits))
+        np.testing.assert_array_equal(
+            weights_at(logits, adjustment(*roles, COSINE, Influence(factor=2.0)), step), np.ones_like(logits)
+        )
 
 
 @pytest.mark.parametrize(
     "adjust",
     [
         Adjustment(np.ones((4, 3)), np.zeros(3), np.ones(3)),
-        adjustment([True, True, True], None, COSINE, 2.0),  # none to take the remainder
-        adjustment([False, False, False], 1, COSINE, 2.0),  # nothing that decays
-        adjustment([True, False, True], 1, decay("none", TIMESTEPS, 1000), 1.0),
+        adjustment([True, True, True], None, COSINE, Influence(factor=2.0)),  # none to take the remainder
+        adjustment([False, False, False], 1, COSINE, Influence(factor=2.0)),  # nothing that decays
+        adjustment([True, False, True], 1, decay("none", TIMESTEPS, 1000), Influence(factor=1.0)),
     ],
 )
 def test_without_an_adjustment_influence_is_the_softmax(adjust):
@@ -85,26 +91,37 @@ def test_without_an_adjustment_influence_is_the_softmax(adjust):
 def test_without_sharpness_every_modality_has_as_much_influence(roles, convert):
     count = len(roles[0])
     logits = convert((RNG.standard_normal((count, 2, 1, 4, 4)) * 100).astype(np.float32))
-    weights = weights_at(logits, adjustment(*roles, np.ones(4), 1.0, 0.0), 2, convert)
+    weights = weights_at(logits, adjustment(*roles, np.ones(4), Influence(factor=1.0, sharpness=0.0)), 2, convert)
     np.testing.assert_allclose(np.asarray(weights), np.full(logits.shape, 1 / count), rtol=1e-6)
 
 
 @pytest.mark.parametrize("convert", [np.asarray, torch.from_numpy])
 def test_sharpness_multiplies_the_logits_and_one_is_the_softmax_as_trained(convert):
     logits = convert(RNG.standard_normal((3, 2, 1, 4, 4)).astype(np.float32))
-    plain = weights_at(logits, adjustment(*MASK_TEXT_SKETCH, COSINE, 2.0), 1, convert)
-    same = weights_at(logits, adjustment(*MASK_TEXT_SKETCH, COSINE, 2.0, 1.0), 1, convert)
-    doubled = weights_at(logits, adjustment(*MASK_TEXT_SKETCH, COSINE, 2.0, 2.0), 1, convert)
+    plain = weights_at(logits, adjustment(*MASK_TEXT_SKETCH, COSINE, Influence(factor=2.0)), 1, convert)
+    same = weights_at(logits, adjustment(*MASK_TEXT_SKETCH, COSINE, Influence(factor=2.0, sharpness=1.0)), 1, convert)
+    doubled = weights_at(
+        logits, adjustment(*MASK_TEXT_SKETCH, COSINE, Influence(factor=2.0, sharpness=2.0)), 1, convert
+    )
     np.testing.assert_array_equal(np.asarray(plain), np.asarray(same))
-    by_hand = weights_at(2 * logits, adjustment(*MASK_TEXT_SKETCH, COSINE, 2.0), 1, convert)
+    by_hand = weights_at(2 * logits, adjustment(*MASK_TEXT_SKETCH, COSINE, Influence(factor=2.0)), 1, convert)
     np.testing.assert_allclose(np.asarray(doubled), np.asarray(by_hand), rtol=1e-6)
     assert np.abs(np.asarray(doubled) - np.asarray(plain)).max() > 0.05
 
 
 def test_sharpness_leaves_float32_as_it_is():
     logits = RNG.standard_normal((2, 1, 1, 4, 4)).astype(np.float32)
-    ones = np.ones((2, 1, 1, 1, 1), np.float32)
-    assert influence(logits, ones, 0 * ones, ones, 0.5).dtype == np.float32
+    adjust = adjustment([True, False], 1, COSINE, Influence(sharpness=0.5, boost=2.0))
+    assert influence(logits, of_step(adjust, 1, 4)).dtype == np.float32
+
+
+def test_a_step_has_its_own_gains_and_what_all_steps_share():
+    adjust = adjustment([True, False], 1, COSINE, Influence(factor=3.0, sharpness=0.5, boost=2.0))
+    step = of_step(adjust, 2, 3)
+    assert step.gains.shape == step.anchor.shape == step.factors.shape == (2, 1, 1, 1)
+    np.testing.assert_allclose(step.gains.ravel(), [COSINE[2], 1.0], rtol=1e-6)
+    assert (step.anchor.ravel().tolist(), step.factors.ravel().tolist()) == ([0, 1], [3, 1])
+    assert (step.sharpness, step.boost) == (0.5, 2.0)
 
 
 @pytest.mark.parametrize(
@@ -118,7 +135,7 @@ def test_decay_goes_from_one_at_noise_to_zero_at_the_image(kind, expected):
 def test_numpy_and_torch_give_equal_results():
     logits, outs = RNG.standard_normal((3, 2, 1, 4, 4)), RNG.standard_normal((3, 2, 16, 4, 4))
     x, hist, noise = RNG.standard_normal((3, 2, 16, 4, 4))
-    adjust, row = adjustment(*MASK_TEXT_SKETCH, COSINE, 2.0), RNG.standard_normal(8)
+    adjust, row = adjustment(*MASK_TEXT_SKETCH, COSINE, Influence(factor=2.0)), RNG.standard_normal(8)
     results = []
     for convert in (np.asarray, torch.from_numpy):
         weights = weights_at(convert(logits), adjust, 1, convert)
@@ -137,7 +154,9 @@ def test_fuse_is_the_weighted_sum_of_the_predictions():
 
 def test_fuse_of_equal_predictions_returns_them():
     out = RNG.standard_normal((2, 16, 4, 4))
-    weights = weights_at(RNG.standard_normal((3, 2, 1, 4, 4)), adjustment(*MASK_TEXT_SKETCH, COSINE, 2.0), 1)
+    weights = weights_at(
+        RNG.standard_normal((3, 2, 1, 4, 4)), adjustment(*MASK_TEXT_SKETCH, COSINE, Influence(factor=2.0)), 1
+    )
     np.testing.assert_allclose(fuse(np.stack([out] * 3), weights), out, rtol=1e-12)
 
 

@@ -37,9 +37,9 @@ def test_what_was_packed_is_unpacked_in_the_shapes_that_the_fusion_takes(modalit
     table = SolverTable(np.arange(2), np.ones(2), rng.standard_normal((2, 8)))
     gains, (anchor, factors) = rng.random((2, modalities)), rng.random((2, modalities))
     packed = array(pack(table, Adjustment(gains, anchor, factors, 1.5, 3.0))[1])
-    row, (*per_modality, sharpness, boost) = unpack(packed, modalities, 4, boosted=True)
+    row, found = unpack(packed, modalities, 4, boosted=True)
     np.testing.assert_allclose(row, table.rows[1], rtol=1e-6)
-    for found, expected in zip(per_modality, (gains[1], anchor, factors), strict=True):
-        np.testing.assert_allclose(found, expected.reshape(-1, 1, 1, 1, 1), rtol=1e-6)
-    assert (sharpness, boost) == (1.5, 3.0)
-    assert unpack(packed, modalities, 4, boosted=False)[1][-1] is None
+    for name, expected in {"gains": gains[1], "anchor": anchor, "factors": factors}.items():
+        np.testing.assert_allclose(getattr(found, name), expected.reshape(-1, 1, 1, 1, 1), rtol=1e-6)
+    assert (found.sharpness, found.boost) == (1.5, 3.0)
+    assert unpack(packed, modalities, 4, boosted=False)[1].boost is None

@@ -7,8 +7,8 @@ import pytest
 from click.testing import Result
 from PIL import Image
 
-from cdiff_rt import export
-from tests.commands import run as command
+from cdiff_rt import editing
+from tests.command_line import run as command
 
 NOW, THEN = "This man has stubble.", "This man has a long beard."
 
@@ -168,7 +168,7 @@ def test_bad_masks_are_exit_code_3(option, bad_mask, photo, out):
         (["--text", THEN, "--alphas", "a"], "alphas: 'a'"),
         (["--text", THEN, "--alphas", "1,inf"], "alphas: inf"),
         (["--text", THEN, "--alphas", "99"], "alphas: 99.0 is outside -10-10"),
-        (["--text", THEN, "--alphas", ",".join(["1"] * 300), "--out", "folder"], "batch: 300"),
+        (["--text", THEN, "--alphas", ",".join(["1"] * 300), "--out", "folder"], "number of alphas: 300"),
         (["--text", THEN, "--alphas", "0,1", "--save-influence"], "a strip of images is one file"),
         (["--text", THEN, "--keep", "nose,ear"], "keep: 'ear'"),
         (["--text", THEN, "--keep", "necklace"], "keep: 'necklace'"),
@@ -217,7 +217,7 @@ def test_an_edit_by_imagic_is_one_command_and_goes_on_in_its_folder(photo, mask_
 def test_imagic_needs_torch_and_says_so(photo, out, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     monkeypatch.delitem(sys.modules, "cdiff_rt.editing.imagic", raising=False)
-    monkeypatch.delattr(export, "imagic", raising=False)
+    monkeypatch.delattr(editing, "imagic", raising=False)
     check_refused(run("--image", photo, "--text", THEN, "--out", out, *IMAGIC), 5, "imagic", "pip install '.[torch]'")
 
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from cdiff_rt.pipeline import Pipeline
-from tests.commands import check_refused, run
+from tests.command_line import check_refused, run
 
 TEXT = "This man has a long beard."
 
@@ -158,10 +158,10 @@ def test_without_resume_what_is_there_is_refused_and_by_force_made_anew(out, tmp
 def test_an_interrupt_is_exit_code_130_and_keeps_what_is_made(out, tmp_path, monkeypatch):
     jobs, real = write(tmp_path, {"text": TEXT, "steps": 1}, {"text": TEXT, "seed": 1, "steps": 1}), Pipeline.generate
 
-    def interrupted(self, *, seed, **more):
-        if seed == 1:
+    def interrupted(self, settings, **more):
+        if settings.seed == 1:
             raise KeyboardInterrupt
-        return real(self, seed=seed, **more)
+        return real(self, settings, **more)
 
     monkeypatch.setattr(Pipeline, "generate", interrupted)
     result = run("generate", "--jobs", jobs, "--out", out)

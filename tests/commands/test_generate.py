@@ -1,26 +1,24 @@
 import errno
 import json
-import logging
 import os
+import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from cdiff_rt import exam as exam_module
-from cdiff_rt.commands import OneLine, options
 from cdiff_rt.engines.backends import BACKENDS, Backend
-from cdiff_rt.manifest import digest
 from cdiff_rt.outputs import influence
 from cdiff_rt.outputs.influence import InfluenceRecorder
 from cdiff_rt.pipeline import Pipeline
-from cdiff_rt.sampling.tiers import SOLVERS, TIERS
-from cdiff_rt.version import __version__
-from tests.coded_exam import write_coded_exam
-from tests.commands import check_error, check_refused, run
+from cdiff_rt.sampling.solvers import SOLVERS
+from cdiff_rt.sampling.tiers import TIERS
+from cdiff_rt.settings import SETTINGS
+from tests.command_line import check_error, check_refused, libraries_of, run
 from tests.test_layout import HEAVY
 
 TEXT = "This man has a long beard."
@@ -72,6 +70,7 @@ def test_bad_texts_are_one_line_and_exit_code_3(text, words, out):
         (["--seed", -1], "seed: -1"),
         (["--seed", 2**63], "seed: 9223372036854775808"),
         (["--seed", "abc"], "'abc' is not a valid integer"),
+        (["--scale", 0], "0 is not in the range"),
         (["--eta", "nan"], "eta: nan"),
         (["--eta", "inf"], "eta: inf"),
         (["--eta", 1.5], "eta: 1.5"),
@@ -86,6 +85,7 @@ def test_bad_texts_are_one_line_and_exit_code_3(text, words, out):
         (["--condition", "sketch"], "'sketch': write NAME=VALUE"),
         (["--condition", "text=other"], "text: it is given twice"),
         (["--condition", "sketch=1,2"], "'sketch'; faces-128 knows mask, text"),
+        (["--condition", "seed=7"], "'seed'; faces-128 knows mask, text"),
         (["--without", "sketch"], "'sketch'; faces-128 knows mask, text"),
         (["--without", "text"], "give at least one of mask, text"),
         (["--out", "a.npz"], "results are written as .png"),
@@ -107,10 +107,6 @@ def test_generate_without_a_condition_is_exit_code_2(out):
     assert not out.exists()
 
 
-def test_an_unknown_command_is_exit_code_2():
-    check_refused(run("paint"), 2, "No such command 'paint'", "--help")
-
-
 @pytest.mark.parametrize("folder", ["/proc/nonexistent", "/dev/null", "/dev/null/out"])
 def test_an_output_folder_that_cannot_be_written_is_exit_code_3(folder):
     check_refused(run("generate", "--text", TEXT, "--out", folder), 3, f"output folder {folder}")
@@ -125,13 +121,6 @@ def test_a_file_in_place_of_the_output_folder_is_exit_code_3(out):
 def test_a_bad_output_folder_is_found_before_the_model_loads():
     result = run("generate", "--text", TEXT, "--out", "/proc/nonexistent", "--model", "no-such-model")
     check_refused(result, 3, "output folder /proc/nonexistent")
-
-
-def test_images_that_exist_are_kept_without_force(out):
-    out.mkdir()
-    (out / "seed0-000.png").write_text("mine")
-    check_refused(run("generate", "--text", TEXT, "--out", out), 2, "seed0-000.png exists", "--force")
-    assert [path.read_text() for path in out.iterdir()] == ["mine"]
 
 
 def test_images_that_exist_are_overwritten_by_force(out):
@@ -282,9 +271,9 @@ def test_every_setting_reaches_the_loop_and_the_record(mask_file, out):
 
 
 def test_everything_can_be_saved_beside_an_image(mask_file, out):
-    options = ["--save-influence", "--save-steps", "--save-latent", "--save-overlay"]
+    options = ["--save-influence", "--save-trajectory", "--save-latent", "--save-overlay"]
     result = run("generate", "--mask", mask_file, "--steps", 2, "--out", out, *options)
-    ends = ("png", "influence", "steps")
+    ends = ("png", "influence", "trajectory")
     assert (result.exit_code, result.stdout.splitlines()) == (0, [f"{out}/seed0-000.{end}" for end in ends])
     names = {f"seed0-000.{end}" for end in (*ends, "npz", "overlay.png")}
     assert {path.name for path in out.iterdir()} == names
@@ -298,23 +287,6 @@ def test_a_modality_that_is_left_out_leaves_the_rest(mask_file, out):
     np.testing.assert_array_equal(first, second)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "code", "words"),
-    [
-        (["--checkpoint", "nowhere.ckpt"], 4, "nowhere.ckpt: there is no such file"),
-        (["--checkpoint", __file__], 4, "test_cli.py"),
-        (["--checkpoint", __file__, "--freeu", "text=1,2"], 2, "write NAME=B1,B2,S1,S2"),
-        (["--checkpoint", __file__, "--freeu", "text=1,2,3,nan"], 2, "write NAME=B1,B2,S1,S2"),
-        (["--checkpoint", __file__, "--precision", "int8"], 2, "'int8' is not one of"),
-        ([], 2, "give --checkpoint and --out, or --model and --target"),
-    ],
-    ids=str,
-)
-def test_bad_exports_are_one_line_and_leave_nothing(arguments, code, words, out):
-    check_refused(run("export", *arguments, "--out", out), code, words)
-    assert not out.exists()
-
-
 def test_without_the_option_there_is_no_influence(out):
     assert run("generate", "--text", TEXT, "--steps", 1, "--out", out).stdout == f"{out}/seed0-000.png\n"
     assert [path.name for path in out.iterdir()] == ["seed0-000.png"]
@@ -325,95 +297,6 @@ def test_a_text_never_becomes_part_of_a_path(text, out):
     assert run("-q", "generate", f"--text={text}", "--steps", 1, "--out", out / "a.png").exit_code == 0
     assert [path.name for path in out.parent.rglob("*")] == ["out", "a.png"]
     assert texts_of(out / "a.png")["parameters"].startswith(f"{text}\n")
-
-
-def test_quiet_leaves_warnings_and_results_alone(mask_file, out):
-    result = run("--quiet", "generate", "--mask", mask_file, "--text", "a purple man", "--steps", 1, "--out", out)
-    (line,) = result.stderr.splitlines()
-    assert line.startswith("warning: ") and "'purple'" in line and result.stdout.endswith("seed0-000.png\n")
-
-
-def test_a_note_is_one_line_whatever_it_tells():
-    record = logging.LogRecord("cdiff_rt", logging.INFO, "x.py", 1, "mask %s", ("a\nerror: b.png",), None)
-    assert OneLine().format(record).splitlines() == ["note: mask a error: b.png"]
-
-
-def test_debug_shows_a_traceback_with_the_error(out, monkeypatch):
-    arguments = ["--debug", "generate", "--text", "", "--out", str(out)]
-    monkeypatch.setattr(sys, "argv", ["cdiff-rt", *arguments])
-    result = run(*arguments)
-    assert (
-        "Traceback" in result.stderr and result.stderr.splitlines()[-1].startswith("error: ") and result.exit_code == 3
-    )
-
-
-@pytest.fixture
-def exam(tmp_path, monkeypatch) -> Path:
-    """The folder of faces-128's only exam."""
-    monkeypatch.setattr(exam_module, "EXAMS", tmp_path / "exams")
-    return write_coded_exam(tmp_path / "exams" / "faces-128")
-
-
-def test_quality_is_a_table_and_on_request_images_and_json(exam, tmp_path):
-    images, figures = tmp_path / "judged", tmp_path / "quality.json"
-    result = run("bench", "--quality", "--pairs", 2, "--steps", 1, "--images", images, "--json", figures)
-    assert result.exit_code == 0
-    first, _, header, _, *rows = result.stdout.splitlines()
-    assert "sampling ddim, 1 steps, eta 1, seed 0, pairs 2;" in first and header.startswith("| images | mIoU |")
-    ways = ["mask only", "text only", "plain mean", "collaborative, softmax as trained", "collaborative"]
-    assert [row.split("|")[1].strip() for row in rows] == [
-        "painted portraits, all", *ways, "collaborative, shuffled pairs"
-    ]  # fmt: skip
-    assert [line.split(": ")[1] for line in result.stderr.splitlines()] == ways
-    assert sorted(str(path.relative_to(images)) for path in images.rglob("*.png")) == sorted(
-        f"{way}/{name}.png" for way in ways for name in ("000", "001")
-    )
-    data = json.loads(figures.read_text())
-    assert list(data["images"]) == [*ways, "collaborative, shuffled pairs"]
-    assert len(data["images"]["collaborative"]["mIoU"]) == 2
-
-
-def test_quality_of_a_model_without_an_exam_is_exit_code_2(exam, bundle_copy):
-    manifest = bundle_copy / "manifest.json"
-    data = json.loads(manifest.read_text()) | {"name": "my-faces"}
-    manifest.write_text(json.dumps(data | {"digest": digest(data)}))
-    result = run("bench", "--quality", "--model", bundle_copy)
-    check_refused(result, 2, "no exam for the model 'my-faces'", "there is one for faces-128")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["--backend", "cuda"], "'cuda'"),
-        (["--backend", "onnxruntime", "--backend", "torch"], "one at a time"),
-        (["--pairs", 1], "'--pairs': 1"),
-        (["--steps", 0], "steps: 0"),
-        (["--images", "."], "images: . exists"),
-    ],
-    ids=str,
-)
-def test_bad_parameters_of_quality_are_one_line_and_exit_code_2(arguments, words, exam):
-    check_refused(run("bench", "--quality", *arguments), 2, words)
-
-
-def test_images_without_quality_are_exit_code_2(out):
-    check_refused(run("bench", "--images", out, "--model", "no-such"), 2, "--images", "--quality")
-    assert not out.exists()
-
-
-def test_drift_is_a_table_and_on_request_json(exam, tmp_path):
-    figures = tmp_path / "drift.json"
-    result = run("bench", "--drift", "--solver", "dpmpp-2m-sde", "--steps", 2, "--pairs", 2, "--json", figures)
-    assert result.exit_code == 0
-    first, _, header, _, ours, scale = result.stdout.splitlines()
-    assert "seed 0, pairs 2;" in first and header.startswith("| sampling | against |")
-    assert ours.startswith("| dpmpp-2m-sde, 2 steps, eta 1 | exact: ddim, 50 steps, eta 1 |")
-    assert "with other noise, for scale" in scale
-    assert [len(row["error"]) for row in json.loads(figures.read_text())["rows"]] == [2, 2]
-
-
-def test_the_command_knows_the_librarys_tiers_and_solvers():
-    assert (tuple(TIERS), SOLVERS) == (options.TIERS, options.SOLVERS)
 
 
 @pytest.mark.parametrize("tier", TIERS)
@@ -438,117 +321,6 @@ def test_bad_samplers_are_exit_code_2(arguments, words, out):
     check_refused(run("generate", "--text", TEXT, "--out", out, *arguments), 2, words)
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        ["--pairs", 200],
-        ["--quality", "--batch", 2],
-        ["--quality", "--csv", "x.csv"],
-        ["--quality", "--repeats", 10],
-        ["--quality", "--suite", "gpu"],
-    ],
-    ids=str,
-)
-def test_options_of_the_other_measurement_are_exit_code_2(options):
-    check_refused(run("bench", "--model", "no-such", *options), 2, options[-2], "--quality")
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        (["--quality", "--tier", "exact", "--tier", "fast"], "--tier: --quality takes one at a time"),
-        (["--budget", "--tier", "fast"], "--tier does not go with --budget"),
-        (["--budget", "--drift"], "--budget and --drift are two measurements"),
-        (["--drift", "--images", "x"], "--images goes with --quality"),
-        (["--tier", "fast", "--steps", 3], "tier: fast and steps of your own"),
-        (["--plot", "x.png"], "plot: x.png; it is drawn as .svg"),
-        (["--suite", "gpu", "--what", "step"], "what: a step on a GPU"),
-        (["--backend", "cuda"], "backend: 'cuda'; the CPU suite has torch, "),
-        (["--backend", "onnxruntime", "--precision", "bf16"], "precision: bf16; these cases compute in fp32"),
-    ],
-    ids=str,
-)
-def test_bad_parameters_of_a_benchmark_are_exit_code_2(options, words):
-    check_refused(run("--quiet", "bench", "--model", "no-such", *options), 2, words)
-
-
-def test_an_earlier_benchmark_that_cannot_be_read_is_exit_code_3(tmp_path):
-    (tmp_path / "old.json").write_text("[]]")
-    check_refused(run("bench", "--model", "no-such", "--compare", tmp_path / "old.json"), 3, "it cannot be read")
-
-
-def test_a_benchmark_is_a_table_and_on_request_files(tmp_path, monkeypatch):
-    monkeypatch.setattr("cdiff_rt.bench.latency.SECONDS", 0.0)
-    monkeypatch.setattr("cdiff_rt.bench.latency.measure", lambda: None)
-    files = [tmp_path / name for name in ("bench.json", "bench.csv", "bench.svg")]
-    saving = [
-        part for option, file in zip(("--json", "--csv", "--plot"), files, strict=True) for part in (option, file)
-    ]
-    how = ["--what", "step", "--backend", "onnxruntime", "--tier", "exact", "--tier", "fast", "--repeats", 3]
-    result = run("bench", *how, *saving)
-    assert result.exit_code == 0, result.output
-    first, _, legend, _, header, _, *rows = result.stdout.strip().splitlines()
-    assert "what step" in first and "spread: " in legend and header.startswith("| case | median ms |")
-    assert [row.split("|")[1].strip() for row in rows] == ["onnxruntime", "onnxruntime, fast"]
-    assert all(file.stat().st_size > 100 for file in files)
-    again = run("bench", *how[:4], "--repeats", 3, "--compare", files[0])
-    assert again.exit_code == 0 and "| case | old median ms |" in again.stdout
-
-
-def test_the_start_is_timed(monkeypatch):
-    monkeypatch.setattr("cdiff_rt.bench.startup.seconds", lambda arguments: 0.25)
-    result = run("bench", "--what", "start", "--repeats", 3)
-    assert result.exit_code == 0
-    assert [row.split("|")[1:3] for row in result.stdout.splitlines() if row.startswith("| cdiff-rt")] == [
-        [" cdiff-rt --help ", " 250 "], [" cdiff-rt generate, one image ", " 250 "]
-    ]  # fmt: skip
-
-
-def test_an_altered_exam_is_exit_code_4(exam):
-    with (exam / exam_module.MASKS).open("ab") as file:
-        file.write(b"x")
-    check_refused(run("bench", "--quality"), 4, "exam faces-128: masks.png was altered", "recipes.faces.judge")
-
-
-@pytest.mark.parametrize("option", ["--json", "--images"])
-def test_figures_that_cannot_be_written_are_found_before_the_model_loads(option):
-    result = run("bench", "--quality", "--model", "no-such", option, "/proc/nonexistent/x")
-    check_refused(result, 3, "output folder /proc/nonexistent")
-
-
-@pytest.mark.parametrize("command", ["generate", "export", "bench"])
-def test_help_shows_examples_line_by_line(command):
-    result = run(command, "--help")
-    assert result.exit_code == 0
-    assert [line for line in result.stdout.splitlines() if line.strip().startswith(f"cdiff-rt {command} --")]
-
-
-@pytest.mark.parametrize("arguments", [["--help"], ["-h"], []], ids=str)
-def test_help_lists_the_commands(arguments):
-    result = run(*arguments)
-    lines = (result.stdout + result.stderr).splitlines()
-    listed = [
-        command for command in ("bench", "doctor", "export", "generate") if any(f"  {command} " in x for x in lines)
-    ]
-    assert listed == ["bench", "doctor", "export", "generate"]
-    assert not [line for line in lines if line.startswith("error: ")]
-
-
-def test_version():
-    result = run("--version")
-    assert (result.exit_code, result.stdout) == (0, f"cdiff-rt, version {__version__}\n")
-
-
-@pytest.mark.parametrize(("works", "code"), [(True, 0), (False, 5)])
-def test_doctor_says_by_its_exit_code_whether_a_picture_can_be_made(works, code, monkeypatch):
-    for name in [] if works else list(BACKENDS):
-        monkeypatch.setitem(BACKENDS, name, Backend("x:load", ("no_such_library",), "cpu"))
-    result = run("doctor")
-    assert result.exit_code == code and ["model", "faces-128", "intact"] in [
-        row.split() for row in result.stdout.splitlines()
-    ]
-
-
 def in_a_process(root: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "cdiff_rt", *map(str, arguments)]
     return subprocess.run(command, cwd=root, capture_output=True, text=True, check=False, timeout=60)
@@ -568,22 +340,44 @@ def test_a_process_without_a_terminal_prints_notes_and_paths_only(root, mask_fil
     assert kinds == ["note", "warning"]
 
 
-def libraries_of(root: Path, *arguments: object) -> set[str]:
-    """What a command imports that is not Python's own."""
-    code = f"import sys\nfrom cdiff_rt.commands import main\ntry: main({[str(a) for a in arguments]})\nexcept SystemExit: pass\n"
-    code += "print(' '.join({name.split('.')[0] for name in sys.modules} - set(sys.stdlib_module_names)))"
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True, timeout=60
-    )
-    return set(done.stdout.splitlines()[-1].split())
-
-
-@pytest.mark.parametrize("command", [["--help"], ["--version"], ["generate", "--help"], ["bench", "--help"]], ids=str)
-def test_help_waits_for_no_library(command, root):
-    assert not libraries_of(root, *command) & {"numpy", "PIL", "array_api_compat", "onnxruntime", *HEAVY}
-
-
 def test_an_image_waits_for_no_library_but_its_own(root, out):
     found = libraries_of(root, "generate", "--text", "a man", "--steps", 1, "--out", out)
     assert {"numpy", "onnxruntime", "PIL"} <= found
     assert not found & (HEAVY - {"onnxruntime"}) and not found & {"scipy", "matplotlib", "pandas", "ray"}
+
+
+def test_in_a_folder_the_next_free_name_is_taken_and_told(out):
+    for name in ("seed0-000.png", "seed0-000-2.png"):
+        result = run("generate", "--text", TEXT, "--steps", 1, "--out", out)
+        assert (result.exit_code, result.stdout) == (0, f"{out}/{name}\n")
+    assert texts_of(out / "seed0-000.png") == texts_of(out / "seed0-000-2.png")
+
+
+def test_a_named_file_that_exists_is_kept_without_force(tmp_path):
+    (tmp_path / "a.png").write_text("mine")
+    check_refused(run("generate", "--text", TEXT, "--out", tmp_path / "a.png"), 2, "a.png exists", "--force")
+    assert (tmp_path / "a.png").read_text() == "mine"
+
+
+def test_a_random_seed_is_told_and_makes_the_same_image_again(out):
+    result = run("generate", "--text", TEXT, "--steps", 1, "--seed", "random", "--out", out)
+    (note,) = result.stderr.splitlines()
+    seed = int(note.removeprefix("note: seed "))
+    assert result.stdout == f"{out}/seed{seed}-000.png\n"
+    assert run("generate", "--text", TEXT, "--steps", 1, "--seed", seed, "--out", out / "b.png").exit_code == 0
+    assert (out / "b.png").read_bytes() == (out / f"seed{seed}-000.png").read_bytes()
+
+
+def test_help_is_in_groups_with_every_setting(root):
+    text = run("generate", "--help").stdout
+    titles = [line.rstrip(":") for line in text.splitlines() if re.fullmatch(r"[A-Z][a-z ]+:", line)]
+    expected = ["Conditions", "Sampling", "Influence of the conditions", "Output", "Model and backend", "Many images"]
+    assert [title for title in titles if title in expected] == expected
+    assert [name for name in SETTINGS if f"--{name} " not in text] == []
+
+
+def test_a_new_solver_is_an_option_a_row_and_a_message(out, monkeypatch):
+    """What CONTRIBUTING.md promises: one file, sampling/solvers.py."""
+    monkeypatch.setitem(SOLVERS, "toy", replace(SOLVERS["ddim"], gallery_name="Toy"))
+    assert run("generate", "--text", TEXT, "--solver", "toy", "--steps", 2, "--out", out / "a.png").exit_code == 0
+    assert "Sampler: Toy" in texts_of(out / "a.png")["parameters"]

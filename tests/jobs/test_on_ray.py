@@ -16,10 +16,10 @@ from pathlib import Path
 import pytest
 
 from cdiff_rt.errors import BadEnvironment, BadRequest, CdiffError, OutOfResource
-from cdiff_rt.jobs.on_ray import DEATHS, Worker, run, run_on_ray
+from cdiff_rt.jobs.on_ray import DEATHS, RayWorker, run, run_on_ray
 from cdiff_rt.jobs.run import Outcome, prepare, run_jobs
-from tests.commands import check_refused
-from tests.commands import run as run_command
+from tests.command_line import check_refused
+from tests.command_line import run as run_command
 
 TEXT = "This man has a long beard."
 RESULTS = "results-1-of-1.jsonl"
@@ -149,12 +149,12 @@ class Deadly:
         self.inner = Pipeline.from_pretrained()
         self.manifest, self.backend, self.identity = self.inner.manifest, self.inner.backend, self.inner.identity
 
-    def generate(self, *, seed, **more):
-        if seed == 666:
+    def generate(self, settings, **more):
+        if settings.seed == 666:
             os.kill(os.getpid(), signal.SIGKILL)
-        if seed == 777:
+        if settings.seed == 777:
             raise OutOfResource("disk", "it is full", "empty it")
-        return self.inner.generate(seed=seed, **more)
+        return self.inner.generate(settings, **more)
 
 ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=2**27, log_to_driver=False)
 for outcome in run_on_ray(Deadly(), sys.argv[1], sys.argv[3]):
@@ -193,7 +193,7 @@ def test_a_row_that_kills_its_workers_fails_alone_and_a_full_disk_ends_all(root,
 def test_a_worker_tells_outcomes_and_errors(pipeline, rows, tmp_path, monkeypatch):
     work = prepare(pipeline, write(tmp_path, rows[:1]), tmp_path / "out")
     work.staging.mkdir(parents=True)
-    worker = Worker(pickle.dumps(pipeline), work)
+    worker = RayWorker(pickle.dumps(pipeline), work)
     batch = {"job": [pickle.dumps(work.jobs[0])]}
     (outcome,) = map(pickle.loads, worker(batch)["told"])
     assert isinstance(outcome, Outcome) and outcome.id == "i00" and list(work.staging.iterdir()) == []
@@ -208,7 +208,7 @@ def test_a_worker_that_cannot_load_tells_it(pipeline, rows, tmp_path, bundle_cop
     work.staging.mkdir(parents=True)
     elsewhere = pickle.dumps(type(pipeline).from_pretrained(bundle_copy))
     (bundle_copy / "weights.safetensors").unlink()
-    (error,) = map(pickle.loads, Worker(elsewhere, work)({"job": [pickle.dumps(work.jobs[0])]})["told"])
+    (error,) = map(pickle.loads, RayWorker(elsewhere, work)({"job": [pickle.dumps(work.jobs[0])]})["told"])
     assert isinstance(error, CdiffError) and error.exit_code == 4 and "weights.safetensors is missing" in str(error)
 
 
