@@ -9,13 +9,13 @@ from cdiff_rt.errors import BadArtefact
 from cdiff_rt.export.tensors import open_tensors
 
 
-def zipped(path, pickled, keys="0", order=b"little", compression=zipfile.ZIP_STORED, replaced=()):
+def zipped(path, pickled, keys="0", order=b"little", data=b"\0" * 8, compression=zipfile.ZIP_STORED, replaced=()):
     """Writes a checkpoint in torch's zip format, with storages of 8 bytes."""
     with zipfile.ZipFile(path, "w", compression) as archive:
-        for name, content in {"data.pkl": pickled, "byteorder": order}.items():
+        for name, content in {"data.pkl": pickled, "byteorder": order, "version": b"3\n"}.items():
             archive.writestr(f"archive/{name}", content)
         for key in keys:
-            archive.writestr(f"archive/data/{key}", b"\0" * 8)
+            archive.writestr(f"archive/data/{key}", data)
     for old, new in replaced:
         path.write_bytes(path.read_bytes().replace(old, new))
 
@@ -46,12 +46,12 @@ def tensor(offset=0, size=(2,), stride=(1,), stored=STORED):
 
 
 def bare(fragment, name="w"):
-    return b"\x80\x04}" + value(name) + fragment + b"s."
+    return b"\x80\x02}" + value(name) + fragment + b"s."
 
 
 def beside(fragment, key="callbacks"):
     """A pickle of a state dict with a good tensor, and of `fragment` as another entry of the file."""
-    return b"\x80\x04}(" + value("state_dict") + b"}" + value("w") + tensor() + b"s" + value(key) + fragment + b"u."
+    return b"\x80\x02}(" + value("state_dict") + b"}" + value("w") + tensor() + b"s" + value(key) + fragment + b"u."
 
 
 def within(fragment):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cdiff_rt import schema
 from cdiff_rt.errors import BadArtefact
-from cdiff_rt.export.tensors import open_tensors, write_tensors
+from cdiff_rt.export.tensors import metadata, open_tensors, write_tensors
 from cdiff_rt.inputs.wordpiece import END, PAD, START, UNKNOWN
 from cdiff_rt.manifest import Modality, is_plain_name
 from cdiff_rt.nets.collaborative import ModelConfig
@@ -61,24 +61,14 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
 
 def describes_itself(path: Path) -> bool:
     """Whether it is a file that `write_checkpoint` wrote."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, "pt") as file:
-            return _KEY in (file.metadata() or {})
-    except (SafetensorError, OSError):
-        return False
+    return _KEY in metadata(path)
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
     """Raises BadArtefact unless the file describes itself and holds exactly its model's weights."""
-    from safetensors import safe_open
-
     tensors = open_tensors(path)
-    with safe_open(path, "pt") as file:
-        metadata = file.metadata()
     try:
-        description = schema.from_json(Description, json.loads(metadata[_KEY]), "description")
+        description = schema.from_json(Description, json.loads(metadata(path).get(_KEY, "")), "description")
     except (ValueError, TypeError) as error:
         raise BadArtefact(f"checkpoint {path.name}", f"its description cannot be read ({error})", _HELP) from None
     _check_description(path.name, description)

@@ -4,9 +4,7 @@ Its ONNX graphs point into that file with offsets, so every backend runs the new
 that were built from the old ones are those of another bundle, by its hash.
 """
 
-import json
 import shutil
-import struct
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +12,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from cdiff_rt.export.tensors import places, raw
 from cdiff_rt.manifest import NAME, Bundle, sha256
 from cdiff_rt.outputs.files import all_or_nothing
-
-DTYPES = {"F16": torch.float16, "F32": torch.float32}
 
 
 def refit(bundle: Bundle, weights: Mapping[str, Tensor], folder: Path, provenance: dict) -> Bundle:
@@ -37,12 +34,10 @@ def refit(bundle: Bundle, weights: Mapping[str, Tensor], folder: Path, provenanc
 
 def overwrite(path: Path, weights: Mapping[str, Tensor]) -> None:
     """Tensors of a safetensors file, in the type that they have there."""
+    stored = places(path)
     with path.open("r+b") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        header = json.loads(file.read(length))
         for name, tensor in weights.items():
-            row = header[name]
-            assert tuple(row["shape"]) == tuple(tensor.shape), f"{name} has another shape there"
-            value = tensor.detach().to(DTYPES[row["dtype"]]).contiguous()
-            file.seek(8 + length + row["data_offsets"][0])
-            file.write(value.reshape(-1).view(torch.uint8).numpy().data)
+            place = stored[name]
+            assert place.shape == tuple(tensor.shape), f"{name} has another shape there"
+            file.seek(place.offset)
+            file.write(raw(tensor.to(getattr(torch, place.dtype))))

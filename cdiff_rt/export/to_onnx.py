@@ -5,20 +5,17 @@ brings it to fp32. So all graphs and PyTorch share one copy of the weights, and 
 needs shapes only, so the model is on the "meta" device and a gigabyte of weights is never held.
 """
 
-import json
 import logging
-import struct
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from cdiff_rt.export.tensors import open_tensors
+from cdiff_rt.export.tensors import Place, open_tensors, places
 from cdiff_rt.manifest import NetworkSpec
 
 if TYPE_CHECKING:
@@ -27,18 +24,8 @@ if TYPE_CHECKING:
 
 OPSET = 23
 LARGEST_INLINE = 4096  # bytes of a constant that may stay in the graph
-_ONNX_DTYPES = {"F32": "FLOAT", "F16": "FLOAT16"}
+_ONNX_DTYPES = {"float32": "FLOAT", "float16": "FLOAT16"}
 _PREFIX = "model."  # of a weight's name in the graph
-
-
-@dataclass(frozen=True)
-class Place:
-    """Of a tensor in a safetensors file; offset and length in bytes, from the start of the file."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    offset: int
-    length: int
 
 
 class _Network(nn.Module):
@@ -89,11 +76,11 @@ def export_network(
             verbose=False,
         )
     assert program is not None
-    places = _places(folder / weights)
-    taken = list(_weights_of(program.model, prefix, places))
+    stored = places(folder / weights)
+    taken = list(_weights_of(program.model, prefix, stored))
     _give_values(taken, folder / weights)
     _simplify(program.model)
-    _point_into(taken, weights, places)
+    _point_into(taken, weights, stored)
     proto = program.model_proto
     _cast_from_fp16(proto.graph)
     _strip(proto)
@@ -191,16 +178,3 @@ def _strip(proto: "onnx.ModelProto") -> None:
     for part in (proto, proto.graph, *proto.graph.node, *proto.graph.input, *proto.graph.output):
         part.ClearField("metadata_props")
         part.ClearField("doc_string")
-
-
-def _places(weights: Path) -> dict[str, Place]:
-    """name -> where it lies, of every tensor of a safetensors file."""
-    with weights.open("rb") as file:
-        (size,) = struct.unpack("<Q", file.read(8))
-        header = json.loads(file.read(size))
-    header.pop("__metadata__", None)
-    rows = {name: (row["dtype"], row["shape"], *row["data_offsets"]) for name, row in header.items()}
-    return {
-        name: Place(dtype, tuple(shape), 8 + size + begin, end - begin)
-        for name, (dtype, shape, begin, end) in rows.items()
-    }

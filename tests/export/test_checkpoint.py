@@ -63,6 +63,14 @@ def test_another_format_is_refused(tmp_path, content):
         read_checkpoint(path)
 
 
+def test_weights_without_a_description_are_refused(tiny_checkpoint, tmp_path):
+    torch.save(dict(tiny_checkpoint.weights), tmp_path / "model.pt")
+    save_file(tiny_checkpoint.weights, tmp_path / "model.safetensors")
+    for path in tmp_path.iterdir():
+        with pytest.raises(BadArtefact, match=rf"{path.name}: its description cannot be read"):
+            read_checkpoint(path)
+
+
 def test_only_what_was_written_here_describes_itself(tiny_checkpoint, tmp_path):
     write_checkpoint(tmp_path / "own.safetensors", tiny_checkpoint)
     save_file(tiny_checkpoint.weights, tmp_path / "bare.safetensors")
