@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 
-from cdiff_rt import engines
+from cdiff_rt.engines import backends as engines
 from cdiff_rt.engines.backends import BACKENDS, Backend, load_engine, why_not
 from cdiff_rt.engines.base import check_inputs
 from cdiff_rt.errors import BadArtefact, BadEnvironment, BadRequest
