@@ -211,4 +211,4 @@ def test_auto_needs_one_that_works(bundle, monkeypatch):
 def test_auto_makes_images_and_the_record_has_the_backends_name(bundle):
     pipeline = Pipeline(bundle, "auto")
     assert pipeline.backend in engines.FASTEST
-    assert pipeline.generate(text="This man has a long beard.", steps=2).record["backend"] == pipeline.backend
+    assert pipeline.generate(text="This man has a long beard.", steps=2).parameters["backend"] == pipeline.backend

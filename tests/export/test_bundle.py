@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cdiff_rt import engines
+from cdiff_rt.engines import backends as engines
 from cdiff_rt.engines.backends import load_engine
 from cdiff_rt.errors import BadArtefact, BadEnvironment, BadRequest, OutOfResource
 from cdiff_rt.export import bundle as bundle_module

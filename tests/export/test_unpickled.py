@@ -308,7 +308,7 @@ def test_what_a_library_has_allowed_before_stays_allowed_but_not_here(tmp_path, 
 @pytest.mark.parametrize("elements", [1, 3, 4])
 def test_a_storage_of_another_size_than_its_record_is_refused(tmp_path, elements):
     """torch itself would read on in the next record."""
-    forged = pickles.tensor(stored=pickles.storage(pickles.FLOATS, elements=elements), size=(elements,))
-    pickles.zipped(tmp_path / "a.ckpt", pickles.bare(forged), keys="01")
+    forged = tensor(stored=storage(FLOATS, elements=elements), size=(elements,))
+    zipped(tmp_path / "a.ckpt", bare(forged), keys="01")
     with pytest.raises(BadArtefact, match="the data of w have another length"):
         open_tensors(tmp_path / "a.ckpt")

@@ -100,7 +100,7 @@ def test_half_precision_keeps_latents_in_fp32_and_stays_near(bundle, mask, pipel
     reference = pipeline.generate(mask=mask, text=TEXT, steps=4)
     for precision, limit in (("fp16", 0.02), ("bf16", 0.15)):
         half = on_device(bundle, precision=precision).generate(mask=mask, text=TEXT, steps=4)
-        assert half.record["precision"] == precision and half.latents.dtype == np.float32
+        assert half.parameters["precision"] == precision and half.latents.dtype == np.float32
         error = (half.latents - reference.latents).std() / reference.latents.std()
         assert CLOSE < error < limit
 
