@@ -21,19 +21,19 @@ LIBRARIES = (
 
 def examine() -> tuple[list[str], bool]:
     """Lines to print, and whether a picture can be made: an intact model and a backend that loads it."""
-    rows = [f"cdiff-rt {__version__}, Python {platform.python_version()}, {platform.platform()}, {cores()} cores"]
-    rows += [f"library {name:20} {version_of(name)}" for name in LIBRARIES]
+    lines = [f"cdiff-rt {__version__}, Python {platform.python_version()}, {platform.platform()}, {cores()} cores"]
+    lines += [f"library {name:20} {version_of(name)}" for name in LIBRARIES]
     bundles = {}
     for folder in sorted(MODELS.glob("*/")):
         try:
             bundles[folder.name] = Bundle.open(folder)
-            rows.append(f"model   {folder.name:20} intact")
+            lines.append(f"model   {folder.name:20} intact")
         except CdiffError as error:
-            rows.append(f"model   {folder.name:20} {error}")
-    rows.append(f"device  {'cuda':20} {why_no_device() or f'compute capability {compute_capability()}'}")
+            lines.append(f"model   {folder.name:20} {error}")
+    lines.append(f"device  {'cuda':20} {why_no_device() or f'compute capability {compute_capability()}'}")
     states = {name: _state(name, bundles.get(DEFAULT_MODEL)) for name in BACKENDS}
-    rows += [f"backend {name:20} {state}" for name, state in states.items()]
-    return rows, "works" in states.values()
+    lines += [f"backend {name:20} {state}" for name, state in states.items()]
+    return lines, "works" in states.values()
 
 
 def version_of(library: str) -> str:

@@ -35,7 +35,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Sheet:
+class Paper:
     """exam.json."""
 
     model: str  # whose conditions these are
@@ -51,7 +51,7 @@ class Sheet:
 
 @dataclass(frozen=True)
 class Exam:
-    sheet: Sheet
+    paper: Paper
     labels: np.ndarray  # [N, H, W] uint8
     answers: np.ndarray  # [N, attributes] index of the right value, or UNASKED
     judge: Engine
@@ -69,22 +69,22 @@ class Exam:
     def open(cls, folder: Path) -> "Exam":
         """Raises BadArtefact if a file is missing, altered, or not of this format."""
         try:
-            sheet = schema.from_json(Sheet, json.loads((folder / NAME).read_text(encoding="utf-8")), "exam")
+            paper = schema.from_json(Paper, json.loads((folder / NAME).read_text(encoding="utf-8")), "exam")
             for name in (MASKS, JUDGE, WEIGHTS):
-                check_file(folder, name, sheet.files.get(name, "none"), f"exam {folder.name}", REMEDY)
+                check_file(folder, name, paper.files.get(name, "none"), f"exam {folder.name}", REMEDY)
             with Image.open(folder / MASKS) as strip:
-                labels = np.asarray(strip).reshape(-1, sheet.size, sheet.size)
-            answers = right_answers(sheet)
+                labels = np.asarray(strip).reshape(-1, paper.size, paper.size)
+            answers = right_answers(paper)
         except (OSError, ValueError, TypeError) as error:
             raise BadArtefact(f"exam {folder}", f"{NAME} cannot be used ({error})", REMEDY) from None
-        if len(labels) != len(sheet.questions):
-            raise BadArtefact(f"exam {folder}", f"{len(labels)} masks, {len(sheet.questions)} sentences", REMEDY)
-        judge = OrtEngine(folder / JUDGE, judge_spec(sheet.size, sheet.classes, sheet.attributes), cores())
-        return cls(sheet, labels, answers, judge)
+        if len(labels) != len(paper.questions):
+            raise BadArtefact(f"exam {folder}", f"{len(labels)} masks, {len(paper.questions)} sentences", REMEDY)
+        judge = OrtEngine(folder / JUDGE, judge_spec(paper.size, paper.classes, paper.attributes), cores())
+        return cls(paper, labels, answers, judge)
 
     def conditions(self, number: int) -> dict[str, np.ndarray | str]:
         """modality -> condition of a pair."""
-        return {self.sheet.mask: self.labels[number], self.sheet.text: self.sheet.questions[number].sentence}
+        return {self.paper.mask: self.labels[number], self.paper.text: self.paper.questions[number].sentence}
 
     def first(self, count: int) -> "Exam":
         """The exam's first pairs only."""
@@ -95,8 +95,8 @@ class Exam:
         return self._pick([*range(1, len(self.labels)), 0])
 
     def _pick(self, numbers: Sequence[int]) -> "Exam":
-        sheet = replace(self.sheet, questions=[self.sheet.questions[i] for i in numbers])
-        return replace(self, sheet=sheet, labels=self.labels[numbers], answers=self.answers[numbers])
+        paper = replace(self.paper, questions=[self.paper.questions[i] for i in numbers])
+        return replace(self, paper=paper, labels=self.labels[numbers], answers=self.answers[numbers])
 
     def ask(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """images [N, H, W, 3] uint8 -> labels [N, H, W] and answers [N, attributes] that the judge sees in them."""
@@ -105,21 +105,21 @@ class Exam:
             part = images[start : start + AT_ONCE].transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1
             seen = self.judge(image=part)
             labels.append(seen["labels"].argmax(1))
-            answers.append(np.stack([seen[name].argmax(1) for name in self.sheet.attributes], axis=1))
+            answers.append(np.stack([seen[name].argmax(1) for name in self.paper.attributes], axis=1))
         return np.concatenate(labels), np.concatenate(answers)
 
 
-def right_answers(sheet: Sheet) -> np.ndarray:
+def right_answers(paper: Paper) -> np.ndarray:
     """[N, attributes]. Raises ValueError for what the judge cannot answer, and for a sentence that asks nothing."""
-    names = list(sheet.attributes)
-    answers = np.full((len(sheet.questions), len(names)), UNASKED)
-    for row, question in zip(answers, sheet.questions, strict=True):
+    names = list(paper.attributes)
+    answers = np.full((len(paper.questions), len(names)), UNASKED)
+    for row, question in zip(answers, paper.questions, strict=True):
         if not question.asks:
             raise ValueError(f"{question.sentence!r} asks nothing")
         for name, value in question.asks.items():
-            if value not in sheet.attributes.get(name, ()):
+            if value not in paper.attributes.get(name, ()):
                 raise ValueError(f"the judge does not tell {name} {value!r}")
-            row[names.index(name)] = sheet.attributes[name].index(value)
+            row[names.index(name)] = paper.attributes[name].index(value)
     return answers
 
 
@@ -132,5 +132,5 @@ def judge_spec(size: int, classes: int, attributes: dict[str, list[str]]) -> Net
     )
 
 
-def write_sheet(sheet: Sheet, folder: Path) -> None:
-    (folder / NAME).write_text(json.dumps(asdict(sheet), indent=1) + "\n", encoding="utf-8")
+def write_paper(paper: Paper, folder: Path) -> None:
+    (folder / NAME).write_text(json.dumps(asdict(paper), indent=1) + "\n", encoding="utf-8")

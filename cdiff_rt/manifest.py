@@ -18,7 +18,7 @@ from cdiff_rt.errors import BadArtefact, BadRequest
 from cdiff_rt.sampling.schedule import Schedule
 from cdiff_rt.settings import RESERVED, Influence
 
-FORMAT = 1
+FORMAT = 2
 NAME, DIGEST = "manifest.json", "digest"
 LARGEST_MANIFEST = 4 * 2**20  # bytes
 MODELS = Path(__file__).parent / "models"  # those that come with cdiff-rt

@@ -45,21 +45,23 @@ class HostRunner:
     def experts(self, run: Run) -> Iterator[Experts]:
         """Those of a run, ready for its steps: their engines loaded, all computed that does not depend on x_t."""
         names = tuple(modality.name for modality in run.modalities)
-        contexts, rows = [], []
+        contexts, projections = [], []
         for m, (name, value) in enumerate(zip(names, run.inputs, strict=True)):
             if run.contexts:
                 contexts.append(run.contexts[m])
             else:
                 context = self.call(f"condition.{name}", inputs=value)["context"]
                 contexts.append(np.repeat(context, len(run.start), axis=0))
-            rows.append(self.call(f"time.{name}", t=run.table.timesteps)["rows"])
+            projections.append(self.call(f"time.{name}", t=run.table.timesteps)["projections"])
         side_by_side = len(names) if BACKENDS[self._backend].parallel else 1
         engines = [self._engine(f"expert.{name}", share=side_by_side) for name in names]
         if side_by_side == 1:
-            yield Experts(names, engines, contexts, rows)  # on this thread: a library may have threads bound to it
+            yield Experts(
+                names, engines, contexts, projections
+            )  # on this thread: a library may have threads bound to it
         else:
             with ThreadPoolExecutor(side_by_side) as pool:
-                yield Experts(names, engines, contexts, rows, pool.map)
+                yield Experts(names, engines, contexts, projections, pool.map)
 
 
 def load_runner(bundle: Bundle, backend: str, how: OnDevice | None = None) -> Runner:

@@ -10,7 +10,7 @@ import onnx
 from onnx import helper, numpy_helper
 from PIL import Image
 
-from cdiff_rt.exam import JUDGE, MASKS, WEIGHTS, Question, Sheet, write_sheet
+from cdiff_rt.exam import JUDGE, MASKS, WEIGHTS, Paper, Question, write_paper
 from cdiff_rt.manifest import sha256
 
 SIZE, CLASSES = 128, 19
@@ -51,7 +51,7 @@ def write_coded_exam(folder: Path, model: str = "faces-128") -> Path:
     (folder / JUDGE).write_bytes(_judge().SerializeToString())
     (folder / WEIGHTS).write_bytes(b"the code needs none")
     files = {name: sha256(folder / name) for name in (MASKS, JUDGE, WEIGHTS)}
-    write_sheet(Sheet(model, SIZE, "mask", "text", CLASSES, ATTRIBUTES, QUESTIONS, TRUTH, files), folder)
+    write_paper(Paper(model, SIZE, "mask", "text", CLASSES, ATTRIBUTES, QUESTIONS, TRUTH, files), folder)
     return folder
 
 

@@ -61,10 +61,10 @@ def overlap(a, b):
 
 
 def test_and_the_sentence_is_followed(drawn, exam):
-    names = list(exam.sheet.attributes)
+    names = list(exam.paper.attributes)
     _, answers = exam.ask(drawn[1])
     _, man, woman = (dict(zip(names, row, strict=True)) for row in answers)
-    assert exam.sheet.attributes["gender"][man["gender"]] == "man"
+    assert exam.paper.attributes["gender"][man["gender"]] == "man"
     assert man["beard"] >= 3
-    assert exam.sheet.attributes["gender"][woman["gender"]] == "woman"
+    assert exam.paper.attributes["gender"][woman["gender"]] == "woman"
     assert woman["beard"] == 0

@@ -13,7 +13,7 @@ import numpy as np
 from cdiff_rt.bench.allocators import environment
 from cdiff_rt.bench.cases import BASELINES, GPU_BATCHES, TUNED, Case, check, select
 from cdiff_rt.bench.machine import machine
-from cdiff_rt.bench.roofline import Roofline, limit_s, measure, work_of
+from cdiff_rt.bench.roofline import Roofline, limit_s, measure, operations_of
 from cdiff_rt.bench.task import Task, What, open_bundle
 from cdiff_rt.engines.base import Precision
 from cdiff_rt.errors import BadEnvironment, BadRequest
@@ -158,7 +158,7 @@ def in_turns(workers: "dict[str, CaseProcess]", repeats: int, seconds: float) ->
 
 def limits_ms(manifest: Manifest, task: Task, cases: tuple[Case, ...], roofline: Roofline) -> dict[str, float]:
     """The least time of the task by case, of those whose precision the roofline has."""
-    works = {n: work_of(manifest, task.what, n, task.batch) for n in {case.sampling.steps for case in cases}}
+    works = {n: operations_of(manifest, task.what, n, task.batch) for n in {case.sampling.steps for case in cases}}
     limits = {case.name: limit_s(works[case.sampling.steps], roofline, case.computes_in) for case in cases}
     return {name: 1000 * limit for name, limit in limits.items() if limit is not None}
 

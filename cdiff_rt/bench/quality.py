@@ -100,8 +100,8 @@ def exam_for(manifest: Manifest) -> Exam:
     """Raises BadRequest if there is no exam for the model's name, or if it was made for another model of that name."""
     exam = Exam.of(manifest.name)
     names = {modality.name for modality in manifest.modalities}
-    if not names <= {exam.sheet.mask, exam.sheet.text} or manifest.image_size != exam.sheet.size:
-        made = f"{exam.sheet.size}-pixel images from {exam.sheet.mask} and {exam.sheet.text}"
+    if not names <= {exam.paper.mask, exam.paper.text} or manifest.image_size != exam.paper.size:
+        made = f"{exam.paper.size}-pixel images from {exam.paper.mask} and {exam.paper.text}"
         found = f"{manifest.image_size}-pixel images from {', '.join(sorted(names))}"
         raise BadRequest("quality", f"this {manifest.name!r} makes {found}", f"its exam is for {made}")
     return exam

@@ -23,7 +23,7 @@ def heading(machine: dict[str, str], settings: dict[str, int | str]) -> str:
 
 def quality_table(examination: Examination) -> str:
     """A Markdown table: means over the pairs, with their intervals; first the portraits that the exam was made of."""
-    truth = examination.exam.sheet.truth
+    truth = examination.exam.paper.truth
     cells = {"painted portraits, all": [truth[name] for name in COLUMNS]}
     for name, scores in examination.rows.items():
         cells[name] = [list(interval(scores.columns[column])) for column in COLUMNS]
@@ -80,7 +80,7 @@ def write_quality(examination: Examination, path: Path) -> None:
         for name, scores in examination.rows.items()
     }
     facts = {"machine": examination.machine, "settings": examination.settings}
-    data = facts | {"attributes": list(examination.exam.sheet.attributes), "images": images}
+    data = facts | {"attributes": list(examination.exam.paper.attributes), "images": images}
     path.write_text(json.dumps(data, indent=1) + "\n")
 
 

@@ -49,7 +49,7 @@ class Roofline:
 
 
 @dataclass(frozen=True)
-class Work:
+class Operations:
     """Of one call of some networks."""
 
     product: int = 0  # operations
@@ -58,7 +58,7 @@ class Work:
     calls: int = 1
 
 
-def limit_s(works: list[Work], roofline: Roofline, precision: Precision) -> float | None:
+def limit_s(works: list[Operations], roofline: Roofline, precision: Precision) -> float | None:
     """The least time that a task can take; None if the roofline doesn't have the precision."""
     if precision not in roofline.product:
         return None
@@ -142,19 +142,19 @@ def fastest(kernel: Callable[[], Any], seconds: float = KERNEL_S) -> float:
 # --- what a task needs -----------------------------------------------------------------------------------------------
 
 
-def work_of(manifest: Manifest, what: What, steps: int, batch: int) -> list[Work]:
+def operations_of(manifest: Manifest, what: What, steps: int, batch: int) -> list[Operations]:
     """A step of all experts, as often as the task takes one, and the decoder. What runs once per image is left out."""
-    step = Work()
+    step = Operations()
     for modality in manifest.modalities:
         one = count(manifest, f"expert.{modality.name}", batch)
-        step = Work(step.product + one.product, step.convolution + one.convolution, step.weights + one.weights)
+        step = Operations(step.product + one.product, step.convolution + one.convolution, step.weights + one.weights)
     if what == "step":
         return [step]
     decoder = [count(manifest, "vae.decode", batch)] if manifest.image_size else []
     return [replace(step, calls=steps), *decoder]
 
 
-def count(manifest: Manifest, network: str, batch: int) -> Work:
+def count(manifest: Manifest, network: str, batch: int) -> Operations:
     """One call of a network, counted on tensors without data."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
@@ -171,7 +171,7 @@ def count(manifest: Manifest, network: str, batch: int) -> Work:
     counts = {str(operation): flops for operation, flops in counter.get_flop_counts()["Global"].items()}
     convolution = sum(flops for operation, flops in counts.items() if "convolution" in operation)
     used = [tensor.numel() for name, tensor in module.named_parameters() if is_used(name, network)]
-    return Work(sum(counts.values()) - convolution, convolution, sum(used))
+    return Operations(sum(counts.values()) - convolution, convolution, sum(used))
 
 
 def is_used(weight: str, network: str) -> bool:

@@ -64,7 +64,7 @@ def invert(runner: Runner, run: Run, known: KnownRegion, progress: Progress | No
         return known.noisy(step, table.alpha_bars[step]) if step < len(table.timesteps) else x0
 
     def after_step(state: StepState) -> None:
-        sigma = np.float32(table.rows[state.step, C_NOISE])
+        sigma = np.float32(table.coefficients[state.step, C_NOISE])
         noises.append((x(state.step + 1) - state.x) / sigma)
         if progress:
             progress()
@@ -86,7 +86,7 @@ METHODS = {"inversion": invert, "sdedit": forget}
 def last_steps(table: SolverTable, strength: float) -> SolverTable:
     """The share `strength` of the steps that lies nearest to the image; at least one."""
     first = len(table.timesteps) - walked(len(table.timesteps), strength)
-    return SolverTable(table.timesteps[first:], table.alpha_bars[first:], table.rows[first:])
+    return SolverTable(table.timesteps[first:], table.alpha_bars[first:], table.coefficients[first:])
 
 
 def fill_in(

@@ -25,5 +25,5 @@ def described(exam: Exam, photo: np.ndarray) -> dict[str, np.ndarray | str]:
     labels, answers = exam.ask(photo[None])
     asked = exam.answers != UNASKED
     right, wrong = (((exam.answers == answers) == truth) & asked for truth in (True, False))
-    best = int(np.argmax(right.sum(1) - len(exam.sheet.attributes) * wrong.sum(1)))
-    return {exam.sheet.mask: labels[0].astype(np.uint8), exam.sheet.text: exam.sheet.questions[best].sentence}
+    best = int(np.argmax(right.sum(1) - len(exam.paper.attributes) * wrong.sum(1)))
+    return {exam.paper.mask: labels[0].astype(np.uint8), exam.paper.text: exam.paper.questions[best].sentence}

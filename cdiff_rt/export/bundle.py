@@ -197,10 +197,10 @@ def part_specs(described: Description, part: str, module: torch.nn.Module) -> di
     kind = "int64" if modality.kind == "words" else "float32"
     return {
         condition: _spec(condition, {"inputs": inputs}, {"context": context}, kind),
-        time: _spec(time, {"t": ("steps",)}, {"rows": ("steps", module.row_width)}, "int64"),
+        time: _spec(time, {"t": ("steps",)}, {"projections": ("steps", module.projection_width)}, "int64"),
         step: _spec(
             step,
-            {"x": latent, "rows": (1, module.row_width), "context": context},
+            {"x": latent, "projections": (1, module.projection_width), "context": context},
             {"out": latent, "logit": logit},
         ),
     }

@@ -42,7 +42,7 @@ class _Fusion(nn.Module):
 def whole_step_graph(
     bundle: Bundle, modalities: Sequence[str], placement: Placement, *, boosted: bool = False
 ) -> Typed:
-    """x, hist, noise [B, C, *latent], `numbers` [40], each expert's rows and context -> next x and hist, weights.
+    """x, hist, noise [B, C, *latent], `numbers` [40], each expert's projections and context -> next x and hist, weights.
 
     `boosted` is whether there is a second softmax (`Adjustment.boost`), which changes the graph.
     """
@@ -72,7 +72,7 @@ def _step_spec(bundle: Bundle, experts: dict[str, Typed], boosted: bool) -> Netw
     inputs = [TensorSpec(tensor, latent, "float32") for tensor in ("x", "hist", "noise")]
     inputs.append(TensorSpec("numbers", (WIDTH,), "float32"))
     for modality, tensors in specs.items():
-        for kind in ("rows", "context"):
+        for kind in ("projections", "context"):
             inputs.append(TensorSpec(f"{kind}.{modality}", tensors[kind].shape, tensors[kind].dtype))
     outputs = [TensorSpec(tensor, latent, "float32") for tensor in ("next_x", "next_hist")]
     outputs.append(TensorSpec("weights", (len(specs), *logit), "float32"))
@@ -87,7 +87,7 @@ def _value(tensor: TensorSpec) -> "onnx.ValueInfoProto":
 
 def _named(graph: "onnx.GraphProto", modality: str) -> "onnx.GraphProto":
     """An expert's graph with names of its own but for x, which all experts share."""
-    kept = {"x": "x", "": ""} | {kind: f"{kind}.{modality}" for kind in ("rows", "context")}
+    kept = {"x": "x", "": ""} | {kind: f"{kind}.{modality}" for kind in ("projections", "context")}
     used = {name for node in graph.node for name in (*node.input, *node.output)}
     names = {name: kept.get(name, f"{modality}/{name}") for name in used}
     rename(graph.node, names)

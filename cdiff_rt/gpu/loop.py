@@ -1,6 +1,6 @@
 """The sampling loop on a device: all steps of all experts and their fusion, captured as one CUDA graph.
 
-Everything is staged into buffers before the loop: x_T, every step's noise and numbers, time rows, contexts. So a step
+Everything is staged into buffers before the loop: x_T, every step's noise and numbers, time projections, contexts. So a step
 launches work and nothing else, and new weights of the fusion or another schedule are new numbers in the same graph.
 """
 
@@ -41,8 +41,8 @@ class Buffers:
 
     x: Tensor  # [B, C, *latent]
     numbers: Tensor  # [S, WIDTH], see sampling/numbers.py
-    rows: list[Tensor]  # per modality [S, E_m]
-    row: list[Tensor]  # per modality [1, E_m], the current step's
+    projections: list[Tensor]  # per modality [S, E_m]
+    projection: list[Tensor]  # per modality [1, E_m], the current step's
     contexts: list[Tensor]  # per modality [B, T_m, K_m]
     weights: Tensor  # [M, B, 1, *latent], the influence functions of a step that somebody watches
     hist: Tensor | None  # [B, C, *latent]
@@ -52,9 +52,9 @@ class Buffers:
 
 
 def allocate(
-    shape: LoopShape, rows: Sequence[TensorSpec], contexts: Sequence[TensorSpec], device: torch.device
+    shape: LoopShape, projections: Sequence[TensorSpec], contexts: Sequence[TensorSpec], device: torch.device
 ) -> Buffers:
-    """Buffers for that shape; `rows` and `contexts` are what the engines take of each modality."""
+    """Buffers for that shape; `projections` and `contexts` are what the engines take of each modality."""
     latent, sizes = (shape.batch, *shape.latent_shape), {"batch": shape.batch}
 
     def zeros(*size: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -63,10 +63,10 @@ def allocate(
     return Buffers(
         x=zeros(*latent),
         numbers=zeros(shape.steps, WIDTH),
-        rows=[zeros(shape.steps, *shape_of(spec, sizes)[1:], dtype=dtype_of(spec)) for spec in rows],
-        row=[zeros(*shape_of(spec, sizes), dtype=dtype_of(spec)) for spec in rows],
+        projections=[zeros(shape.steps, *shape_of(spec, sizes)[1:], dtype=dtype_of(spec)) for spec in projections],
+        projection=[zeros(*shape_of(spec, sizes), dtype=dtype_of(spec)) for spec in projections],
         contexts=[zeros(*shape_of(spec, sizes), dtype=dtype_of(spec)) for spec in contexts],
-        weights=zeros(len(rows), shape.batch, 1, *shape.latent_shape[1:]),
+        weights=zeros(len(projections), shape.batch, 1, *shape.latent_shape[1:]),
         hist=zeros(*latent) if shape.two_step else None,
         noise=zeros(shape.steps, *latent) if shape.noisy else None,
         known=zeros(shape.steps, *latent) if shape.known else None,
@@ -121,14 +121,16 @@ def loop_of_experts(
 ) -> Loop:
     """Each expert an engine of its own, side by side, and one kernel that fuses them: any set of experts."""
     inputs = [{tensor.name: tensor for tensor in engine.spec.inputs} for engine in engines]
-    b = allocate(shape, [of["rows"] for of in inputs], [of["context"] for of in inputs], device)
+    b = allocate(shape, [of["projections"] for of in inputs], [of["context"] for of in inputs], device)
     out, logit = engines[0].spec.outputs
     outs, logits = (
         stacked(len(engines), shape_of(tensor, {"batch": shape.batch}), dtype_of(tensor), device)
         for tensor in (out, logit)
     )
     calls = [
-        engine.bind({"x": b.x, "rows": b.row[m], "context": b.contexts[m], "out": outs[m], "logit": logits[m]})
+        engine.bind(
+            {"x": b.x, "projections": b.projection[m], "context": b.contexts[m], "out": outs[m], "logit": logits[m]}
+        )
         for m, engine in enumerate(engines)
     ]
     capturable = all(engine.capturable for engine in engines)
@@ -136,7 +138,7 @@ def loop_of_experts(
     streams = [torch.cuda.Stream(device) for _ in engines] if beside else []
 
     def expert(m: int, i: int) -> None:
-        b.row[m].copy_(b.rows[m][i : i + 1])
+        b.projection[m].copy_(b.projections[m][i : i + 1])
         calls[m]()
 
     def advance(i: int, watched: bool) -> None:
@@ -150,19 +152,21 @@ def loop_of_experts(
 def loop_of_step(shape: LoopShape, engine: DeviceEngine, device: torch.device, *, graphs: bool = True) -> Loop:
     """One engine that does the whole step of these experts. It takes noise and history in any case."""
     inputs = {tensor.name: tensor for tensor in engine.spec.inputs}
-    rows, contexts = ([inputs[f"{part}.{name}"] for name in shape.modalities] for part in ("rows", "context"))
-    b = allocate(replace(shape, noisy=True, two_step=True), rows, contexts, device)
+    projections, contexts = (
+        [inputs[f"{part}.{name}"] for name in shape.modalities] for part in ("projections", "context")
+    )
+    b = allocate(replace(shape, noisy=True, two_step=True), projections, contexts, device)
     assert b.noise is not None and b.hist is not None
     staged, history = b.noise, b.hist
     numbers, noise, x, hist = (torch.zeros_like(value) for value in (b.numbers[0], b.x, b.x, b.x))
     tensors = {"x": b.x, "hist": history, "noise": noise, "numbers": numbers, "next_x": x, "next_hist": hist}
-    tensors |= {f"rows.{name}": row for name, row in zip(shape.modalities, b.row, strict=True)}
+    tensors |= {f"projections.{name}": now for name, now in zip(shape.modalities, b.projection, strict=True)}
     tensors |= {f"context.{name}": context for name, context in zip(shape.modalities, b.contexts, strict=True)}
     call = engine.bind(tensors | {"weights": b.weights})
 
     def advance(i: int, watched: bool) -> None:
-        for row, all_rows in zip(b.row, b.rows, strict=True):
-            row.copy_(all_rows[i : i + 1])
+        for now, all_projections in zip(b.projection, b.projections, strict=True):
+            now.copy_(all_projections[i : i + 1])
         numbers.copy_(b.numbers[i])
         noise.copy_(staged[i])
         call()

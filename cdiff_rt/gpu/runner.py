@@ -113,8 +113,8 @@ class DeviceRunner:
             latent_shape=self._bundle.manifest.latent_shape,
             batch=batch,
             steps=len(table.timesteps),
-            noisy=bool(table.rows[:, C_NOISE].any()),
-            two_step=bool(table.rows[:, C_HIST].any()),
+            noisy=bool(table.coefficients[:, C_NOISE].any()),
+            two_step=bool(table.coefficients[:, C_HIST].any()),
             boosted=adjust.boost is not None,
             known=run.known is not None,
         )
@@ -135,7 +135,7 @@ class DeviceRunner:
                 b.contexts[m].copy_(torch.from_numpy(run.contexts[m]))
             else:
                 b.contexts[m].copy_(self._outputs(f"condition.{modality.name}", {"inputs": value})["context"])
-            b.rows[m].copy_(self._outputs(f"time.{modality.name}", {"t": run.table.timesteps})["rows"])
+            b.projections[m].copy_(self._outputs(f"time.{modality.name}", {"t": run.table.timesteps})["projections"])
         b.numbers.copy_(torch.from_numpy(pack(run.table, run.adjust)))
         if b.noise is not None:
             b.noise.copy_(torch.from_numpy(np.stack([run.noise(i) for i in steps])))
@@ -148,7 +148,7 @@ class DeviceRunner:
 
 def _watched(loop: Loop, table: SolverTable, i: int) -> StepState:
     """Does step i and tells what happened."""
-    b, row = loop.buffers, table.rows[i].astype(np.float32)
+    b, row = loop.buffers, table.coefficients[i].astype(np.float32)
     assert loop.outs is not None
     loop.begin(i)
     before = _host(b.x)

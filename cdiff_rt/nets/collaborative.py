@@ -42,7 +42,7 @@ class Expert(nn.Module):
     """One modality: the branch that predicts, its dynamic diffuser, and the encoder of what conditions them.
 
     `condition`, `time` and `forward` are the three networks of a bundle; branch and diffuser share each call's
-    inputs, their rows and keys and values are packed one behind the other.
+    inputs, their projections and keys and values are packed one behind the other.
     """
 
     def __init__(self, config: ExpertConfig) -> None:
@@ -62,21 +62,21 @@ class Expert(nn.Module):
         return torch.cat([net.context_kv(tokens) for net in self._unets], dim=2)
 
     def time(self, t: Tensor) -> Tensor:
-        """[S] int64 -> packed rows [S, E]."""
-        return torch.cat([net.time_rows(t) for net in self._unets], dim=1)
+        """[S] int64 -> packed projections [S, E]."""
+        return torch.cat([net.time_projections(t) for net in self._unets], dim=1)
 
-    def forward(self, x: Tensor, rows: Tensor, packed: Tensor) -> tuple[Tensor, Tensor]:
-        """x [B, C, *latent], rows [B or 1, E], packed [B, T, K] -> prediction [B, C, *latent], logit [B, 1, *latent]."""
-        e, k = self.unet.row_width, self.unet.context_width
-        out = self.unet.denoise(x, rows[:, :e], packed[:, :, :k])
+    def forward(self, x: Tensor, projections: Tensor, packed: Tensor) -> tuple[Tensor, Tensor]:
+        """x [B, C, *latent], projections [B or 1, E], packed [B, T, K] -> prediction [B, C, *latent], logit [B, 1, *latent]."""
+        e, k = self.unet.projection_width, self.unet.context_width
+        out = self.unet.denoise(x, projections[:, :e], packed[:, :, :k])
         if not self.config.diffuser:
             return out, torch.zeros_like(out[:, :1])
         seen = {"x_t": x, "prediction": out}[self.config.diffuser_input]
-        return out, self.diffuser.denoise(seen, rows[:, e:], packed[:, :, k:])
+        return out, self.diffuser.denoise(seen, projections[:, e:], packed[:, :, k:])
 
     @property
-    def row_width(self) -> int:
-        return sum(net.row_width for net in self._unets)
+    def projection_width(self) -> int:
+        return sum(net.projection_width for net in self._unets)
 
     @property
     def context_width(self) -> int:

@@ -2,7 +2,7 @@
 
 A branch predicts eps or v with it; a dynamic diffuser is the same network with one output channel. State-dict keys
 are those of the published checkpoints. Latents may be lines, images or volumes (`dims`). `forward` is the composition of three parts that the exporter takes apart:
-`time_rows` (once per schedule), `context_kv` (once per image) and `denoise` (once per step).
+`time_projections` (once per schedule), `context_kv` (once per image) and `denoise` (once per step).
 """
 
 import math
@@ -67,9 +67,9 @@ class ResBlock(nn.Module):
         same = in_channels == out_channels
         self.skip_connection = nn.Identity() if same else config.conv(in_channels, out_channels, 1)
 
-    def forward(self, x: Tensor, row: Tensor) -> Tensor:
-        """row [B or 1, out_channels]: this block's projection of the time embedding."""
-        h = self.in_layers(x) + row.reshape(*row.shape, *(1,) * (x.dim() - 2))
+    def forward(self, x: Tensor, projection: Tensor) -> Tensor:
+        """projection [B or 1, out_channels]: this block's projection of the time embedding."""
+        h = self.in_layers(x) + projection.reshape(*projection.shape, *(1,) * (x.dim() - 2))
         return self.skip_connection(x) + self.out_layers(h)
 
 
@@ -199,9 +199,9 @@ class UNet(nn.Module):
         return stage
 
     def forward(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
-        return self.denoise(x, self.time_rows(t), self.context_kv(context))
+        return self.denoise(x, self.time_projections(t), self.context_kv(context))
 
-    def time_rows(self, t: Tensor) -> Tensor:
+    def time_projections(self, t: Tensor) -> Tensor:
         """[S] timesteps -> [S, E]: the projections of all residual blocks, in the order of the modules."""
         dtype = next(self.parameters()).dtype
         emb = self.time_embed(timestep_embedding(t, self.config.model_channels).to(dtype))
@@ -212,9 +212,9 @@ class UNet(nn.Module):
         layers = [block.cross_attention for block in self._of_type(SpatialTransformer)]
         return torch.cat([to(context) for layer in layers for to in (layer.to_k, layer.to_v)], dim=2)
 
-    def denoise(self, x: Tensor, rows: Tensor, packed: Tensor) -> Tensor:
-        """x [B, in, *latent], rows [B or 1, E] of `time_rows`, packed [B, T, K] of `context_kv`."""
-        per_block = iter(rows.split(self._row_widths, dim=1))
+    def denoise(self, x: Tensor, projections: Tensor, packed: Tensor) -> Tensor:
+        """x [B, in, *latent], projections [B or 1, E] of `time_projections`, packed [B, T, K] of `context_kv`."""
+        per_block = iter(projections.split(self._projection_widths, dim=1))
         keys_values = iter(packed.split(self._context_widths, dim=2))
 
         def run(stage: nn.ModuleList, h: Tensor) -> Tensor:
@@ -240,15 +240,15 @@ class UNet(nn.Module):
         return self.out(x)
 
     @property
-    def row_width(self) -> int:
-        return sum(self._row_widths)
+    def projection_width(self) -> int:
+        return sum(self._projection_widths)
 
     @property
     def context_width(self) -> int:
         return sum(self._context_widths)
 
     @property
-    def _row_widths(self) -> list[int]:
+    def _projection_widths(self) -> list[int]:
         return [block.emb_layers[1].out_features for block in self._of_type(ResBlock)]
 
     @property

@@ -15,14 +15,14 @@ class Experts:
     modalities: tuple[str, ...]
     engines: list[Engine]
     contexts: list[np.ndarray]  # per modality [B, T_m, K_m]: cross-attention keys and values
-    rows: list[np.ndarray]  # per modality [S, E_m]: time projections
+    projections: list[np.ndarray]  # per modality [S, E_m]: time projections
     map: Callable[..., Iterable[dict[str, np.ndarray]]] = map  # an executor's map runs the experts side by side
 
     def __call__(self, x: np.ndarray, step: int) -> tuple[np.ndarray, np.ndarray]:
         """x [B, C, *latent] -> outs [M, B, C, *latent], logits [M, B, 1, *latent]."""
 
-        def run(engine: Engine, rows: np.ndarray, context: np.ndarray) -> dict[str, np.ndarray]:
-            return engine(x=x, rows=rows[step : step + 1], context=context)
+        def run(engine: Engine, projections: np.ndarray, context: np.ndarray) -> dict[str, np.ndarray]:
+            return engine(x=x, projections=projections[step : step + 1], context=context)
 
-        results = list(self.map(run, self.engines, self.rows, self.contexts))
+        results = list(self.map(run, self.engines, self.projections, self.contexts))
         return np.stack([result["out"] for result in results]), np.stack([result["logit"] for result in results])

@@ -85,7 +85,7 @@ def fuse(outs: Array, weights: Array) -> Array:
     return xp.sum(weights * outs, axis=0)
 
 
-def update(x: Array, out: Array, hist: Array, noise: Array, row: Array) -> tuple[Array, Array]:
+def update(x: Array, out: Array, hist: Array, noise: Array, c: Array) -> tuple[Array, Array]:
     """One row of the solver's table -> the next x and hist."""
-    following = row[C_X] * x + row[C_OUT] * out + row[C_HIST] * hist + row[C_NOISE] * noise
-    return following, row[D_X] * x + row[D_OUT] * out
+    following = c[C_X] * x + c[C_OUT] * out + c[C_HIST] * hist + c[C_NOISE] * noise
+    return following, c[D_X] * x + c[D_OUT] * out

@@ -56,7 +56,7 @@ def sample(
     known: KnownRegion | None = None,
 ) -> np.ndarray:
     """x_T [B, C, *latent] -> x_0. `noise(i)` is what step i adds."""
-    rows = table.rows.astype(np.float32)
+    coefficients = table.coefficients.astype(np.float32)
     hist = np.zeros_like(x)
     for i, timestep in enumerate(table.timesteps):
         if known:
@@ -65,8 +65,8 @@ def sample(
         weights = influence(logits, of_step(adjust, i, x.ndim))
         fused = fuse(outs, weights)
         before = x
-        x, hist = update(x, fused, hist, noise(i), rows[i])
+        x, hist = update(x, fused, hist, noise(i), coefficients[i])
         if callback:
-            x0 = rows[i, E_X] * before + rows[i, E_OUT] * fused
+            x0 = coefficients[i, E_X] * before + coefficients[i, E_OUT] * fused
             callback(StepState(i, int(timestep), x, x0, experts.modalities, weights, outs))
     return x

@@ -35,7 +35,7 @@ def of_steps(
 
     def of_step(step: int) -> np.ndarray:
         added = np.zeros((len(images), *shape), np.float32)
-        for i in np.flatnonzero(mixtures[step]) if table.rows[step, C_NOISE] else ():
+        for i in np.flatnonzero(mixtures[step]) if table.coefficients[step, C_NOISE] else ():
             added += np.float32(mixtures[step, i]) * normal(seed, images, int(i) + 1, shape)
         return added
 

@@ -20,13 +20,13 @@ WIDTH = 40  # 160 bytes, so every row of the table begins at a multiple of 16
 def pack(table: SolverTable, adjust: Adjustment) -> np.ndarray:
     """[S, WIDTH] float32."""
     steps, modalities = adjust.gains.shape
-    assert table.rows.shape == (steps, E_OUT + 1)
+    assert table.coefficients.shape == (steps, E_OUT + 1)
     if modalities > LARGEST:
         raise BadRequest(
             "number of modalities", str(modalities), f"the fused step takes up to {LARGEST}, leave some out"
         )
     numbers = np.zeros((steps, WIDTH), np.float32)
-    numbers[:, :GAINS] = table.rows
+    numbers[:, :GAINS] = table.coefficients
     for first, values in ((GAINS, adjust.gains), (ANCHOR, adjust.anchor), (FACTORS, adjust.factors)):
         numbers[:, first : first + modalities] = values
     numbers[:, SHARPNESS] = adjust.sharpness

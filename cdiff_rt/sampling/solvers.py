@@ -26,7 +26,7 @@ class SolverTable:
 
     timesteps: np.ndarray  # [S] int64
     alpha_bars: np.ndarray  # [S] float64, at the timesteps
-    rows: np.ndarray  # [S, 8] float64, columns C_X ... E_OUT
+    coefficients: np.ndarray  # [S, 8] float64, columns C_X ... E_OUT
 
 
 def x0_coefficients(alpha_bar: np.ndarray, prediction: str) -> tuple[np.ndarray, np.ndarray]:
@@ -83,12 +83,12 @@ def _first_order(schedule: Schedule, timesteps: np.ndarray, eta: float, temperat
     to_eps = np.sqrt(1 - a_next - sigma**2)
     x0_x, x0_out = x0_coefficients(a, schedule.prediction)
     eps_x, eps_out = eps_coefficients(a, schedule.prediction)
-    rows = np.zeros((len(timesteps), 8))
-    rows[:, C_X] = np.sqrt(a_next) * x0_x + to_eps * eps_x
-    rows[:, C_OUT] = np.sqrt(a_next) * x0_out + to_eps * eps_out
-    rows[:, C_NOISE] = temperature * sigma
-    rows[:, E_X], rows[:, E_OUT] = x0_x, x0_out
-    return SolverTable(timesteps[::-1].copy(), a[::-1].copy(), rows[::-1].copy())
+    coefficients = np.zeros((len(timesteps), 8))
+    coefficients[:, C_X] = np.sqrt(a_next) * x0_x + to_eps * eps_x
+    coefficients[:, C_OUT] = np.sqrt(a_next) * x0_out + to_eps * eps_out
+    coefficients[:, C_NOISE] = temperature * sigma
+    coefficients[:, E_X], coefficients[:, E_OUT] = x0_x, x0_out
+    return SolverTable(timesteps[::-1].copy(), a[::-1].copy(), coefficients[::-1].copy())
 
 
 def _second_order(schedule: Schedule, timesteps: np.ndarray, eta: float, temperature: float) -> SolverTable:
@@ -101,12 +101,12 @@ def _second_order(schedule: Schedule, timesteps: np.ndarray, eta: float, tempera
     h = np.diff(half_log_snr(np.append(table.alpha_bars, schedule.alpha_bars()[0])))
     ahead = np.zeros_like(h)
     ahead[1:-1] = h[1:-1] / (2 * h[:-2])  # 1 / 2r
-    rows = table.rows
-    of_x0 = ahead * rows[:, C_OUT] / rows[:, E_OUT]  # for given x all of `out` goes through x_0
-    rows[:, C_X] += of_x0 * rows[:, E_X]
-    rows[:, C_OUT] += of_x0 * rows[:, E_OUT]
-    rows[:, C_HIST] = -of_x0
-    rows[:, D_X], rows[:, D_OUT] = rows[:, E_X], rows[:, E_OUT]
+    coefficients = table.coefficients
+    of_x0 = ahead * coefficients[:, C_OUT] / coefficients[:, E_OUT]  # for given x all of `out` goes through x_0
+    coefficients[:, C_X] += of_x0 * coefficients[:, E_X]
+    coefficients[:, C_OUT] += of_x0 * coefficients[:, E_OUT]
+    coefficients[:, C_HIST] = -of_x0
+    coefficients[:, D_X], coefficients[:, D_OUT] = coefficients[:, E_X], coefficients[:, E_OUT]
     return table
 
 

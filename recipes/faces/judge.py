@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from cdiff_rt.bench.faces import face_finder
 from cdiff_rt.bench.quality import COLUMNS, interval, score
-from cdiff_rt.exam import JUDGE, MASKS, WEIGHTS, Exam, Question, Sheet, judge_spec, write_sheet
+from cdiff_rt.exam import JUDGE, MASKS, WEIGHTS, Exam, Paper, Question, judge_spec, write_paper
 from cdiff_rt.export.to_onnx import export_network
 from cdiff_rt.manifest import sha256
 from cdiff_rt.nets.autoencoder import AutoencoderKL
@@ -178,7 +178,7 @@ def write_exam(portraits: Portraits, judge: nn.Module, out: Path) -> Exam:
     spec = judge_spec(IMAGE_SIZE, MASK_CLASSES, answers)
     shapes = copy.deepcopy(judge).to("meta")
     export_network(shapes, "", shapes.forward, spec, out, WEIGHTS)
-    sheet = Sheet(
+    paper = Paper(
         model="faces-128",
         size=IMAGE_SIZE,
         mask="mask",
@@ -192,12 +192,12 @@ def write_exam(portraits: Portraits, judge: nn.Module, out: Path) -> Exam:
         truth={},
         files={name: sha256(out / name) for name in (MASKS, JUDGE, WEIGHTS)},
     )
-    write_sheet(sheet, out)
+    write_paper(paper, out)
     exam = Exam.open(out)
     truth = score(exam, np.asarray(portraits.images[chosen.start : chosen.stop]), face_finder()).columns
-    sheet = replace(sheet, truth={name: list(interval(truth[name])) for name in COLUMNS})
-    write_sheet(sheet, out)
-    return replace(exam, sheet=sheet)
+    paper = replace(paper, truth={name: list(interval(truth[name])) for name in COLUMNS})
+    write_paper(paper, out)
+    return replace(exam, paper=paper)
 
 
 def accuracy(exam: Exam, portraits: Portraits) -> dict[str, float]:
@@ -223,7 +223,7 @@ def main(data: Path, work: Path, out: Path) -> None:
     exam = write_exam(portraits, parts["judge"], out)
     for name, share in accuracy(exam, portraits).items():
         click.echo(f"{name:12} {share:.3f} of {HELD_OUT} held-out portraits")
-    for name, (mean, low, high) in exam.sheet.truth.items():
+    for name, (mean, low, high) in exam.paper.truth.items():
         click.echo(f"{name:12} {mean:.3f} [{low:.3f}, {high:.3f}] on the {PAIRS} pairs of the exam")
 
 

@@ -4,7 +4,7 @@ import time
 import pytest
 
 from cdiff_rt.bench import roofline as module
-from cdiff_rt.bench.roofline import Roofline, Work, count, fastest, limit_s, measure, run_kernels, work_of
+from cdiff_rt.bench.roofline import Operations, Roofline, count, fastest, limit_s, measure, operations_of, run_kernels
 from cdiff_rt.errors import BadEnvironment
 from cdiff_rt.manifest import Bundle
 
@@ -19,11 +19,11 @@ def manifest(tiny_bundle):
 @pytest.mark.parametrize(
     ("work", "precision", "seconds"),
     [
-        (Work(product=200, convolution=100), "fp32", 4.0),
-        (Work(product=200, convolution=100), "bf16", 1.5),
-        (Work(product=200, convolution=100, calls=3), "fp32", 12.0),
-        (Work(product=200, convolution=100, weights=2000), "fp32", 8.0),  # bound by memory: 4 bytes each
-        (Work(product=200, convolution=100, weights=2000), "bf16", 4.0),
+        (Operations(product=200, convolution=100), "fp32", 4.0),
+        (Operations(product=200, convolution=100), "bf16", 1.5),
+        (Operations(product=200, convolution=100, calls=3), "fp32", 12.0),
+        (Operations(product=200, convolution=100, weights=2000), "fp32", 8.0),  # bound by memory: 4 bytes each
+        (Operations(product=200, convolution=100, weights=2000), "bf16", 4.0),
     ],
 )
 def test_the_limit_is_the_longer_of_computing_and_reading(work, precision, seconds):
@@ -32,22 +32,22 @@ def test_the_limit_is_the_longer_of_computing_and_reading(work, precision, secon
 
 
 def test_without_the_precision_there_is_no_limit():
-    assert limit_s([Work(1, 1)], ROOF, "fp16") is None
+    assert limit_s([Operations(1, 1)], ROOF, "fp16") is None
 
 
 def test_a_step_of_the_embedded_model_is_what_budget_counts_less_what_runs_once(bundle):
     """The reference's step also makes keys, values and time rows: two percent here."""
     from cdiff_rt.bench.budget import count_eager
 
-    (step,) = work_of(bundle.manifest, "step", 50, 1)
+    (step,) = operations_of(bundle.manifest, "step", 50, 1)
     whole = count_eager(bundle.manifest).flops
     assert 0.95 * whole < step.product + step.convolution < whole
 
 
 def test_an_image_is_its_steps_and_the_decoder(manifest):
-    (step,) = work_of(manifest, "step", 50, 2)
-    steps, decoder = work_of(manifest, "image", 7, 2)
-    assert steps == Work(step.product, step.convolution, step.weights, 7)
+    (step,) = operations_of(manifest, "step", 50, 2)
+    steps, decoder = operations_of(manifest, "image", 7, 2)
+    assert steps == Operations(step.product, step.convolution, step.weights, 7)
     assert decoder == count(manifest, "vae.decode", 2) and decoder.convolution > 0
 
 

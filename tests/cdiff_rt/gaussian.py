@@ -37,7 +37,7 @@ def ode_error(table, schedule):
     x = np.array([1.7, -0.4])
     exact = end_mean + np.sqrt(end_variance / variance) * (x - mean)
     hist, nothing = np.zeros(2), np.zeros(2)
-    for alpha_bar, row in zip(table.alpha_bars, table.rows, strict=True):
+    for alpha_bar, row in zip(table.alpha_bars, table.coefficients, strict=True):
         on_x, constant = prediction(alpha_bar, schedule.prediction)
         x, hist = update(x, on_x * x + constant, hist, nothing, row)
     return np.abs(x - exact).max()
@@ -52,7 +52,7 @@ def sde_errors(table, schedule):
 def _end(table, schedule):
     mean, spread = marginal(table.alpha_bars[0])
     means, covariance = np.array([mean, 0.0]), np.diag([spread, 0.0])  # of x and hist
-    for alpha_bar, row in zip(table.alpha_bars, table.rows, strict=True):
+    for alpha_bar, row in zip(table.alpha_bars, table.coefficients, strict=True):
         on_x, constant = prediction(alpha_bar, schedule.prediction)
         step = np.array([[row[C_X] + row[C_OUT] * on_x, row[C_HIST]], [row[D_X] + row[D_OUT] * on_x, 0.0]])
         means = step @ means + constant * np.array([row[C_OUT], row[D_OUT]])

@@ -6,7 +6,7 @@ import pytest
 
 from cdiff_rt import exam as module
 from cdiff_rt.errors import BadArtefact, BadRequest
-from cdiff_rt.exam import EXAMS, JUDGE, MASKS, NAME, WEIGHTS, Exam, Question, write_sheet
+from cdiff_rt.exam import EXAMS, JUDGE, MASKS, NAME, WEIGHTS, Exam, Question, write_paper
 from cdiff_rt.manifest import sha256
 from tests.coded_exam import ANSWERS, QUESTIONS, coded, labels_of, write_coded_exam
 
@@ -24,7 +24,7 @@ def exam(folder):
 def test_an_exam_holds_what_was_written(exam):
     np.testing.assert_array_equal(exam.labels, labels_of(3))
     np.testing.assert_array_equal(exam.answers, ANSWERS)
-    assert exam.sheet.questions == QUESTIONS
+    assert exam.paper.questions == QUESTIONS
     for number, question in enumerate(QUESTIONS):
         given = exam.conditions(number)
         assert given["text"] == question.sentence and given.keys() == {"mask", "text"}
@@ -61,7 +61,7 @@ def test_shuffled_pairs_everybody_with_the_next(exam):
 
 def test_an_exam_is_found_by_the_model_s_name(folder, monkeypatch):
     monkeypatch.setattr(module, "EXAMS", folder.parent)
-    assert Exam.of("faces-128").sheet.model == "faces-128"
+    assert Exam.of("faces-128").paper.model == "faces-128"
     for name in ("another", "", "..", "../exams/faces-128", str(folder)):
         with pytest.raises(BadRequest, match="no exam for the model .*there is one for faces-128"):
             Exam.of(name)
@@ -166,21 +166,21 @@ def test_a_sheet_that_is_none_is_refused(folder, text):
 
 def test_masks_that_are_no_image_are_refused(folder, exam):
     (folder / MASKS).write_text("no image")
-    write_sheet(replace(exam.sheet, files=exam.sheet.files | {MASKS: sha256(folder / MASKS)}), folder)
+    write_paper(replace(exam.paper, files=exam.paper.files | {MASKS: sha256(folder / MASKS)}), folder)
     with pytest.raises(BadArtefact, match="cannot identify image file"):
         Exam.open(folder)
 
 
 def test_a_sheet_is_read_as_it_was_written(exam, tmp_path):
-    sheet = replace(exam.sheet, questions=[Question("日本", {"gender": "man"})])
-    write_sheet(sheet, tmp_path)
-    assert json.loads((tmp_path / NAME).read_text(encoding="utf-8")) == asdict(sheet)
+    paper = replace(exam.paper, questions=[Question("日本", {"gender": "man"})])
+    write_paper(paper, tmp_path)
+    assert json.loads((tmp_path / NAME).read_text(encoding="utf-8")) == asdict(paper)
 
 
 @pytest.mark.skipif(not (EXAMS / "faces-128").is_dir(), reason="faces-128 has no exam yet")
 def test_the_exam_that_comes_with_the_model_can_be_passed():
     exam = Exam.of("faces-128")
     assert len(exam.labels) == 200
-    assert exam.labels.max() < exam.sheet.classes
-    assert all(low <= mean <= high for mean, low, high in exam.sheet.truth.values())
-    assert all(exam.sheet.truth[column][0] > least for column, least in (("mIoU", 0.7), ("attributes", 0.85)))
+    assert exam.labels.max() < exam.paper.classes
+    assert all(low <= mean <= high for mean, low, high in exam.paper.truth.values())
+    assert all(exam.paper.truth[column][0] > least for column, least in (("mIoU", 0.7), ("attributes", 0.85)))

@@ -37,7 +37,7 @@ class Model:
             names,
             [self.engine(f"expert.{name}") for name in names],
             [self.engine(f"condition.{name}")(inputs=conditions[name])["context"] for name in names],
-            [self.engine(f"time.{name}")(t=t)["rows"] for name in names],
+            [self.engine(f"time.{name}")(t=t)["projections"] for name in names],
         )
 
     def adjustment(self, names: Sequence[str], timesteps: np.ndarray, influence: Influence) -> fusion.Adjustment:

@@ -66,8 +66,8 @@ def test_the_coefficients_of_ddim(eta, tiny512, measures):
     table = ddim(Schedule(), 10, eta=eta)
     measures.check("tiny512", "exact", "", table.timesteps[::-1], case["timesteps"])
     measures.check("tiny512", "coefficient", "", table.alpha_bars[::-1], case["alphas"])
-    measures.check("tiny512", "coefficient", "", table.rows[::-1, C_NOISE], case["sigmas"])
-    roots = 1 / table.rows[::-1, E_X], -table.rows[::-1, E_OUT] / table.rows[::-1, E_X]
+    measures.check("tiny512", "coefficient", "", table.coefficients[::-1, C_NOISE], case["sigmas"])
+    roots = 1 / table.coefficients[::-1, E_X], -table.coefficients[::-1, E_OUT] / table.coefficients[::-1, E_X]
     measures.check("tiny512", "coefficient", "", roots[0] ** 2, case["alphas"])
     measures.check("tiny512", "coefficient", "", roots[1], tiny512[f"ddim10_eta{eta}/sqrt_one_minus_alphas"])
     following = np.concatenate([Schedule().alpha_bars()[:1], table.alpha_bars[::-1][:-1]])

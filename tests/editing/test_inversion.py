@@ -126,12 +126,12 @@ def test_noises_follow_from_the_definition(pipeline, photo, mask):
     a = [*table.alpha_bars, manifest.schedule.alpha_bars()[0]]
     x = [np.sqrt(a[i]) * x0 + np.sqrt(1 - a[i]) * known.noise(i) for i in range(4)] + [x0]
     context = pipeline._runner.call("condition.mask", inputs=run.inputs[0])["context"]
-    rows = pipeline._runner.call("time.mask", t=table.timesteps)["rows"]
+    projections = pipeline._runner.call("time.mask", t=table.timesteps)["projections"]
     np.testing.assert_allclose(found.start, x[0], atol=1e-5)
     for i in range(4):
-        v = pipeline._runner.call("expert.mask", x=x[i].astype(np.float32), rows=rows[i : i + 1], context=context)[
-            "out"
-        ]
+        v = pipeline._runner.call(
+            "expert.mask", x=x[i].astype(np.float32), projections=projections[i : i + 1], context=context
+        )["out"]
         predicted, eps = np.sqrt(a[i]) * x[i] - np.sqrt(1 - a[i]) * v, np.sqrt(1 - a[i]) * x[i] + np.sqrt(a[i]) * v
         sigma = np.sqrt((1 - a[i + 1]) / (1 - a[i]) * (1 - a[i] / a[i + 1]))
         mu = np.sqrt(a[i + 1]) * predicted + np.sqrt(1 - a[i + 1] - sigma**2) * eps
@@ -283,7 +283,7 @@ def test_a_model_without_an_encoder_edits_nothing(bundle, photo):
 def test_the_last_steps_are_those_nearest_to_the_image(strength, expected, bundle):
     table = inversion.last_steps(solvers.ddim(bundle.manifest.schedule, 4), strength)
     assert table.timesteps.tolist() == expected
-    assert len(table.rows) == len(table.alpha_bars) == len(expected)
+    assert len(table.coefficients) == len(table.alpha_bars) == len(expected)
     assert inversion.calls(4, strength) == 2 * len(expected)
 
 

@@ -130,7 +130,7 @@ def test_torch_refuses_a_source_that_describes_no_model(source, bundle):
         ({"x": Z[None]}, "x is float32"),
         ({"x": Z[:, :3]}, "x is float32"),
         ({"x": Z[:1]}, "context is float32"),
-        ({"rows": np.zeros((2, 1088), np.float32)}, "rows is float32"),
+        ({"projections": np.zeros((2, 1088), np.float32)}, "rows is float32"),
     ],
     ids=["surplus", "type", "few axes", "many axes", "size", "batches differ", "rows"],
 )

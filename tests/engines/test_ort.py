@@ -31,7 +31,7 @@ def filled(engine, seed):
 
 
 def test_its_spec_has_the_batch_fixed(engine):
-    assert {tensor.name: tensor.shape[0] for tensor in engine.spec.inputs} == {"x": 2, "rows": 1, "context": 2}
+    assert {tensor.name: tensor.shape[0] for tensor in engine.spec.inputs} == {"x": 2, "projections": 1, "context": 2}
     assert {tensor.dtype for tensor in (*engine.spec.inputs, *engine.spec.outputs)} == {"float32"}
 
 

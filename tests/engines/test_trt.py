@@ -146,7 +146,7 @@ def test_sizes_that_are_open_are_set_from_the_buffers(bundle, engines, standin):
     assert not engine.capturable
     tensors = buffers(engine.spec)
     engine.bind(tensors)()
-    assert standin.contexts[0]._shapes["t"] == (STEPS,) and tensors["rows"].any()
+    assert standin.contexts[0]._shapes["t"] == (STEPS,) and tensors["projections"].any()
 
 
 def test_what_has_fixed_sizes_can_be_captured(engine):

@@ -36,13 +36,17 @@ def expected(bundle, modalities, inputs, adjust):
     """By the experts' own graphs and the definition."""
     engines = [load_engine("onnxruntime", bundle, f"expert.{name}") for name in modalities]
     results = [
-        engine(x=inputs["x"], rows=inputs[f"rows.{name}"], context=inputs[f"context.{name}"])
+        engine(x=inputs["x"], rows=inputs[f"projections.{name}"], context=inputs[f"context.{name}"])
         for engine, name in zip(engines, modalities, strict=True)
     ]
     outs, logits = (np.stack([result[kind] for result in results]) for kind in ("out", "logit"))
     weights = fusion.influence(logits, fusion.of_step(of_some(adjust, len(modalities)), 0, outs.ndim - 1))
     x, hist = fusion.update(
-        inputs["x"], fusion.fuse(outs, weights), inputs["hist"], inputs["noise"], TABLE.rows[0].astype(np.float32)
+        inputs["x"],
+        fusion.fuse(outs, weights),
+        inputs["hist"],
+        inputs["noise"],
+        TABLE.coefficients[0].astype(np.float32),
     )
     return {"next_x": x, "next_hist": hist, "weights": weights}
 
@@ -95,9 +99,9 @@ def test_latents_stay_fp32_and_what_the_experts_take_is_theirs(step, bundle):
     assert (shapes.pop("numbers"), kinds.pop("numbers")) == ((40,), "float32")
     assert set(kinds.values()) == {"float16"}
     assert shapes == {
-        "rows.mask": (1, 1088),
+        "projections.mask": (1, 1088),
         "context.mask": (BATCH, 19, 1664),
-        "rows.text": (1, 1088),
+        "projections.text": (1, 1088),
         "context.text": (BATCH, 32, 1664),
     }
 

@@ -95,7 +95,7 @@ def expected(step):
     outs, logits = double(step.outs), double(step.logits)
     weights = fusion.influence(logits, fusion.of_step(step.adjust, TAKEN, outs.ndim - 1))
     out = fusion.fuse(outs, weights)
-    x, hist = fusion.update(double(step.x), out, double(step.hist), double(step.noise), step.table.rows[TAKEN])
+    x, hist = fusion.update(double(step.x), out, double(step.hist), double(step.noise), step.table.coefficients[TAKEN])
     return {"x": x, "hist": hist, "weights": weights}
 
 

@@ -66,7 +66,7 @@ class Hidden:
 def filled(loop):
     """With numbers of the right size in every buffer that a run reads."""
     b, generator = loop.buffers, torch.Generator().manual_seed(0)
-    for buffer in (b.x, *b.rows, *b.contexts, b.noise, b.known):
+    for buffer in (b.x, *b.projections, *b.contexts, b.noise, b.known):
         if buffer is not None:
             buffer.normal_(generator=generator)
     if b.free is not None:

@@ -33,7 +33,7 @@ class WholeStep:
         def enqueue():
             for name, of, call in zip(self._shape.modalities, own, calls, strict=True):
                 of["x"].copy_(tensors["x"])
-                of["rows"].copy_(tensors[f"rows.{name}"])
+                of["projections"].copy_(tensors[f"projections.{name}"])
                 of["context"].copy_(tensors[f"context.{name}"])
                 call()
             outs, logits = (torch.stack([of[part] for of in own]) for part in ("out", "logit"))

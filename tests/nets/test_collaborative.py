@@ -59,7 +59,7 @@ def test_a_branch_that_was_trained_alone_has_the_logit_0(model):
     out, logit = expert.eval()(x, expert.time(t), expert.condition(inputs))
     naive.assert_same(out, plain(x, plain.time(t), plain.condition(inputs))[0])
     assert torch.equal(logit, torch.zeros(2, 1, 8, 8))
-    assert (expert.row_width, expert.context_width) == (expert.unet.row_width, expert.unet.context_width)
+    assert (expert.projection_width, expert.context_width) == (expert.unet.projection_width, expert.unet.context_width)
 
 
 def test_latents_that_are_the_data_have_no_autoencoder():

@@ -116,7 +116,7 @@ def test_whole_network_is_the_composition_of_its_stages(unet):
 
 def test_one_row_for_the_whole_batch_is_that_row_for_each(unet):
     x, _, context = inputs(3)
-    row, packed = unet.time_rows(torch.tensor([501])), unet.context_kv(context)
+    row, packed = unet.time_projections(torch.tensor([501])), unet.context_kv(context)
     naive.assert_same(unet.denoise(x, row, packed), unet.denoise(x, row.expand(3, -1).contiguous(), packed))
 
 
@@ -136,7 +136,7 @@ def test_output_depends_on_every_input(unet, changed):
 
 def test_packed_widths_are_those_announced(unet):
     _, t, context = inputs()
-    assert unet.time_rows(t).shape == (2, unet.row_width)
+    assert unet.time_projections(t).shape == (2, unet.projection_width)
     assert unet.context_kv(context).shape == (2, 5, unet.context_width)
 
 

@@ -249,7 +249,7 @@ def test_an_exam_holds_the_first_held_out_portraits(painted, written):
     exam = Exam.open(written[0])
     chosen = range(HELD_OUT, HELD_OUT + PAIRS)
     np.testing.assert_array_equal(exam.labels, painted.labels[chosen])
-    assert [question.sentence for question in exam.sheet.questions] == [painted.captions[i] for i in chosen]
+    assert [question.sentence for question in exam.paper.questions] == [painted.captions[i] for i in chosen]
     for i, answers in zip(chosen, exam.answers, strict=True):
         attributes = Attributes(**painted.attributes[i])
         named = asked(attributes, painted.captions[i])
@@ -258,10 +258,10 @@ def test_an_exam_holds_the_first_held_out_portraits(painted, written):
 
 def test_an_exam_is_what_was_measured(written):
     folder, exam = written
-    assert Exam.open(folder).sheet == exam.sheet
-    assert exam.sheet.truth.keys() == set(COLUMNS)
-    assert all(low <= mean <= high for mean, low, high in exam.sheet.truth.values())
-    assert exam.sheet.truth["face"] == [1, 1, 1]
+    assert Exam.open(folder).sheet == exam.paper
+    assert exam.paper.truth.keys() == set(COLUMNS)
+    assert all(low <= mean <= high for mean, low, high in exam.paper.truth.values())
+    assert exam.paper.truth["face"] == [1, 1, 1]
     assert {(folder / name).stat().st_mode & 0o444 for name in (MASKS, WEIGHTS)} == {0o444}
 
 

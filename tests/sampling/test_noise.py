@@ -59,7 +59,7 @@ def test_what_a_step_adds_is_an_increment_of_the_motion(solver, steps):
     table = solver(SCHEDULE, steps)
     after = SCHEDULE.alpha_bars()[[*table.timesteps[1:], 0]]
     spread = np.sqrt(np.diff(ends(solver, steps)))
-    np.testing.assert_allclose(table.rows[:, C_NOISE], (1 - after) / np.sqrt(after) * spread, rtol=1e-9)
+    np.testing.assert_allclose(table.coefficients[:, C_NOISE], (1 - after) / np.sqrt(after) * spread, rtol=1e-9)
 
 
 def test_the_usual_steps_add_the_draws_as_they_are():

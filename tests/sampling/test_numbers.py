@@ -38,7 +38,7 @@ def test_what_was_packed_is_unpacked_in_the_shapes_that_the_fusion_takes(modalit
     gains, (anchor, factors) = rng.random((2, modalities)), rng.random((2, modalities))
     packed = array(pack(table, Adjustment(gains, anchor, factors, 1.5, 3.0))[1])
     row, found = unpack(packed, modalities, 4, boosted=True)
-    np.testing.assert_allclose(row, table.rows[1], rtol=1e-6)
+    np.testing.assert_allclose(row, table.coefficients[1], rtol=1e-6)
     for name, expected in {"gains": gains[1], "anchor": anchor, "factors": factors}.items():
         np.testing.assert_allclose(getattr(found, name), expected.reshape(-1, 1, 1, 1, 1), rtol=1e-6)
     assert (found.sharpness, found.boost) == (1.5, 3.0)

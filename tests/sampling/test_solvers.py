@@ -35,7 +35,7 @@ def test_ddim_rows_are_the_references_update(prediction, eta, steps):
     table = ddim(Schedule(prediction=prediction), steps, eta=eta)
     reference = list(reference_steps(steps, eta))
     assert table.timesteps.tolist() == [t for t, *_ in reference]
-    for row, (_, a, a_prev, sigma) in zip(table.rows, reference, strict=True):
+    for row, (_, a, a_prev, sigma) in zip(table.coefficients, reference, strict=True):
         x, out, noise = RNG.standard_normal((3, 2, 3, 4, 4))
         eps = out if prediction == "eps" else np.sqrt(a) * out + np.sqrt(1 - a) * x
         x_prev, x_0 = reference_update(x, eps, noise, a, a_prev, sigma)
@@ -47,7 +47,7 @@ def test_ddim_rows_are_the_references_update(prediction, eta, steps):
 def test_eps_and_v_give_the_same_next_x_when_the_predictions_are_converted(solver):
     tables = [solver(Schedule(prediction=prediction), 10) for prediction in ("eps", "v")]
     alpha_bars = Schedule().alpha_bars()
-    for t, by_eps, by_v in zip(tables[0].timesteps, tables[0].rows, tables[1].rows, strict=True):
+    for t, by_eps, by_v in zip(tables[0].timesteps, tables[0].coefficients, tables[1].coefficients, strict=True):
         x, eps, hist, noise = RNG.standard_normal((4, 16))
         x_0 = (x - np.sqrt(1 - alpha_bars[t]) * eps) / np.sqrt(alpha_bars[t])
         v = np.sqrt(alpha_bars[t]) * eps - np.sqrt(1 - alpha_bars[t]) * x_0
@@ -56,19 +56,19 @@ def test_eps_and_v_give_the_same_next_x_when_the_predictions_are_converted(solve
 
 
 def test_the_last_step_ends_at_the_first_alpha_bar_and_not_at_one():
-    row = ddim(Schedule(), 50, eta=0.0).rows[-1]
+    row = ddim(Schedule(), 50, eta=0.0).coefficients[-1]
     assert row[C_X] ** 2 * Schedule().alpha_bars()[1] == pytest.approx(float(np.float32(0.9985)), rel=1e-12)
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_ddim_has_no_history_and_noise_only_with_eta(eta):
-    rows = ddim(Schedule(), 10, eta=eta).rows
-    assert not rows[:, [C_HIST, D_X, D_OUT]].any()
-    assert (rows[:, C_NOISE] > 0).all() if eta else not rows[:, C_NOISE].any()
+    coefficients = ddim(Schedule(), 10, eta=eta).coefficients
+    assert not coefficients[:, [C_HIST, D_X, D_OUT]].any()
+    assert (coefficients[:, C_NOISE] > 0).all() if eta else not coefficients[:, C_NOISE].any()
 
 
 def test_a_temperature_scales_the_noise_alone():
-    plain, hot = ddim(Schedule(), 10).rows, ddim(Schedule(), 10, temperature=0.5).rows
+    plain, hot = ddim(Schedule(), 10).coefficients, ddim(Schedule(), 10, temperature=0.5).coefficients
     np.testing.assert_allclose(hot[:, C_NOISE], plain[:, C_NOISE] / 2)
     np.testing.assert_array_equal(np.delete(hot, C_NOISE, 1), np.delete(plain, C_NOISE, 1))
 
@@ -93,7 +93,7 @@ def test_dpmpp_2m_is_the_papers_algorithm_2(prediction, steps):
     schedule = Schedule(prediction=prediction)
     alpha, sigma, lam = papers_steps(schedule, steps, dpmpp_2m)
     x, hist, before = RNG.standard_normal(16), np.zeros(16), None
-    for i, row in enumerate(dpmpp_2m(schedule, steps).rows, start=1):
+    for i, row in enumerate(dpmpp_2m(schedule, steps).coefficients, start=1):
         eps = RNG.standard_normal(16)
         x_0 = (x - sigma[i - 1] * eps) / alpha[i - 1]
         h = lam[i] - lam[i - 1]
@@ -116,7 +116,7 @@ def test_dpmpp_2m_sde_is_the_papers_update(prediction, steps):
     schedule = Schedule(prediction=prediction)
     alpha, sigma, lam = papers_steps(schedule, steps, dpmpp_2m_sde)
     x, hist, before = RNG.standard_normal(16), np.zeros(16), None
-    for i, row in enumerate(dpmpp_2m_sde(schedule, steps, temperature=0.7).rows, start=1):
+    for i, row in enumerate(dpmpp_2m_sde(schedule, steps, temperature=0.7).coefficients, start=1):
         eps, z = RNG.standard_normal((2, 16))
         x_0 = (x - sigma[i - 1] * eps) / alpha[i - 1]
         h = lam[i] - lam[i - 1]
@@ -136,26 +136,26 @@ def test_dpmpp_2m_sde_is_the_papers_update(prediction, steps):
 def test_of_two_steps_nothing_is_left_of_second_order(solver, eta):
     """And what is left is DDIM, on other timesteps."""
     schedule = Schedule(prediction="v")
-    rows, (first, last) = solver(schedule, 2).rows, solver(schedule, 2).timesteps
-    assert not rows[:, C_HIST].any() and first == (981 if eta else 999)
+    coefficients, (first, last) = solver(schedule, 2).coefficients, solver(schedule, 2).timesteps
+    assert not coefficients[:, C_HIST].any() and first == (981 if eta else 999)
     bars = schedule.alpha_bars()
     a, a_next = bars[[first, last]], bars[[last, 0]]
-    np.testing.assert_allclose(rows[:, C_NOISE], eta * np.sqrt((1 - a_next) / (1 - a) * (1 - a / a_next)))
+    np.testing.assert_allclose(coefficients[:, C_NOISE], eta * np.sqrt((1 - a_next) / (1 - a) * (1 - a / a_next)))
 
 
 @pytest.mark.parametrize("solver", SECOND_ORDER)
 def test_all_steps_but_the_first_and_the_last_look_back(solver):
-    rows = solver(Schedule(), 20).rows
-    assert (rows[1:-1, C_HIST] != 0).all() and not rows[[0, -1], C_HIST].any()
-    np.testing.assert_array_equal(rows[:, [D_X, D_OUT]], rows[:, [E_X, E_OUT]])
+    coefficients = solver(Schedule(), 20).coefficients
+    assert (coefficients[1:-1, C_HIST] != 0).all() and not coefficients[[0, -1], C_HIST].any()
+    np.testing.assert_array_equal(coefficients[:, [D_X, D_OUT]], coefficients[:, [E_X, E_OUT]])
 
 
 @pytest.mark.parametrize("solver", SECOND_ORDER)
 def test_second_order_ends_where_ddim_does(solver):
     """Without noise, x_0 = 0 and eps = 1 leave exactly the noise of timestep 0; x_0 = 1 and eps = 0 its signal."""
-    schedule, row = Schedule(), solver(Schedule(), 20, temperature=0.0).rows[-1]
+    schedule, row = Schedule(), solver(Schedule(), 20, temperature=0.0).coefficients[-1]
     a, end = solver(schedule, 20).alpha_bars[-1], schedule.alpha_bars()[0]
-    kept = np.hypot(row[C_X] * np.sqrt(1 - a) + row[C_OUT], solver(schedule, 20).rows[-1, C_NOISE])
+    kept = np.hypot(row[C_X] * np.sqrt(1 - a) + row[C_OUT], solver(schedule, 20).coefficients[-1, C_NOISE])
     assert row[C_X] * np.sqrt(a) == pytest.approx(np.sqrt(end)) and kept == pytest.approx(np.sqrt(1 - end))
 
 

@@ -69,9 +69,9 @@ def test_a_temperature_of_no_noise_is_refused(settings):
 
 
 def test_a_table_is_the_solvers():
-    np.testing.assert_array_equal(sampling(steps=10).table(Schedule()).rows, ddim(Schedule(), 10).rows)
+    np.testing.assert_array_equal(sampling(steps=10).table(Schedule()).coefficients, ddim(Schedule(), 10).coefficients)
     fast = TIERS["fast"].table(Schedule())
-    assert len(fast.rows) == TIERS["fast"].steps and fast.rows[2, C_HIST]
+    assert len(fast.coefficients) == TIERS["fast"].steps and fast.coefficients[2, C_HIST]
 
 
 def test_fast_tiers_visit_some_of_the_exact_ones_timesteps():
