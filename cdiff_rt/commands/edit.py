@@ -11,10 +11,10 @@ from cdiff_rt.commands.options import (
     NAMED,
     PATH,
     GroupedCommand,
-    all_conditions,
     backend_option,
     chosen_settings,
     condition_options,
+    conditions_of,
     given,
     model_option,
     option,
@@ -26,7 +26,7 @@ from cdiff_rt.errors import BadEnvironment
 from cdiff_rt.settings import Influence, Settings
 
 EDITING = "Editing"
-OF_INVERSION, OF_IMAGIC = ("source_mask", "source_text", "sources", "strength", "keep"), ("work", "iterations")
+OF_INVERSION, OF_IMAGIC = ("source_mask", "source_text", "source_others", "strength", "keep"), ("work", "iterations")
 
 
 @click.command(
@@ -41,7 +41,7 @@ Examples:
 @condition_options
 @option(CONDITIONS, "--source-mask", "Say where things are now. Default: read from the image.", type=PATH)
 @option(CONDITIONS, "--source-text", "Say what the image shows now. Default: read from the image.")
-@option(CONDITIONS, "--source", "sources", "Say by the name of a modality what the image shows now.", **NAMED)
+@option(CONDITIONS, "--source", "source_others", "Say by the name of a modality what the image shows now.", **NAMED)
 @option(
     EDITING,
     "--method",
@@ -73,12 +73,6 @@ Examples:
 @backend_option
 def edit(
     image: Path,
-    mask: Path | None,
-    text: str | None,
-    others: tuple[str, ...],
-    source_mask: Path | None,
-    source_text: str | None,
-    sources: tuple[str, ...],
     out: Path,
     alphas: str,
     method: str,
@@ -103,8 +97,7 @@ def edit(
     from cdiff_rt.outputs.influence import InfluenceRecorder
     from cdiff_rt.pipeline import Pipeline
 
-    conditions = all_conditions({"mask": mask, "text": text}, others)
-    source = all_conditions({"mask": source_mask, "text": source_text}, sources)
+    conditions, source = conditions_of(options), conditions_of(options, "source_")
     changed, values = chosen_settings(options), inversion.read_alphas(alphas)
     strip = len(values) > 1 and out.suffix.lower() == ".png"
     check_method(method, strip, len(values))

@@ -1,8 +1,6 @@
 """`cdiff-rt generate`: images from conditions, one request or a file of them."""
 
-from collections.abc import Callable
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +13,10 @@ from cdiff_rt.commands.options import (
     PATH,
     PRECISIONS,
     GroupedCommand,
-    all_conditions,
     backend_option,
     chosen_settings,
     condition_options,
+    conditions_of,
     given,
     model_option,
     option,
@@ -57,78 +55,58 @@ Examples:
 @option(MANY, "--shard", "Take every N-th row, from row I on.", metavar="I/N", default="1/1")
 @option(MANY, "--ray", "workers", "Run on this many processes of Ray Data.", type=click.IntRange(1))
 @option(MANY, "--ray-address", "Run on the Ray cluster at this address, or auto.", metavar="ADDRESS")
-def generate(
-    mask: Path | None,
-    text: str | None,
-    others: tuple[str, ...],
-    out: Path,
-    inpaint: Path | None,
-    keep: Path | None,
-    jobs: Path | None,
-    force: bool,
-    scale: int,
-    **options: Any,
-) -> None:
+def generate(jobs: Path | None, **options: Any) -> None:
     """Make faces from a mask, a sentence, or both."""
     check_jobs(jobs)
-    load = loader(**{name: options.pop(name) for name in ("model", "backend", "precision", "whole_step")})
+    conditions, changed = conditions_of(options), chosen_settings(options)
+    opened = {name: options.pop(name) for name in ("model", "backend", "precision", "whole_step")}
     many = {name: options.pop(name) for name in WITH_JOBS}
     if jobs:
-        return run_jobs(load, jobs, out, force=force, **many)
-    changed = chosen_settings(options)
-    conditions = all_conditions({"mask": mask, "text": text}, others)
-    if (inpaint is None) != (keep is None):
+        return run_jobs(opened, jobs, options["out"], force=options["force"], **many)
+    if (options["inpaint"] is None) != (options["keep"] is None):
         raise click.UsageError("--inpaint and --keep go together")
-    saving = {name: options[f"save_{name}"] for name in ("influence", "trajectory", "latent", "overlay")}
-    one_request(load, changed, conditions, inpaint, keep, out, saving, force=force, scale=scale)
-
-
-def loader(**arguments: Any) -> Callable[[], Any]:
-    from cdiff_rt.pipeline import Pipeline
-
-    return partial(Pipeline.from_pretrained, **arguments)
+    one_request(opened, changed, conditions, **options)
 
 
 def one_request(
-    load: Callable[[], Any],
+    opened: dict[str, Any],
     changed: dict[str, Any],
     conditions: dict[str, Any],
+    *,
     inpaint: Path | None,
     keep: Path | None,
     out: Path,
-    saving: dict[str, bool],
-    *,
     force: bool,
     scale: int,
+    **saving: bool,
 ) -> None:
     """Images of one request, recorded and saved as asked for."""
     from cdiff_rt.inputs.inpainting import Inpainting
     from cdiff_rt.outputs.generated import Beside, output_paths
     from cdiff_rt.outputs.influence import InfluenceRecorder
     from cdiff_rt.outputs.trajectory import TrajectoryRecorder
+    from cdiff_rt.pipeline import Pipeline
     from cdiff_rt.sampling.loop import StepState
 
     usual = Settings().amended(changed, Influence())
-    kinds = [kind for kind in (InfluenceRecorder, TrajectoryRecorder) if saving.pop(kind.suffix[1:])]
+    kinds = [kind for kind in (InfluenceRecorder, TrajectoryRecorder) if saving[f"save_{kind.suffix[1:]}"]]
+    more = {"latent": saving["save_latent"], "overlay": saving["save_overlay"]}
     if out.suffix != ".npz":  # before the model loads; what it writes, unless its latents are the data
-        output_paths(out, usual.seed, usual.numbers, beside=Beside(tuple(kinds), **saving), force=force)
-    pipeline = load()
+        output_paths(out, usual.seed, usual.numbers, beside=Beside(tuple(kinds), **more), force=force)
+    pipeline = Pipeline.from_pretrained(**opened)
     with ExitStack() as stack:
         recorders = [stack.enter_context(kind(out, pipeline.decode)) for kind in kinds]
-        with Progress(usual.sampling().steps, "denoising") as progress:
+        progress = stack.enter_context(Progress(usual.sampling().steps, "denoising"))
 
-            def after_step(state: StepState) -> None:
-                progress()
-                for recorder in recorders:
-                    recorder(state)
+        def after_step(state: StepState) -> None:
+            progress()
+            for recorder in recorders:
+                recorder(state)
 
-            result = pipeline.generate(
-                conditions=conditions,
-                inpaint=Inpainting(inpaint, keep) if inpaint and keep else None,
-                callback_on_step_end=after_step,
-                **changed,
-            )
-        save(result, out, recorders, force=force, scale=scale, **saving)
+        painted = Inpainting(inpaint, keep) if inpaint and keep else None
+        result = pipeline.generate(conditions=conditions, inpaint=painted, callback_on_step_end=after_step, **changed)
+        progress.end()
+        save(result, out, recorders, force=force, scale=scale, **more)
 
 
 def check_jobs(jobs: Path | None) -> None:
@@ -143,19 +121,12 @@ def check_jobs(jobs: Path | None) -> None:
 
 
 def run_jobs(
-    load: Callable[[], Any],
-    jobs: Path,
-    out: Path,
-    *,
-    shard: str,
-    resume: bool,
-    force: bool,
-    workers: int | None,
-    ray_address: str | None,
+    opened: dict[str, Any], jobs: Path, out: Path, *, workers: int | None, ray_address: str | None, **how: Any
 ) -> None:
     """A file of jobs, on this process or on `workers` of Ray Data."""
     from cdiff_rt.jobs import on_ray
     from cdiff_rt.jobs import run as many
+    from cdiff_rt.pipeline import Pipeline
 
-    work = many.prepare(pipeline := load(), jobs, out, shard=shard, resume=resume, force=force)
+    work = many.prepare(pipeline := Pipeline.from_pretrained(**opened), jobs, out, **how)
     follow(work, on_ray.run(work, pipeline, workers, ray_address) if workers else many.run(work, pipeline))

@@ -127,6 +127,12 @@ def given(names: Iterable[str]) -> str | None:
     return next((written[name] for name in found), None)
 
 
+def conditions_of(options: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Takes the conditions by name out of a command's options; others are written NAME=VALUE."""
+    given_by_name = {name: options.pop(f"{prefix}{name}") for name in ("mask", "text")}
+    return all_conditions(given_by_name, options.pop(f"{prefix}others"))
+
+
 def all_conditions(named: dict[str, Any], others: tuple[str, ...]) -> dict[str, Any]:
     """The conditions by name; `others` are written NAME=VALUE."""
     conditions = {name: value for name, value in named.items() if value is not None}

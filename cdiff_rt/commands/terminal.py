@@ -77,9 +77,14 @@ class Progress:
             self._told_at = time.monotonic()
             log.info("%s: %d of %d", self._label, self._done, self._length)
 
-    def __exit__(self, *error: object) -> None:
+    def end(self) -> None:
+        """Ends the bar's line; what comes after is printed below."""
         if self._begun:
             self._bar.render_finish()
+            self._begun = False
+
+    def __exit__(self, *error: object) -> None:
+        self.end()
 
 
 def save(result: Any, out: Path, recorders: list, **how: Any) -> None:

@@ -106,4 +106,4 @@ def test_drift_as_json_holds_every_pair(tmp_path):
     data = json.loads((tmp_path / "drift.json").read_text())
     assert data["machine"] == MACHINE and data["settings"]["pairs"] == 3
     figures = {"error": [0.5, 0.1, 0.2], "psnr": [10.0, None, 30.0], "ssim": [0.5, 1.0, 0.75]}
-    assert data["projections"] == [{"name": "fast", "against": "exact"} | figures]
+    assert data["rows"] == [{"name": "fast", "against": "exact"} | figures]

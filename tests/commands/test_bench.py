@@ -65,7 +65,7 @@ def test_drift_is_a_table_and_on_request_json(exam, tmp_path):
     assert "seed 0, pairs 2;" in first and header.startswith("| sampling | against |")
     assert ours.startswith("| dpmpp-2m-sde, 2 steps, eta 1 | exact: ddim, 50 steps, eta 1 |")
     assert "with other noise, for scale" in scale
-    assert [len(row["error"]) for row in json.loads(figures.read_text())["projections"]] == [2, 2]
+    assert [len(row["error"]) for row in json.loads(figures.read_text())["rows"]] == [2, 2]
 
 
 def test_an_earlier_benchmark_that_cannot_be_read_is_exit_code_3(tmp_path):
