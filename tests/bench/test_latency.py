@@ -7,9 +7,9 @@ from cdiff_rt import engines
 from cdiff_rt.bench import latency as module
 from cdiff_rt.bench.cases import TUNED, Case
 from cdiff_rt.bench.latency import (
+    CaseProcess,
     Comparison,
     Timing,
-    Worker,
     accuracies,
     check_same_work,
     compare,
@@ -126,7 +126,7 @@ def test_two_at_a_time_are_each_compared_with_the_first(monkeypatch, tiny_bundle
         def finish(self):
             return {"memory_mib": 1.0, "launches": None}
 
-    monkeypatch.setattr(module, "Worker", Fake)
+    monkeypatch.setattr(module, "CaseProcess", Fake)
     cases = (TORCH, *(Case(name, "onnxruntime", sampling=TWO) for name in "ab"))
     result = compare(Task(str(tiny_bundle), "step"), cases, repeats=3, seconds=0, after=7, pairwise=True)
     assert (Fake.most, Fake.alive) == (2, 0)
@@ -164,11 +164,11 @@ def test_every_case_has_its_repeats_and_its_seconds(seconds, rounds):
 
 def test_a_worker_that_cannot_start_is_an_error(tmp_path):
     with pytest.raises(BadEnvironment, match="onnxruntime: .*has no manifest.json"):
-        Worker(Task(str(tmp_path)), ORT).first()
+        CaseProcess(Task(str(tmp_path)), ORT).first()
 
 
 def test_a_worker_that_dies_between_two_runs_is_an_error(tiny_bundle):
-    worker = Worker(Task(str(tiny_bundle)), ORT)
+    worker = CaseProcess(Task(str(tiny_bundle)), ORT)
     worker.first()
     worker.process.kill()
     worker.process.wait()
