@@ -6,7 +6,6 @@ from cdiff_rt.engines.base import Placement
 from cdiff_rt.engines.eager import EagerEngine, load, load_compiled, load_device, load_device_compiled
 from cdiff_rt.gpu.buffers import tensors_of
 from cdiff_rt.manifest import Bundle
-from tests import tiny
 
 CPU = torch.device("cpu")
 
@@ -48,12 +47,6 @@ def test_compiled_it_computes_the_same(bundle):
     torch.testing.assert_close(compiled[0], eager[0], atol=1e-5, rtol=1e-5)
 
 
-@pytest.fixture(scope="module")
-def tiny_bundle(tmp_path_factory):
-    """The folder that the export tests fill, if they run in this session."""
-    return Bundle.open(tiny.exported(tmp_path_factory.getbasetemp() / "exported-once")[0])
-
-
 def called(engine: EagerEngine):
     rng = np.random.default_rng(0)
     shapes = {t.name: [1 if isinstance(length, str) else length for length in t.shape] for t in engine.spec.inputs}
@@ -66,15 +59,15 @@ def errors(ours, wanted):
 
 
 def test_on_the_cpu_experts_are_compiled_and_the_others_are_not(tiny_bundle, monkeypatch):
-    place, compiled = Placement("cpu", "fp32"), []
+    tiny, place, compiled = Bundle.open(tiny_bundle), Placement("cpu", "fp32"), []
     real = torch.compile
     monkeypatch.setattr(torch, "compile", lambda function, **more: compiled.append(function) or real(function, **more))
-    exact = called(load(tiny_bundle, "expert.mask", place))
+    exact = called(load(tiny, "expert.mask", place))
     assert not compiled
-    assert max(errors(called(load_compiled(tiny_bundle, "expert.mask", place)), exact)) < 1e-5
+    assert max(errors(called(load_compiled(tiny, "expert.mask", place)), exact)) < 1e-5
     assert len(compiled) == 1
     for network in ("vae.decode", "time.mask"):
-        load_compiled(tiny_bundle, network, place)
+        load_compiled(tiny, network, place)
     assert len(compiled) == 1
 
 
