@@ -39,6 +39,7 @@ def test_what_runs_once_stays_fp32_whatever_the_precision(bundle):
             assert half.dtype == torch.float32 and torch.equal(half, full)
 
 
+@pytest.mark.slow
 def test_compiled_it_computes_the_same(bundle):
     place = Placement("cpu", "fp32")
     compiled, eager = (
@@ -58,6 +59,7 @@ def errors(ours, wanted):
     return [np.linalg.norm(ours[name] - wanted[name]) / np.linalg.norm(wanted[name]) for name in wanted]
 
 
+@pytest.mark.slow
 def test_on_the_cpu_experts_are_compiled_and_the_others_are_not(tiny_bundle, monkeypatch):
     tiny, place, compiled = Bundle.open(tiny_bundle), Placement("cpu", "fp32"), []
     real = torch.compile
