@@ -24,40 +24,24 @@ if TYPE_CHECKING:
     from cdiff_rt.version import __version__
 
 _HOMES = {
-    "errors": ("BadArtefact", "BadEnvironment", "BadInput", "BadRequest", "CdiffError", "OutOfResource"),
-    "inputs.inpainting": ("Inpainting",),
-    "jobs.run": ("Outcome", "run_jobs"),
-    "outputs.generated": ("Generated",),
-    "outputs.influence": ("InfluenceRecorder",),
-    "outputs.recorder": ("Recorder",),
-    "outputs.trajectory": ("TrajectoryRecorder",),
-    "pipeline": ("Pipeline",),
-    "sampling.loop": ("StepState",),
-    "settings": ("Influence", "Settings"),
-    "version": ("__version__",),
+    "errors": "BadArtefact BadEnvironment BadInput BadRequest CdiffError OutOfResource",
+    "inputs.inpainting": "Inpainting",
+    "jobs.run": "Outcome run_jobs",
+    "outputs.generated": "Generated",
+    "outputs.influence": "InfluenceRecorder",
+    "outputs.recorder": "Recorder",
+    "outputs.trajectory": "TrajectoryRecorder",
+    "pipeline": "Pipeline",
+    "sampling.loop": "StepState",
+    "settings": "Influence Settings",
+    "version": "__version__",
 }
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
-
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 __all__ = [
-    "BadArtefact",
-    "BadEnvironment",
-    "BadInput",
-    "BadRequest",
-    "CdiffError",
-    "Generated",
-    "Influence",
-    "InfluenceRecorder",
-    "Inpainting",
-    "OutOfResource",
-    "Outcome",
-    "Pipeline",
-    "Recorder",
-    "Settings",
-    "StepState",
-    "TrajectoryRecorder",
-    "__version__",
-    "run_jobs",
-]
+    "BadArtefact", "BadEnvironment", "BadInput", "BadRequest", "CdiffError", "Generated", "Influence", "InfluenceRecorder",
+    "Inpainting", "OutOfResource", "Outcome", "Pipeline", "Recorder", "Settings", "StepState", "TrajectoryRecorder",
+    "__version__", "run_jobs",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> object:

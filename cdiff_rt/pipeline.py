@@ -167,7 +167,8 @@ class Pipeline:
             draw = lambda i: noise.normal(settings.seed, range(1), i, shape, noise.EDITING)
             known = KnownRegion(self.encode(photo), cells, draw)
             old, new = (self._run(of, table, settings) for of in (before, after))
-            new = replace(new, contexts=self._between(old, new, alphas), known=known if cells.any() else None)
+            contexts = inversion.contexts_between(self._runner, old, new, alphas)
+            new = replace(new, contexts=contexts, known=known if cells.any() else None)
             inverted = inversion.METHODS[method](self._runner, old, known, progress)
             latents = inverted.walk(self._runner, new, len(alphas), inversion.both(progress, callback_on_step_end))
             self._check_finite(latents, "editing", "the latents are")
@@ -266,21 +267,6 @@ class Pipeline:
         nothing = np.zeros((1, *self.manifest.latent_shape), np.float32)
         adjustment = adjustment_of(self.manifest, modalities, table, self._influence(settings))
         return Run(modalities, inputs, nothing, lambda i: nothing, table, adjustment)
-
-    def _between(self, old: Run, new: Run, alphas: Sequence[float]) -> list[np.ndarray] | None:
-        """Contexts [A, T, K] per modality; None where there are no others than the new ones."""
-        if set(alphas) == {1.0}:
-            return None
-        known = {modality.name: value for modality, value in zip(old.modalities, old.inputs, strict=True)}
-        contexts = []
-        for modality, value in zip(new.modalities, new.inputs, strict=True):
-            name = modality.name
-            if name not in known:
-                remedy = f"give the source's {name}, or leave alphas out"
-                raise BadRequest("alphas", f"nothing says what {name} the image has now", remedy)
-            now, then = (self._runner.call(f"condition.{name}", inputs=x)["context"] for x in (known[name], value))
-            contexts.append(inversion.between(now, then, alphas))
-        return contexts
 
     def _known(self, inpaint: Inpainting, table: SolverTable, settings: Settings) -> KnownRegion:
         """Its noise goes by timesteps, so that it too is the same in every tier."""

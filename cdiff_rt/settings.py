@@ -7,7 +7,7 @@ made of these fields: their names, defaults, ranges and help texts. Importing th
 import difflib
 import operator
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import Field, asdict, dataclass, field, fields, replace
+from dataclasses import Field, asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from cdiff_rt.errors import BadRequest, check_choice, check_range
@@ -22,13 +22,13 @@ Decay = Literal["none", "linear", "cosine"]
 ROUNDINGS = ("truncate", "nearest")
 
 
-def _tiers() -> Iterable[str]:
+def tier_names() -> Iterable[str]:
     from cdiff_rt.sampling.tiers import TIERS  # where it is needed, for the tables of solvers load numpy
 
     return TIERS
 
 
-def _solvers() -> Iterable[str]:
+def solver_names() -> Iterable[str]:
     from cdiff_rt.sampling.solvers import SOLVERS
 
     return SOLVERS
@@ -65,9 +65,9 @@ def _names(name: str, value: Any) -> tuple[str, ...]:
 class About:
     """What is known of a setting: how its value is read, what it may be, and what it does."""
 
+    group: str  # of the options that it stands among
     kind: Callable[[str, Any], Any]
-    help: str
-    group: str
+    does: str  # in a sentence, for --help
     low: float | None = None
     high: float = 0.0
     choices: Callable[[], Iterable[str]] | None = None
@@ -87,51 +87,45 @@ class About:
         return value
 
 
-def _about(*of: Any, **more: Any) -> dict[str, About]:
-    return {"about": About(*of, **more)}
-
-
 def _read_fields(settings: "Influence | Settings") -> None:
     """Brings every field to its type, and None stays None where that is the default. Raises BadRequest."""
     for each in fields(settings):
-        value, about = getattr(settings, each.name), each.metadata.get("about")
+        value, about = getattr(settings, each.name), ABOUT.get(each.name)
         if about and not (value is None and each.default is None):
             object.__setattr__(settings, each.name, about.read(each.name, value))
 
 
 SAMPLING, INFLUENCE, OUTPUT = "Sampling", "Influence of the conditions", "Output"
+ABOUT = {
+    "seed": About(SAMPLING, _whole, "Choose the noise: equal seeds give equal images."),
+    "first": About(SAMPLING, _whole, "Begin with this image of the seed.", 0, LARGEST_FIRST),
+    "batch": About(SAMPLING, _whole, "Make this many images of the seed.", 1, LARGEST_BATCH),
+    "tier": About(SAMPLING, _word, "Choose solver and steps by one name. Default: exact.", choices=tier_names),
+    "solver": About(SAMPLING, _word, "Choose the solver instead of a tier. Default: ddim.", choices=solver_names),
+    "steps": About(SAMPLING, _whole, "Take this many steps instead of a tier's. Default: 50."),
+    "eta": About(SAMPLING, _real, "Add this share of DDIM's noise. Default: 1.", 0.0, 1.0),
+    "temperature": About(SAMPLING, _real, "Multiply the noise that steps add by this. Default: 1.", 0.0, 100.0),
+    "decay": About(INFLUENCE, _word, "Let the mask's influence fade over the steps.", choices=lambda: get_args(Decay)),
+    "factor": About(INFLUENCE, _real, "Multiply the influence of what fades by this.", 0.0, LARGEST_WEIGHT),
+    "sharpness": About(
+        INFLUENCE, _real, "Multiply the logits before the softmax; 0: equal shares.", 0.0, LARGEST_WEIGHT
+    ),
+    "boost": About(
+        INFLUENCE, _real, "Apply a second softmax, with this factor, to the influence.", 0.0, LARGEST_WEIGHT
+    ),
+    "rounding": About(OUTPUT, _word, "Bring pixel values to whole numbers this way.", choices=lambda: ROUNDINGS),
+    "without": About(SAMPLING, _names, "Run without the expert of this condition."),
+}
 
 
 @dataclass(frozen=True)
 class Influence:
     """What inference does to the influence functions; the reference's are "cosine" and 2. Raises BadRequest."""
 
-    decay: Decay = field(
-        default="cosine",
-        metadata=_about(
-            _word, "How the mask's influence fades over the steps.", INFLUENCE, choices=lambda: get_args(Decay)
-        ),
-    )
-    factor: float = field(
-        default=2.0,
-        metadata=_about(_real, "Multiply the influence of what fades by this.", INFLUENCE, 0.0, LARGEST_WEIGHT),
-    )
-    sharpness: float = field(
-        default=1.0,
-        metadata=_about(
-            _real,
-            "Multiply the logits before the softmax over the conditions; 0 gives each the same influence.",
-            INFLUENCE,
-            0.0,
-            LARGEST_WEIGHT,
-        ),
-    )
-    boost: float | None = field(
-        default=None,
-        metadata=_about(
-            _real, "Apply a second softmax, with this factor, to the influence.", INFLUENCE, 0.0, LARGEST_WEIGHT
-        ),
-    )
+    decay: Decay = "cosine"
+    factor: float = 2.0
+    sharpness: float = 1.0
+    boost: float | None = None
 
     def __post_init__(self) -> None:
         _read_fields(self)
@@ -146,39 +140,17 @@ class Settings:
     model's own.
     """
 
-    seed: int = field(default=0, metadata=_about(_whole, "Choose the noise: equal seeds give equal images.", SAMPLING))
-    first: int = field(
-        default=0, metadata=_about(_whole, "Begin with this image of the seed.", SAMPLING, 0, LARGEST_FIRST)
-    )
-    batch: int = field(
-        default=1, metadata=_about(_whole, "Make this many images of the seed.", SAMPLING, 1, LARGEST_BATCH)
-    )
-    tier: str | None = field(
-        default=None,
-        metadata=_about(_word, "Choose solver and steps by one name. Default: exact.", SAMPLING, choices=_tiers),
-    )
-    solver: str | None = field(
-        default=None,
-        metadata=_about(_word, "Choose the solver instead of a tier. Default: ddim.", SAMPLING, choices=_solvers),
-    )
-    steps: int | None = field(
-        default=None, metadata=_about(_whole, "Take this many steps instead of a tier's. Default: 50.", SAMPLING)
-    )
-    eta: float | None = field(
-        default=None, metadata=_about(_real, "Add this share of DDIM's noise. Default: 1.", SAMPLING, 0.0, 1.0)
-    )
-    temperature: float | None = field(
-        default=None,
-        metadata=_about(_real, "Multiply the noise that steps add by this. Default: 1.", SAMPLING, 0.0, 100.0),
-    )
+    seed: int = 0
+    first: int = 0
+    batch: int = 1
+    tier: str | None = None
+    solver: str | None = None
+    steps: int | None = None
+    eta: float | None = None
+    temperature: float | None = None
     influence: Influence | None = None
-    rounding: str = field(
-        default="truncate",
-        metadata=_about(_word, "Bring pixel values to whole numbers this way.", OUTPUT, choices=lambda: ROUNDINGS),
-    )
-    without: tuple[str, ...] = field(
-        default=(), metadata=_about(_names, "Run without the expert of this condition.", SAMPLING)
-    )
+    rounding: str = "truncate"
+    without: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _read_fields(self)

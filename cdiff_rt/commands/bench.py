@@ -18,62 +18,35 @@ from cdiff_rt.commands.options import (
     setting,
     together,
 )
-from cdiff_rt.settings import OUTPUT, SAMPLING, SETTINGS
+from cdiff_rt.settings import OUTPUT, SAMPLING, tier_names
 
 CASES, RUNS = "What is compared", "How it is measured"
+PAIRS, REPEATS, STEPS = click.IntRange(min=2), click.IntRange(min=3), click.IntRange(min=2)
+KINDS = click.Choice(PRECISIONS)
 
-own_sampling = together(setting("solver"), setting("steps"))
-tiers_option = option(
-    "--tier",
-    "tiers",
-    type=Late(SETTINGS["tier"].metadata["about"].choices),
-    multiple=True,
-    group=SAMPLING,
-    help="Time this tier; may be given several times. Default: exact.",
+one_run = together(model_option, backend_option, setting("tier"), setting("solver"), setting("steps"))
+repeats_option = option(RUNS, "--repeats", "Count at least this many runs of each case.", type=REPEATS, default=10)
+cases = together(
+    option(CASES, "--backend", "backends", "Time only this backend; may be repeated.", multiple=True),
+    option(CASES, "--precision", "precisions", "Time only this precision; may be repeated.", type=KINDS, multiple=True),
+    option(CASES, "--batch", "batches", "Make this many images at a time; may be repeated.", type=int, multiple=True),
+    option(SAMPLING, "--tier", "tiers", "Time this tier; may be repeated.", type=Late(tier_names), multiple=True),
+    setting("solver"),
+    setting("steps"),
+    repeats_option,
+    option(RUNS, "--after", "Also compare latents after this many steps.", type=STEPS),
+    option(RUNS, "--pairwise", "Hold two cases in memory at a time, not all of them.", is_flag=True),
 )
-case_options = together(
-    option("--backend", "backends", multiple=True, group=CASES, help="Time only this backend; may be repeated."),
-    option(
-        "--precision",
-        "precisions",
-        type=click.Choice(PRECISIONS),
-        multiple=True,
-        group=CASES,
-        help="Time only what computes in this precision; may be repeated.",
-    ),
-    option("--batch", "batches", type=int, multiple=True, group=CASES, help="Make this many images at a time."),
-    tiers_option,
-    own_sampling,
-)
-repeats_option = option(
-    "--repeats",
-    type=click.IntRange(min=3),
-    default=10,
-    show_default=True,
-    group=RUNS,
-    help="Count this many runs of each case, and more until each has taken 3 seconds.",
-)
-accuracy_options = together(
-    option("--after", type=click.IntRange(min=2), group=RUNS, help="Also compare latents after this many steps."),
-    option("--pairwise", is_flag=True, group=RUNS, help="Hold two cases in memory at a time, not all of them."),
-)
-figure_options = together(
+figures = together(
     json_option,
-    option("--csv", "csv_file", type=PATH, group=OUTPUT, help="Also write a row per case to this file."),
-    option("--plot", type=PATH, group=OUTPUT, help="Also draw the times into this .svg file."),
-    option("--compare", type=PATH, group=OUTPUT, help="Also compare with the figures that --json wrote before."),
+    option(OUTPUT, "--csv", "csv_file", "Also write a row per case to this file.", type=PATH),
+    option(OUTPUT, "--plot", "Also draw the times into this .svg file.", type=PATH),
+    option(OUTPUT, "--compare", "earlier", "Also compare with the figures that --json wrote before.", type=PATH),
 )
 
 
 def pairs(default: int) -> Callable[[Callable], Callable]:
-    return option(
-        "--pairs",
-        type=click.IntRange(min=2),
-        default=default,
-        show_default=True,
-        group=RUNS,
-        help="Take this many of the held-out pairs of mask and sentence.",
-    )
+    return option(RUNS, "--pairs", "Take this many held-out pairs of mask and sentence.", type=PAIRS, default=default)
 
 
 @click.group()
@@ -90,17 +63,14 @@ Examples:
 )
 @model_option
 @option(
+    CASES,
     "--suite",
+    "Compare the backends of the CPU, or those of a GPU.",
     type=click.Choice(("cpu", "gpu")),
     default="cpu",
-    show_default=True,
-    group=CASES,
-    help="Compare the backends of the CPU, or those of a GPU.",
 )
-@case_options
-@repeats_option
-@accuracy_options
-@figure_options
+@cases
+@figures
 def time(**options: Any) -> None:
     """Time whole images, case against case."""
     compare("image", **options)
@@ -113,10 +83,8 @@ Example:
   cdiff-rt bench step --model synthetic-512/ --after 10 --compare before.json""",
 )
 @model_option
-@case_options
-@repeats_option
-@accuracy_options
-@figure_options
+@cases
+@figures
 def step(**options: Any) -> None:
     """Time one step: experts, fusion and update."""
     compare("step", suite="cpu", **options)
@@ -125,12 +93,12 @@ def step(**options: Any) -> None:
 @bench.command(cls=GroupedCommand)
 @model_option
 @repeats_option
-@figure_options
-def start(model: str, repeats: int, **figures: Any) -> None:
+@figures
+def start(model: str, repeats: int, **files: Any) -> None:
     """Time the command itself, from nothing."""
     from cdiff_rt.bench import startup
 
-    tell(lambda: [startup.measure(model, repeats)], **figures)
+    tell(lambda: [startup.measure(model, repeats)], **files)
 
 
 @bench.command(
@@ -139,35 +107,28 @@ def start(model: str, repeats: int, **figures: Any) -> None:
 Example:
   cdiff-rt bench quality --pairs 20 --images judged/""",
 )
-@model_option
-@backend_option
-@setting("tier")
-@own_sampling
+@one_run
 @pairs(200)
-@option("--images", type=PATH, group=OUTPUT, help="Also write all images into this folder.")
+@option(OUTPUT, "--images", "Also write all images into this folder.", type=PATH)
 @json_option
 def quality(json_file: Path | None, **options: Any) -> None:
     """Judge how well images follow their conditions."""
     from cdiff_rt.bench import quality, report
 
-    check_folders(json_file)
-    found = quality.examine(how=one_sampling(options), **options)
-    conclude(found, report.quality_table, report.write_quality, json_file)
+    how = sampling_of(options)
+    conclude(lambda: quality.examine(how=how, **options), report.quality_table, report.write_quality, json_file)
 
 
 @bench.command(cls=GroupedCommand)
-@model_option
-@backend_option
-@setting("tier")
-@own_sampling
+@one_run
 @pairs(5)
 @json_option
 def drift(json_file: Path | None, **options: Any) -> None:
     """Measure how far latents drift from exact ones."""
     from cdiff_rt.bench import drift, report
 
-    check_folders(json_file)
-    conclude(drift.measure(how=one_sampling(options), **options), report.drift_table, report.write_drift, json_file)
+    how = sampling_of(options)
+    conclude(lambda: drift.measure(how=how, **options), report.drift_table, report.write_drift, json_file)
 
 
 @bench.command(cls=GroupedCommand)
@@ -177,36 +138,33 @@ def budget(model: str, json_file: Path | None) -> None:
     """Count the work of a step on a GPU, without one."""
     from cdiff_rt.bench import budget, report
 
-    check_folders(json_file)
-    conclude(budget.count(model), report.budget_table, report.write_budget, json_file)
+    conclude(lambda: budget.count(model), report.budget_table, report.write_budget, json_file)
 
 
-def one_sampling(options: dict[str, Any]) -> Any:
+def sampling_of(options: dict[str, Any]) -> Any:
     """Takes it out of a command's options."""
     from cdiff_rt.sampling.tiers import sampling
 
     return sampling(*(options.pop(name) for name in ("tier", "solver", "steps")))
 
 
-def compare(what: str, *, json_file: Path | None, csv_file: Path | None, plot: Path | None, **options: Any) -> None:
+def compare(what: str, **options: Any) -> None:
     """Times the cases of a suite, and says and writes what it found."""
     from cdiff_rt.bench.latency import compare_suite
-    from cdiff_rt.sampling.tiers import sampling
 
-    tiers, solver, steps = (options.pop(name) for name in ("tiers", "solver", "steps"))
-    samplings = tuple(sampling(tier, solver, steps) for tier in tiers or (None,))
-    earlier, model, suite = (options.pop(name) for name in ("compare", "model", "suite"))
-    measure = lambda: compare_suite(model, suite, what, samplings=samplings, **options)  # type: ignore[arg-type]
-    tell(measure, json_file=json_file, csv_file=csv_file, plot=plot, compare=earlier)
+    files = {name: options.pop(name) for name in ("json_file", "csv_file", "plot", "earlier")}
+    own = {name: options.pop(name) for name in ("solver", "steps")}
+    samplings = tuple(sampling_of({"tier": tier, **own}) for tier in options.pop("tiers") or (None,))
+    model, suite = options.pop("model"), options.pop("suite")
+    tell(lambda: compare_suite(model, suite, what, samplings=samplings, **options), **files)  # type: ignore[arg-type]
 
 
 def tell(
     measure: Callable[[], Iterable[Any]],
-    *,
     json_file: Path | None,
     csv_file: Path | None,
     plot: Path | None,
-    compare: Path | None,
+    earlier: Path | None,
 ) -> None:
     """Prints each comparison as it comes, and writes all at the end. What cannot be written is refused before."""
     from cdiff_rt.bench import timings
@@ -215,7 +173,7 @@ def tell(
     check_folders(json_file, csv_file, plot)
     if plot:
         check_suffix(plot)
-    old = timings.read_old(compare) if compare else None
+    old = timings.read_old(earlier) if earlier else None
     timed = []
     for comparison in measure():
         click.echo(timings.table(comparison) + "\n")
@@ -227,16 +185,19 @@ def tell(
             write(timed, file)
 
 
+def conclude(
+    measure: Callable[[], Any], table: Callable[[Any], str], write: Callable[[Any, Path], None], json_file: Path | None
+) -> None:
+    """Prints what was found, and writes it on request."""
+    check_folders(json_file)
+    found = measure()
+    click.echo(table(found))
+    if json_file:
+        write(found, json_file)
+
+
 def check_folders(*paths: Path | None) -> None:
     from cdiff_rt.outputs.files import check_folder
 
     for path in filter(None, paths):
         check_folder(path.parent)
-
-
-def conclude(
-    found: Any, table: Callable[[Any], str], write: Callable[[Any, Path], None], json_file: Path | None
-) -> None:
-    click.echo(table(found))
-    if json_file:
-        write(found, json_file)

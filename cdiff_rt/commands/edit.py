@@ -8,6 +8,7 @@ import click
 
 from cdiff_rt.commands.options import (
     CONDITIONS,
+    NAMED,
     PATH,
     GroupedCommand,
     all_conditions,
@@ -36,49 +37,35 @@ Examples:
   cdiff-rt edit --image man.png --mask target.png --text "This man has long red hair." --keep background --out red.png
   cdiff-rt edit --image man.png --source-mask now.png --mask target.png --alphas 0,0.5,1,1.5 --out strip.png""",
 )
-@option("--image", type=PATH, required=True, group=CONDITIONS, help="Edit this photo: a PNG, JPEG or WebP file.")
+@option(CONDITIONS, "--image", "Edit this photo: a PNG, JPEG or WebP file.", type=PATH, required=True)
 @condition_options
-@option("--source-mask", type=PATH, group=CONDITIONS, help="Say where things are now. Default: read from the image.")
-@option("--source-text", group=CONDITIONS, help="Say what the image shows now. Default: read from the image.")
+@option(CONDITIONS, "--source-mask", "Say where things are now. Default: read from the image.", type=PATH)
+@option(CONDITIONS, "--source-text", "Say what the image shows now. Default: read from the image.")
+@option(CONDITIONS, "--source", "sources", "Say by the name of a modality what the image shows now.", **NAMED)
 @option(
-    "--source",
-    "sources",
-    metavar="NAME=VALUE",
-    multiple=True,
-    group=CONDITIONS,
-    help="Say by the name of a modality what the image shows now.",
-)
-@option(
+    EDITING,
     "--method",
+    "Walk along the noises that lead to the photo, or train the experts on it, as the paper does.",
     type=click.Choice(("inversion", "imagic")),
     default="inversion",
-    show_default=True,
-    group=EDITING,
-    help="Walk along the noises that lead to the photo, or train the experts on it, as the paper does.",
 )
-@option("--strength", type=float, default=1.0, show_default=True, group=EDITING, help="Walk this share of the steps.")
+@option(EDITING, "--strength", "Walk this share of the steps.", type=float, default=1.0)
 @option(
-    "--keep",
-    default="",
-    metavar="LABELS",
-    group=EDITING,
-    help="Keep every pixel of these labels, e.g. background,18; or all.",
+    EDITING, "--keep", "Keep every pixel of these labels, e.g. background,18; or all.", default="", metavar="LABELS"
 )
 @option(
+    EDITING,
     "--alphas",
+    "Make an image at each of these points between what the photo shows, 0, and what it is to show, 1, or beyond.",
     default="1",
-    show_default=True,
-    group=EDITING,
-    help="Make an image at each of these points between what the photo shows, 0, and what it is to show, 1, or beyond.",
 )
-@option("--work", type=PATH, group=EDITING, help="Let imagic work in this folder, and go on there.")
+@option(EDITING, "--work", "Let imagic work in this folder, and go on there.", type=PATH)
 @option(
+    EDITING,
     "--iterations",
+    "Let imagic train for this long, in each of its two stages.",
     type=(int, int),
     default=(500, 1000),
-    show_default=True,
-    group=EDITING,
-    help="Let imagic train for this long, in each of its two stages.",
 )
 @settings("batch", "first")
 @output_options

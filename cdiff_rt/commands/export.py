@@ -23,68 +23,56 @@ Examples:
   cdiff-rt export --model faces-128 --target tensorrt-rtx""",
 )
 @option(
+    BUNDLE,
     "--checkpoint",
     "checkpoints",
+    "Read a published checkpoint, or a recipe's. A later one replaces the branch of an earlier one.",
     type=PATH,
     multiple=True,
-    group=BUNDLE,
-    help="Read a published checkpoint, or a recipe's. A later one replaces the branch of an earlier one.",
 )
-@option("--out", type=PATH, group=BUNDLE, help="Write to this folder or .safetensors file, which must not exist yet.")
+@option(BUNDLE, "--out", "Write to this folder or .safetensors file, which must not exist yet.", type=PATH)
 @option(
-    "--precision",
-    type=click.Choice(("fp16", "fp32")),
-    default="fp16",
-    show_default=True,
-    group=BUNDLE,
-    help="Store the weights in this precision.",
+    BUNDLE, "--precision", "Store the weights in this precision.", type=click.Choice(("fp16", "fp32")), default="fp16"
 )
 @option(
+    BUNDLE,
     "--diffuser-input",
+    "Let the dynamic diffusers look at this. Default: as the checkpoint was trained.",
     type=click.Choice(("x_t", "prediction")),
-    group=BUNDLE,
-    help="Let the dynamic diffusers look at this. Default: as the checkpoint was trained.",
 )
 @option(
-    "--freeu",
-    metavar="NAME=B1,B2,S1,S2",
-    multiple=True,
-    group=BUNDLE,
-    help="Apply FreeU to a branch, e.g. text=1.1,1.2,0.9,0.2.",
+    BUNDLE, "--freeu", "Apply FreeU to a branch, e.g. text=1.1,1.2,0.9,0.2.", metavar="NAME=B1,B2,S1,S2", multiple=True
 )
 @option(
+    BUNDLE,
     "--head-multiple",
+    "Pad attention heads to a multiple of this width. Default: 16 with --target, else 1.",
     type=click.IntRange(1, 64),
-    group=BUNDLE,
-    help="Pad attention heads to a multiple of this width. Default: 16 with --target, else 1.",
 )
-@option("--model", group=MODEL, help="Build engines of this bundle, by its name or folder, instead of exporting one.")
+@option(MODEL, "--model", "Build engines of this bundle, by its name or folder, instead of exporting one.")
+@option(ENGINES, "--target", "Build engines for this backend.", type=click.Choice(("tensorrt", "tensorrt-rtx")))
 @option(
-    "--target", type=click.Choice(("tensorrt", "tensorrt-rtx")), group=ENGINES, help="Build engines for this backend."
-)
-@option(
+    ENGINES,
     "--compute-capability",
+    "Build for GPUs of these. Default: the one that is here; for tensorrt-rtx 8.6,8.9,12.0.",
     metavar="8.6,8.9",
-    group=ENGINES,
-    help="Build for GPUs of these. Default: the one that is here; for tensorrt-rtx 8.6,8.9,12.0.",
 )
 @option(
+    ENGINES,
     "--engine-precision",
+    "Let the engines compute in this precision.",
     type=click.Choice(PRECISIONS),
     default="fp16",
-    show_default=True,
-    group=ENGINES,
-    help="Let the engines compute in this precision.",
 )
 @option(
+    ENGINES,
     "--engine-batch",
+    "Build for this many images at a time; may be given several times. Default: 1.",
     type=click.IntRange(1),
     multiple=True,
     default=(1,),
-    group=ENGINES,
-    help="Build for this many images at a time; may be given several times. Default: 1.",
 )
-@option("--whole-step", is_flag=True, group=ENGINES, help="Also build one engine of the whole step.")
+@option(ENGINES, "--whole-step", "Also build one engine of the whole step.", is_flag=True)
 def export(
     checkpoints: tuple[Path, ...],
     out: Path | None,

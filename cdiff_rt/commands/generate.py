@@ -42,21 +42,21 @@ Examples:
   cdiff-rt generate --jobs jobs.jsonl --out faces/ --resume""",
 )
 @condition_options
-@option("--inpaint", type=PATH, group=CONDITIONS, help="Keep a part of this photo, which --keep names.")
-@option("--keep", type=PATH, group=CONDITIONS, help="Keep what is white in this black and white PNG.")
+@option(CONDITIONS, "--inpaint", "Keep a part of this photo, which --keep names.", type=PATH)
+@option(CONDITIONS, "--keep", "Keep what is white in this black and white PNG.", type=PATH)
 @settings()
 @output_options
-@option("--save-trajectory", is_flag=True, group=OUTPUT, help="Also write x_t and the predictions of each step.")
-@option("--save-overlay", is_flag=True, group=OUTPUT, help="Also write the image with the mask laid over it.")
+@option(OUTPUT, "--save-trajectory", "Also write x_t and the predictions of each step.", is_flag=True)
+@option(OUTPUT, "--save-overlay", "Also write the image with the mask laid over it.", is_flag=True)
 @model_option
 @backend_option
-@option("--precision", type=click.Choice(PRECISIONS), group=MODEL, help="Compute in this. Default: the backend's.")
-@option("--whole-step", is_flag=True, group=MODEL, help="Take one engine for the whole step (docs/gpu.md).")
-@option("--jobs", type=PATH, group=MANY, help="Make an image for each row of this JSON Lines file (docs/jobs.md).")
-@option("--resume", is_flag=True, group=MANY, help="Leave out the rows whose image is there and still holds.")
-@option("--shard", metavar="I/N", default="1/1", group=MANY, help="Take every N-th row, from row I on.")
-@option("--ray", "workers", type=click.IntRange(1), group=MANY, help="Run on this many processes of Ray Data.")
-@option("--ray-address", metavar="ADDRESS", group=MANY, help="Run on the Ray cluster at this address, or auto.")
+@option(MODEL, "--precision", "Compute in this. Default: the backend's.", type=click.Choice(PRECISIONS))
+@option(MODEL, "--whole-step", "Take one engine for the whole step (docs/gpu.md).", is_flag=True)
+@option(MANY, "--jobs", "Make an image for each row of this JSON Lines file (docs/jobs.md).", type=PATH)
+@option(MANY, "--resume", "Leave out the rows whose image is there and still holds.", is_flag=True)
+@option(MANY, "--shard", "Take every N-th row, from row I on.", metavar="I/N", default="1/1")
+@option(MANY, "--ray", "workers", "Run on this many processes of Ray Data.", type=click.IntRange(1))
+@option(MANY, "--ray-address", "Run on the Ray cluster at this address, or auto.", metavar="ADDRESS")
 def generate(
     mask: Path | None,
     text: str | None,

@@ -9,11 +9,13 @@ from typing import Any
 import click
 
 from cdiff_rt.notes import log
-from cdiff_rt.settings import INFLUENCES, OUTPUT, SETTINGS, About
+from cdiff_rt.settings import ABOUT, INFLUENCES, OUTPUT, SETTINGS
 
 CONDITIONS, MODEL, MANY = "Conditions", "Model and backend", "Many images"
 PATH = click.Path(path_type=Path)
 PRECISIONS = ("fp32", "bf16", "fp16")
+SCALES = click.IntRange(1, 16)
+NAMED: dict[str, Any] = {"metavar": "NAME=VALUE", "multiple": True}
 Decorator = Callable[[Callable], Callable]
 
 
@@ -36,8 +38,12 @@ class GroupedCommand(click.Command):
                 formatter.write_dl(lines)
 
 
-def option(*names: str, **more: Any) -> Decorator:
-    return click.option(*names, cls=GroupedOption, **more)
+def option(group: str, *words: str, **more: Any) -> Decorator:
+    """An option of a group by its names, and what it does; a default is told after that."""
+    *names, does = words
+    if not more.get("is_flag") and (default := more.get("default")) not in (None, "", ()):
+        does += f" Default: {' '.join(map(str, default)) if isinstance(default, tuple) else default}."
+    return click.option(*names, cls=GroupedOption, group=group, help=does, **more)
 
 
 def together(*options: Decorator) -> Decorator:
@@ -74,16 +80,11 @@ class Seed(click.ParamType):
 
 def setting(name: str) -> Decorator:
     """The option of one setting; not given, it is None, and the library has its default."""
-    about: About = SETTINGS[name].metadata["about"]
-    default, several = SETTINGS[name].default, isinstance(SETTINGS[name].default, tuple)
+    about, default = ABOUT[name], SETTINGS[name].default
     kind: Any = Seed() if name == "seed" else Late(about.choices) if about.choices else about.value_type
-    help_ = about.help
-    if name in INFLUENCES:
-        help_ += " Default: the model's."
-    elif default not in (None, ()):
-        help_ += f" Default: {default}."
-    more = {"metavar": "NAME", "multiple": True} if several else {}
-    return option(f"--{name}", type=kind, help=help_, group=about.group, **more)
+    told = "the model's" if name in INFLUENCES else default
+    does = about.does if told in (None, ()) else f"{about.does} Default: {told}."
+    return option(about.group, f"--{name}", does, type=kind, multiple=isinstance(default, tuple))
 
 
 def settings(*leaving_out: str) -> Decorator:
@@ -98,53 +99,24 @@ def chosen_settings(options: dict[str, Any]) -> dict[str, Any]:
 
 
 condition_options = together(
-    option("--mask", type=PATH, group=CONDITIONS, help="Follow this label map, a PNG (docs/masks.md)."),
-    option("--text", group=CONDITIONS, help="Follow this sentence, of age, beard, hair, glasses and smile."),
-    option(
-        "--condition",
-        "others",
-        metavar="NAME=VALUE",
-        multiple=True,
-        group=CONDITIONS,
-        help="Give a condition by the name of a model's modality.",
-    ),
+    option(CONDITIONS, "--mask", "Follow this label map, a PNG (docs/masks.md).", type=PATH),
+    option(CONDITIONS, "--text", "Follow this sentence, of age, beard, hair, glasses and smile."),
+    option(CONDITIONS, "--condition", "others", "Give a condition by the name of a modality.", **NAMED),
 )
 output_options = together(
     option(
-        "--out",
-        type=PATH,
-        default="out",
-        show_default=True,
-        group=OUTPUT,
-        help="Write to this .png file, or into this folder under the next free name.",
+        OUTPUT, "--out", "Write to this .png file, or into this folder by the next free name.", type=PATH, default="out"
     ),
-    option("--force", is_flag=True, group=OUTPUT, help="Overwrite files that exist."),
-    option("--save-influence", is_flag=True, group=OUTPUT, help="Also write each condition's influence at each step."),
-    option("--save-latent", is_flag=True, group=OUTPUT, help="Also write the latent, as .npz."),
-    option(
-        "--scale",
-        type=click.IntRange(1, 16),
-        default=1,
-        show_default=True,
-        group=OUTPUT,
-        help="Enlarge the pictures that are written beside an image this many times.",
-    ),
+    option(OUTPUT, "--force", "Overwrite files that exist.", is_flag=True),
+    option(OUTPUT, "--save-influence", "Also write each condition's influence at each step.", is_flag=True),
+    option(OUTPUT, "--save-latent", "Also write the latent, as .npz.", is_flag=True),
+    option(OUTPUT, "--scale", "Enlarge the pictures written beside an image so many times.", type=SCALES, default=1),
 )
-model_option = option(
-    "--model",
-    default="faces-128",
-    show_default=True,
-    group=MODEL,
-    help="Run this model: the name of an embedded one, or a bundle's folder.",
-)
+model_option = option(MODEL, "--model", "Run this model, embedded or a bundle's folder.", default="faces-128")
 backend_option = option(
-    "--backend",
-    default="onnxruntime",
-    show_default=True,
-    group=MODEL,
-    help="Compute by this backend; auto takes the fastest that works here. `cdiff-rt doctor` lists them.",
+    MODEL, "--backend", "Compute by this backend (`cdiff-rt doctor`); auto takes the fastest.", default="onnxruntime"
 )
-json_option = option("--json", "json_file", type=PATH, group=OUTPUT, help="Also write all figures to this file.")
+json_option = option(OUTPUT, "--json", "json_file", "Also write all figures to this file.", type=PATH)
 
 
 def given(names: Iterable[str]) -> str | None:

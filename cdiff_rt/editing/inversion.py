@@ -120,6 +120,22 @@ def between(before: np.ndarray, after: np.ndarray, alphas: Sequence[float]) -> n
     return (1 - share) * before + share * after
 
 
+def contexts_between(runner: Runner, old: Run, new: Run, alphas: Sequence[float]) -> list[np.ndarray] | None:
+    """Contexts [A, T, K] per modality of the new run; None where no others than its own are asked for."""
+    if set(alphas) == {1.0}:
+        return None
+    known = {modality.name: value for modality, value in zip(old.modalities, old.inputs, strict=True)}
+    contexts = []
+    for modality, value in zip(new.modalities, new.inputs, strict=True):
+        name = modality.name
+        if name not in known:
+            remedy = f"give the source's {name}, or leave alphas out"
+            raise BadRequest("alphas", f"nothing says what {name} the image has now", remedy)
+        now, then = (runner.call(f"condition.{name}", inputs=x)["context"] for x in (known[name], value))
+        contexts.append(between(now, then, alphas))
+    return contexts
+
+
 def check(
     settings: Settings, strength: float, alphas: Sequence[float], method: str = "inversion"
 ) -> tuple[float, tuple[float, ...]]:

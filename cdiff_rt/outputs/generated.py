@@ -126,17 +126,18 @@ class Beside:
 def output_paths(
     out: Path, seed: int, numbers: range, suffix: str = IMAGE, beside: Beside | None = None, *, force: bool = False
 ) -> list[Path]:
-    """Where images go: `out` itself if it has the suffix, else files of the folder `out`, named by seed and number.
+    """Where images go: `out` itself if it has the suffix of their format, else files of the folder `out`, named by seed and number.
 
     In a folder each takes the next name at which nothing lies, seed0-000-2.png after seed0-000.png; with `force` the
     first. Raises BadRequest for one file for many, for a name of another format, and for a file that exists without
     `force`; BadInput if none can be written.
     """
     beside = beside or Beside()
-    if out.suffix.lower() in (_OTHER_FORMATS | {LATENT}) - {suffix}:
-        remedy = f"this model's results are written as {suffix}; give such a name or a folder"
+    able = set(FORMATS) if suffix in FORMATS else {suffix}
+    if out.suffix.lower() in (_OTHER_FORMATS | {LATENT}) - able:
+        remedy = f"this model's results are written as {', '.join(able)}; give such a name or a folder"
         raise BadRequest("out", f"{out.name}", remedy)
-    one_file = out.suffix.lower() == suffix
+    one_file = out.suffix.lower() in able
     if one_file and len(numbers) > 1:
         raise BadRequest("out", f"one file, {out.name}, for {len(numbers)} images", "give a folder")
     paths = [out] if one_file else [out / f"seed{seed}-{number:03d}{suffix}" for number in numbers]

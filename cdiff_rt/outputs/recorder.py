@@ -2,11 +2,10 @@
 
 import os
 import tempfile
-import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, ClassVar, Self
+from typing import IO, Any, ClassVar, Self
 
 import numpy as np
 
@@ -69,14 +68,13 @@ class Recorder(ABC):
 
     def read(self, step: int, name: str, image: int) -> np.ndarray:
         """What array `name` was at one step for one image."""
-        assert self._file is not None
-        recorded = np.memmap(self._file, self._step, "r", shape=(len(self.timesteps),))
-        return np.array(recorded[name][step, image])
+        return np.array(self._recorded()[name][step, image])
 
-    @property
-    def _step(self) -> np.dtype:
-        """What is written at each step."""
-        return np.dtype([(name, FLOAT, shape) for name, shape in self.shapes.items()])
+    def _recorded(self) -> np.ndarray:
+        """[S] with a field for each array, as it lies in the file."""
+        assert self._file is not None
+        step = np.dtype([(name, FLOAT, shape) for name, shape in self.shapes.items()])
+        return np.memmap(self._file, step, "r", shape=(len(self.timesteps),))
 
     def check(self, batch: int, steps: int) -> None:
         """Raises BadRequest unless this holds such a run, BadArtefact if a name cannot be that of a file."""
@@ -89,15 +87,10 @@ class Recorder(ABC):
                 raise BadArtefact("recorder", f"a modality has the name {name!r}", "give it another in the bundle")
 
     def write_arrays(self, folder: Path, image: int) -> None:
-        """All of one image as an .npz, one step at a time: [S, ...] by name, and the timesteps [S]."""
-        steps = len(self.timesteps)
-        with zipfile.ZipFile(folder / self.archive, "w") as archive:
-            with _begin_array(archive, TIMESTEPS, (steps,), "<i8") as member:
-                member.write(np.array(self.timesteps, "<i8").tobytes())
-            for name, (_, *shape) in self.shapes.items():
-                with _begin_array(archive, name, (steps, *shape), FLOAT) as member:
-                    for step in range(steps):
-                        member.write(self.read(step, name, image).tobytes())
+        """All of one image as an .npz, [S, ...] by name, and the timesteps [S]; read and written bit by bit."""
+        recorded = self._recorded()
+        arrays: dict[str, Any] = {name: recorded[name][:, image] for name in self.shapes}
+        np.savez(folder / self.archive, **arrays | {TIMESTEPS: np.array(self.timesteps, "<i8")})
 
     @classmethod
     def folder_of(cls, image: Path) -> Path:
@@ -114,13 +107,6 @@ class Recorder(ABC):
             raise BadRequest("out", f"{folder} was not written by {cls.option}", "remove it or choose another name")
         if not force:
             raise BadRequest("out", f"{folder} exists", "choose another name or overwrite it with --force")
-
-
-def _begin_array(archive: zipfile.ZipFile, name: str, shape: tuple[int, ...], dtype: str) -> IO[bytes]:
-    """Opens an array of an .npz to be written bit by bit: numpy's own savez wants it whole."""
-    member = archive.open(f"{name}.npy", "w", force_zip64=True)
-    np.lib.format.write_array_header_1_0(member, {"descr": dtype, "fortran_order": False, "shape": shape})
-    return member
 
 
 def evenly(count: int, most: int) -> list[int]:

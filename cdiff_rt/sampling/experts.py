@@ -1,11 +1,11 @@
 """The experts of one run: the engines of the chosen modalities, with all that does not depend on x_t computed once."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from cdiff_rt.engines.base import Engine
+Network = Callable[..., dict[str, np.ndarray]]  # arrays by name -> arrays by name
 
 
 @dataclass(frozen=True)
@@ -13,7 +13,7 @@ class Experts:
     """Calling it maps x_t at step i to every expert's prediction and influence logit."""
 
     modalities: tuple[str, ...]
-    engines: list[Engine]
+    engines: Sequence[Network]
     contexts: list[np.ndarray]  # per modality [B, T_m, K_m]: cross-attention keys and values
     projections: list[np.ndarray]  # per modality [S, E_m]: time projections
     map: Callable[..., Iterable[dict[str, np.ndarray]]] = map  # an executor's map runs the experts side by side
@@ -21,7 +21,7 @@ class Experts:
     def __call__(self, x: np.ndarray, step: int) -> tuple[np.ndarray, np.ndarray]:
         """x [B, C, *latent] -> outs [M, B, C, *latent], logits [M, B, 1, *latent]."""
 
-        def run(engine: Engine, projections: np.ndarray, context: np.ndarray) -> dict[str, np.ndarray]:
+        def run(engine: Network, projections: np.ndarray, context: np.ndarray) -> dict[str, np.ndarray]:
             return engine(x=x, projections=projections[step : step + 1], context=context)
 
         results = list(self.map(run, self.engines, self.projections, self.contexts))

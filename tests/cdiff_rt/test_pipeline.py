@@ -3,12 +3,14 @@ import json
 import subprocess
 import sys
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import cdiff_rt
 from cdiff_rt import runners as module
 from cdiff_rt.errors import BadArtefact, BadInput, BadRequest
 from cdiff_rt.inputs.inpainting import Inpainting
@@ -352,3 +354,115 @@ def test_what_is_not_finite_is_an_error_and_no_black_image(what, value, bundle, 
         monkeypatch.setattr(pipeline._runner, "call", lambda network, **inputs: {"image": broken})
     with pytest.raises(BadArtefact, match=f"{what} .* not finite"):
         pipeline.generate(text=TEXT, steps=1) if what == "latents" else pipeline.decode(np.zeros_like(broken))
+
+
+def test_conditions_may_be_paths_bytes_pictures_or_arrays(pipeline, mask, mask_file):
+    values = [mask_file, str(mask_file), mask_file.read_bytes(), Image.open(mask_file), Image.fromarray(mask), mask]
+    made = [pipeline.generate(mask=value, steps=2).latents for value in values]
+    for latents in made[1:]:
+        np.testing.assert_array_equal(latents, made[0])
+    names = [pipeline.generate(mask=value, steps=1).parameters["conditions"]["mask"] for value in values]
+    size = mask_file.stat().st_size
+    assert names == ["face.png", "face.png", f"{size} bytes", *["image 128x128"] * 2, "array 128x128"]
+
+
+def test_a_photo_may_be_bytes_or_a_picture(pipeline, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (128, 128, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    for value in (tmp_path / "a.png", (tmp_path / "a.png").read_bytes(), Image.fromarray(pixels), pixels):
+        np.testing.assert_array_equal(pipeline.read_photo(value), pixels)
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (b"", "mask 0 bytes: it cannot be read as an image"),
+        (b"<html>", "it cannot be read as an image"),
+        (7, "mask: a int; give a path, a file's content as bytes, a Pillow image or an array"),
+        (Image.new("F", (8, 8)), "pixels of mode F"),
+    ],
+    ids=str,
+)
+def test_other_conditions_are_bad_input_in_words(value, words, pipeline):
+    with pytest.raises(BadInput) as caught:
+        pipeline.generate(mask=value)
+    assert words in str(caught.value)
+
+
+def test_what_was_warned_of_is_told_with_the_result(pipeline):
+    assert pipeline.generate(text="a man", steps=1).warnings == []
+    (warning,) = pipeline.generate(text="a purple man", steps=1).warnings
+    assert "'purple'" in warning
+
+
+def test_threads_share_a_pipeline_and_get_each_its_own_images_and_warnings(bundle):
+    def work(number):
+        text = f"a {'purple' if number % 2 else 'green'} man"
+        made = pipeline.generate(text=text, seed=number, steps=2)
+        return made.images, made.warnings
+
+    for backend in ("onnxruntime", "openvino"):
+        with Pipeline(bundle, backend) as pipeline:
+            alone = [work(number) for number in range(8)]
+            with ThreadPoolExecutor(4) as pool:
+                together = list(pool.map(work, range(8)))
+        for (images, warnings), (expected, theirs) in zip(together, alone, strict=True):
+            np.testing.assert_array_equal(images, expected)
+            assert warnings == theirs and len(warnings) == 1
+
+
+def test_raising_in_the_callback_cancels_and_the_pipeline_stays_usable(pipeline):
+    def stop(state):
+        raise InterruptedError("enough")
+
+    with pytest.raises(InterruptedError, match="enough"):
+        pipeline.generate(text="a man", steps=2, callback_on_step_end=stop)
+    assert pipeline.generate(text="a man", steps=2).images.shape == (1, 128, 128, 3)
+
+
+def test_a_closed_pipeline_says_so(bundle):
+    with Pipeline(bundle) as pipeline:
+        kept = pipeline.generate(text="a man", steps=1)
+    for call in (
+        lambda: pipeline.generate(text="a man"),
+        lambda: pipeline.decode(kept.latents),
+        lambda: pipeline.edit("x"),
+    ):
+        with pytest.raises(BadRequest, match="pipeline: it is closed; open another"):
+            call()
+    pipeline.close()
+    assert kept.png_bytes(0)
+
+
+FORKED = """
+import os, sys
+from cdiff_rt import BadEnvironment, Pipeline
+pipeline = Pipeline.from_pretrained()
+pipeline.generate(text="a man", steps=1)
+child = os.fork()
+if child == 0:
+    try:
+        pipeline.generate(text="a man", steps=1)
+    except BadEnvironment as error:
+        print(error, flush=True)
+    os._exit(0)
+os.waitpid(child, 0)
+print(pipeline.generate(text="a man", steps=1).images.shape)
+"""
+
+
+def test_a_fork_is_told_and_leaves_the_parent_as_it_is(root):
+    done = subprocess.run(
+        [sys.executable, "-c", FORKED], cwd=root, capture_output=True, text=True, timeout=60, check=True
+    )
+    told, after = done.stdout.splitlines()
+    assert told.startswith("pipeline: it was opened before this process was forked; open one there")
+    assert after == "(1, 128, 128, 3)"
+
+
+def test_the_package_names_what_users_need_and_loads_nothing_before(root):
+    assert {name for name in cdiff_rt.__all__ if getattr(cdiff_rt, name, None) is None} == set()
+    assert cdiff_rt.__all__ == sorted(cdiff_rt.__all__) == dir(cdiff_rt)
+    assert loaded_after("import cdiff_rt", root, "numpy", "PIL", "click") == []
+    with pytest.raises(AttributeError, match="has no attribute 'Pipelin'"):
+        cdiff_rt.__getattr__("Pipelin")

@@ -62,7 +62,7 @@ def test_a_known_region_is_the_same_too(device, pipeline, mask):
     assert difference(ours, reference) < CLOSE
 
 
-@pytest.mark.parametrize("solver", [name for name, solver in SOLVERS.items() if solver.only_eta is not None])
+@pytest.mark.parametrize("solver", [name for name in SOLVERS if name != "ddim"])
 def test_a_solver_that_looks_back_is_the_same_too(solver, device, pipeline):
     ours, reference = (p.generate(text=TEXT, solver=solver, steps=5) for p in (device, pipeline))
     assert difference(ours, reference) < CLOSE

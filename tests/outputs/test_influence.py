@@ -159,9 +159,10 @@ def peak(folder, steps):
 
 def test_memory_does_not_grow_with_the_steps(tmp_path):
     peak(tmp_path, 5)  # what is imported and cached at first use
-    few, many = peak(tmp_path, 30), peak(tmp_path, 300)
-    all_maps = 300 * 2 * 64 * 64 * 4
-    assert many - few < all_maps / 2  # a grey picture of one modality, and Pillow's copy: a byte a map's pixel
+    few, many = peak(tmp_path, 30), peak(tmp_path, 1500)
+    all_maps = 1500 * 2 * 64 * 64 * 4
+    # numpy writes 16 MiB at a time; of a modality's picture Pillow has a copy, a byte for each pixel of its maps.
+    assert many - few < 0.7 * all_maps
 
 
 def test_a_recording_is_no_file_that_could_be_left_behind(recorder, tmp_path):
