@@ -79,7 +79,10 @@ def test_unchanged_conditions_give_the_photo_back_whatever_the_weights(backend, 
 
 
 @pytest.mark.parametrize("names", [["mask"], ["text"], ["mask", "text"]])
-@pytest.mark.parametrize(("backend", "steps"), [("onnxruntime", 50), ("torch", 4)])
+@pytest.mark.parametrize(
+    ("backend", "steps"),
+    [("onnxruntime", 10), pytest.param("onnxruntime", 50, marks=pytest.mark.slow), ("torch", 4)],
+)
 def test_and_with_the_trained_ones(backend, steps, names, bundle, photo, mask):
     pipeline, conditions = Pipeline(bundle, backend), {"mask": mask, "text": NOW}
     conditions = {name: conditions[name] for name in names}
@@ -155,7 +158,7 @@ def test_targets_change_what_they_speak_of(names, pipeline, photos, mask, other_
     source, wanted = (
         {n: of[n] for n in names} for of in ({"mask": mask, "text": NOW}, {"mask": other_mask, "text": THEN})
     )
-    edited = [pipeline.edit(photo, source=source, steps=20, **wanted).images[0] for photo in photos]
+    edited = [pipeline.edit(photo, source=source, steps=10, **wanted).images[0] for photo in photos]
     moved = np.abs(np.stack(edited).astype(int) - photos).mean((0, -1))
     hair, background = moved[60:100, 16:28].mean(), moved[4:40, 4:20].mean()
     beard = moved[90:110, 50:78].mean()
