@@ -3,23 +3,40 @@ PYTHON ?= python3
 # The release that tests were run with. For a build without CUDA, see CONTRIBUTING.md.
 TORCH ?= torch==2.13.0
 PIP = .venv/bin/pip install --quiet --disable-pip-version-check
+# Two workers, each on a core of its own (tests/conftest.py). Whoever is idle takes over whole files, for what a file's
+# tests share is made once in each worker.
+TESTS = .venv/bin/python -m pytest -n 2 --dist loadfile
+QUICK = -m "not slow"
 
-.PHONY: demo test check clean
+.PHONY: demo test test-slow test-all check lint clean
 .DEFAULT_GOAL := demo
 
 demo: .venv/cpu
 	.venv/bin/cdiff-rt generate --mask examples/1.png --text "$$(cat examples/1.txt)" --out out --force
 
+# What a change needs: at most five minutes.
 test: .venv/test
-	.venv/bin/python -m pytest
+	$(TESTS) $(QUICK)
 
-check: .venv/test
+# Golden data on every backend, engines for GPUs, training: some minutes more.
+test-slow: .venv/test
+	$(TESTS) -m slow
+
+test-all: .venv/test
+	$(TESTS)
+
+lint: .venv/test
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
-	.venv/bin/python -m pytest -q
+
+check: lint
+	$(TESTS) $(QUICK) -q
 
 .venv/bin/python:
+	@$(PYTHON) -c "import sys; \
+	sys.version_info >= (3, 11) or sys.exit('cdiff-rt needs Python 3.11 or later, this is %s; ' \
+	'run make with PYTHON=python3.12 or so' % sys.version.split()[0])"
 	$(PYTHON) -m venv .venv
 
 .venv/cpu: pyproject.toml | .venv/bin/python

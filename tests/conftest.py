@@ -1,5 +1,6 @@
 """What every test may use: the embedded model, a painted mask, and the masks that must be refused."""
 
+import json
 import logging
 import os
 import shutil
@@ -8,6 +9,10 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
+
+# Before anything imports torch, and for the processes that tests start: with a thread for each core in each of several
+# workers, most of the time goes into waiting for one another.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
@@ -18,8 +23,10 @@ from cdiff_rt.inputs.palette import PALETTE
 from cdiff_rt.manifest import DEFAULT_MODEL, MODELS, Bundle
 from cdiff_rt.pipeline import Pipeline
 from tests import tiny
+from tests.shared import once, shared_folder
 
 ROOT = Path(__file__).parents[1]
+WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")  # "gw0", "gw1" and so on, or none
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -29,6 +36,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=str(ROOT / "tests" / "data" / "golden"),
         help="Folder of golden data, for tests/conformance.",
     )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Each worker keeps to a core of its own, so that whatever asks for the number of cores is told one."""
+    if WORKER and hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[int(WORKER.removeprefix("gw")) % len(cores)]})
 
 
 @pytest.fixture(autouse=True)
@@ -61,9 +75,16 @@ def tiny_checkpoint() -> Checkpoint:
 
 
 @pytest.fixture(scope="session")
-def tiny_export(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, float]]:
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for `once`: what one worker makes, all use."""
+    return shared_folder(tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def tiny_export(shared: Path) -> tuple[Path, dict[str, float]]:
     """The tiny bundle's folder and what `export_checkpoint` reported."""
-    return tiny.exported(tmp_path_factory.getbasetemp() / "exported-once")
+    folder = once(shared / "tiny-export", tiny.export_tiny)
+    return folder / "tiny", json.loads((folder / "report.json").read_text())
 
 
 @pytest.fixture(scope="session")

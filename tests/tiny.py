@@ -5,8 +5,8 @@ Blocks are few because exporting takes its time by their number.
 """
 
 import dataclasses
-import functools
 import gc
+import json
 from pathlib import Path
 
 from cdiff_rt.export.bundle import export_checkpoint
@@ -81,14 +81,12 @@ def tiny_checkpoint() -> Checkpoint:
     return in_memory(DESCRIPTION, tiny_model().state_dict())
 
 
-@functools.cache
-def exported(folder: Path) -> tuple[Path, dict[str, float]]:
-    """The tiny bundle in `folder` and its report; exported once for all tests that name the same folder."""
-    folder.mkdir()
+def export_tiny(folder: Path) -> None:
+    """Into `folder`: the tiny bundle as `tiny`, and what the export reported as `report.json`."""
     write_checkpoint(folder / "tiny.safetensors", tiny_checkpoint())
-    bundle = folder / "tiny"
     gc.disable()  # tracing makes millions of small objects, and looking through them takes a sixth of the time
     try:
-        return bundle, export_checkpoint([folder / "tiny.safetensors"], bundle, head_multiple=8)
+        report = export_checkpoint([folder / "tiny.safetensors"], folder / "tiny", head_multiple=8)
     finally:
         gc.enable()
+    (folder / "report.json").write_text(json.dumps(report))

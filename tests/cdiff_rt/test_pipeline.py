@@ -248,8 +248,9 @@ def test_bad_conditions_are_bad_input(pipeline, bad_mask):
         pipeline.generate(mask=bad_mask.path, text=TEXT, steps=1)
 
 
-def test_the_backends_agree_over_50_steps(bundle, pipeline, mask):
-    arguments = {"mask": mask, "text": TEXT, "seed": 3}
+@pytest.mark.parametrize("steps", [10, pytest.param(50, marks=pytest.mark.slow)])
+def test_the_backends_agree_over_all_steps(steps, bundle, pipeline, mask):
+    arguments = {"mask": mask, "text": TEXT, "seed": 3, "steps": steps}
     by_ort = pipeline.generate(**arguments)
     by_torch = Pipeline(bundle, "torch").generate(**arguments)
     error = np.linalg.norm(by_ort.latents - by_torch.latents) / np.linalg.norm(by_torch.latents)

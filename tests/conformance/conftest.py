@@ -1,4 +1,4 @@
-"""Golden data, and the models that are compared with them: imported as a user would, exported once for all tests."""
+"""Golden data, and the models that are compared with them: imported as a user would, exported once for all workers."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,14 +8,15 @@ import pytest
 
 from cdiff_rt.bench.machine import machine
 from cdiff_rt.bench.report import heading
-from cdiff_rt.export.bundle import adapt, write_bundle
+from cdiff_rt.export.bundle import adapt
 from cdiff_rt.export.checkpoint import Checkpoint
 from cdiff_rt.export.published import import_published
-from cdiff_rt.manifest import Bundle
 from tests.conformance import lightning
 from tests.conformance.golden import SIZES, Golden
+from tests.conformance.graphs import Parts, without_graphs
 from tests.conformance.measures import Measures
 from tests.conformance.model import Conditions, Model
+from tests.shared import once
 
 BACKENDS = ("torch", "onnxruntime")
 
@@ -39,6 +40,21 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     """The full size is compared where the folder has it: many gigabytes and a quarter of an hour."""
     full = Golden(Path(config.getoption("golden"))).has("full512")
     return True if collection_path.name == "test_full_size.py" and not full else None
+
+
+QUICK = ("test_the_autoencoder", "test_one_modality[onnxruntime-text-text]")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Every run compares all networks on torch, and one expert and the autoencoders on onnxruntime.
+
+    The other experts come through the same exporter, and tracing them takes minutes.
+    """
+    for item in items:
+        ours = item.path.parent == Path(__file__).parent
+        if ours and "[onnxruntime" in item.name and not item.name.startswith(QUICK):
+            item.add_marker(pytest.mark.slow)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
@@ -69,45 +85,39 @@ the files; without `--golden`, the small ones in the repository are compared.
 
 def checkpoint_of(golden: Golden, name: str, folder: Path) -> Checkpoint:
     """Written as PyTorch Lightning does, read by the importer."""
-    keys = golden.keys(f"{name.replace('_sketch', '')}_codiff{'_sketch' if '_sketch' in name else ''}")
-    weights = {key: golden.tensor(key, shape) for key, shape in keys.items()}
-    path = folder / f"{name}.ckpt"
-    lightning.save(path, weights)
-    return import_published([path], [SIZES[name]])
 
+    def write(partial: Path) -> None:
+        keys = golden.keys(f"{name.replace('_sketch', '')}_codiff{'_sketch' if '_sketch' in name else ''}")
+        lightning.save(partial / f"{name}.ckpt", {key: golden.tensor(key, shape) for key, shape in keys.items()})
 
-def bundle_of(checkpoint: Checkpoint, folder: Path) -> Bundle:
-    folder.mkdir()
-    write_bundle(checkpoint, folder, "fp32")
-    return Bundle.open(folder)
+    return import_published([once(folder / name, write) / f"{name}.ckpt"], [SIZES[name]])
 
 
 @pytest.fixture(scope="session")
-def three(golden: Golden, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+def three(golden: Golden, shared: Path) -> Checkpoint:
     """Mask, text and sketch; by the rule, its mask and text experts are those of the model without sketch."""
-    return checkpoint_of(golden, "tiny512_sketch", tmp_path_factory.mktemp("three"))
+    return checkpoint_of(golden, "tiny512_sketch", shared)
 
 
 @pytest.fixture(scope="session")
-def three_bundle(three: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return bundle_of(three, tmp_path_factory.mktemp("bundle") / "tiny512")
-
-
-@pytest.fixture(scope="session", params=BACKENDS)
-def model(request: pytest.FixtureRequest, three_bundle: Bundle) -> Model:
-    return Model(three_bundle, request.param)
-
-
-@pytest.fixture(scope="session")
-def small_bundle(golden: Golden, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def small(golden: Golden, shared: Path) -> Checkpoint:
     """The model of smaller images, with dynamic diffusers that look at their branch's prediction."""
-    folder = tmp_path_factory.mktemp("small")
-    return bundle_of(adapt(checkpoint_of(golden, "tiny256", folder), "prediction", {}), folder / "tiny256")
+    return adapt(checkpoint_of(golden, "tiny256", shared), "prediction", {})
+
+
+def model_of(checkpoint: Checkpoint, backend: str, folder: Path) -> Model:
+    bundle = without_graphs(checkpoint, folder / "weights")
+    return Model(bundle, backend, Parts(checkpoint, folder) if backend == "onnxruntime" else None)
 
 
 @pytest.fixture(scope="session", params=BACKENDS)
-def small_model(request: pytest.FixtureRequest, small_bundle: Bundle) -> Model:
-    return Model(small_bundle, request.param)
+def model(request: pytest.FixtureRequest, three: Checkpoint, shared: Path) -> Model:
+    return model_of(three, request.param, shared / "three")
+
+
+@pytest.fixture(scope="session", params=BACKENDS)
+def small_model(request: pytest.FixtureRequest, small: Checkpoint, shared: Path) -> Model:
+    return model_of(small, request.param, shared / "small")
 
 
 @pytest.fixture(scope="session")

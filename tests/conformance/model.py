@@ -22,11 +22,13 @@ Conditions = dict[str, np.ndarray]  # modality -> what its encoder takes, [B, ..
 class Model:
     bundle: Bundle
     backend: str
+    graphs: Callable[[str], Bundle] | None = None  # network -> the bundle with its graph, if it is not `bundle`
     _engines: dict[str, Engine] = field(default_factory=dict)
 
     def engine(self, network: str) -> Engine:
         if network not in self._engines:
-            self._engines[network] = load_engine(self.backend, self.bundle, network)
+            bundle = self.graphs(network) if self.graphs else self.bundle
+            self._engines[network] = load_engine(self.backend, bundle, network)
         return self._engines[network]
 
     def experts(self, conditions: Conditions, timesteps: Sequence[int]) -> Experts:

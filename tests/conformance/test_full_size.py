@@ -17,7 +17,8 @@ from cdiff_rt.outputs.formats import to_uint8
 from cdiff_rt.sampling.schedule import Schedule
 from cdiff_rt.sampling.solvers import SolverTable, ddim
 from cdiff_rt.settings import Influence
-from tests.conformance.conftest import BACKENDS, bundle_of
+from tests.conformance.conftest import BACKENDS
+from tests.conformance.graphs import bundle_of
 from tests.conformance.model import Model
 
 pytestmark = pytest.mark.slow

@@ -14,7 +14,7 @@ from cdiff_rt.run import OnDevice
 from cdiff_rt.sampling import noise, solvers
 from cdiff_rt.sampling.loop import KnownRegion
 from cdiff_rt.settings import Influence, Settings
-from tests import tiny
+from tests.tiny import CLASSES
 
 NOW, THEN = "This man has stubble. He is in his twenties.", "This man has a long beard. He has red hair."
 RECONSTRUCTED = 1e-4  # of the latents' norm; measured are 2e-7 to 2e-6
@@ -39,10 +39,9 @@ def other_mask(mask):
 
 
 @pytest.fixture(scope="module")
-def random_bundle(tmp_path_factory):
+def random_bundle(tiny_bundle):
     """A model with random weights everywhere."""
-    folder, _ = tiny.exported(tmp_path_factory.getbasetemp() / "exported-once")
-    return Bundle.open(folder)
+    return Bundle.open(tiny_bundle)
 
 
 def error(result, pipeline, photo):
@@ -72,7 +71,7 @@ def counting(monkeypatch):
 def test_unchanged_conditions_give_the_photo_back_whatever_the_weights(backend, steps, random_bundle):
     pipeline, rng = Pipeline(random_bundle, backend), np.random.default_rng(steps)
     photo = rng.integers(0, 256, (16, 16, 3), np.uint8)
-    conditions = {"mask": rng.integers(0, tiny.CLASSES, (8, 8)), "text": "this man has"}
+    conditions = {"mask": rng.integers(0, CLASSES, (8, 8)), "text": "this man has"}
     result = pipeline.edit(photo, source=conditions, steps=steps, **conditions)
     assert error(result, pipeline, photo)[0] <= RECONSTRUCTED
     changed = pipeline.edit(photo, source=conditions, steps=steps, **conditions | {"text": "a woman"})
@@ -80,7 +79,10 @@ def test_unchanged_conditions_give_the_photo_back_whatever_the_weights(backend, 
 
 
 @pytest.mark.parametrize("names", [["mask"], ["text"], ["mask", "text"]])
-@pytest.mark.parametrize(("backend", "steps"), [("onnxruntime", 50), ("torch", 4)])
+@pytest.mark.parametrize(
+    ("backend", "steps"),
+    [("onnxruntime", 10), pytest.param("onnxruntime", 50, marks=pytest.mark.slow), ("torch", 4)],
+)
 def test_and_with_the_trained_ones(backend, steps, names, bundle, photo, mask):
     pipeline, conditions = Pipeline(bundle, backend), {"mask": mask, "text": NOW}
     conditions = {name: conditions[name] for name in names}
@@ -156,7 +158,7 @@ def test_targets_change_what_they_speak_of(names, pipeline, photos, mask, other_
     source, wanted = (
         {n: of[n] for n in names} for of in ({"mask": mask, "text": NOW}, {"mask": other_mask, "text": THEN})
     )
-    edited = [pipeline.edit(photo, source=source, steps=20, **wanted).images[0] for photo in photos]
+    edited = [pipeline.edit(photo, source=source, steps=10, **wanted).images[0] for photo in photos]
     moved = np.abs(np.stack(edited).astype(int) - photos).mean((0, -1))
     hair, background = moved[60:100, 16:28].mean(), moved[4:40, 4:20].mean()
     beard = moved[90:110, 50:78].mean()

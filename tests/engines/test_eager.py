@@ -6,7 +6,6 @@ from cdiff_rt.engines.base import Placement
 from cdiff_rt.engines.eager import EagerEngine, load, load_compiled, load_device, load_device_compiled
 from cdiff_rt.gpu.buffers import tensors_of
 from cdiff_rt.manifest import Bundle
-from tests import tiny
 
 CPU = torch.device("cpu")
 
@@ -40,18 +39,13 @@ def test_what_runs_once_stays_fp32_whatever_the_precision(bundle):
             assert half.dtype == torch.float32 and torch.equal(half, full)
 
 
+@pytest.mark.slow
 def test_compiled_it_computes_the_same(bundle):
     place = Placement("cpu", "fp32")
     compiled, eager = (
         run(load(bundle, "time.mask", place), lambda t: t.fill_(500)) for load in (load_device_compiled, load_device)
     )
     torch.testing.assert_close(compiled[0], eager[0], atol=1e-5, rtol=1e-5)
-
-
-@pytest.fixture(scope="module")
-def tiny_bundle(tmp_path_factory):
-    """The folder that the export tests fill, if they run in this session."""
-    return Bundle.open(tiny.exported(tmp_path_factory.getbasetemp() / "exported-once")[0])
 
 
 def called(engine: EagerEngine):
@@ -65,16 +59,17 @@ def errors(ours, wanted):
     return [np.linalg.norm(ours[name] - wanted[name]) / np.linalg.norm(wanted[name]) for name in wanted]
 
 
+@pytest.mark.slow
 def test_on_the_cpu_experts_are_compiled_and_the_others_are_not(tiny_bundle, monkeypatch):
-    place, compiled = Placement("cpu", "fp32"), []
+    tiny, place, compiled = Bundle.open(tiny_bundle), Placement("cpu", "fp32"), []
     real = torch.compile
     monkeypatch.setattr(torch, "compile", lambda function, **more: compiled.append(function) or real(function, **more))
-    exact = called(load(tiny_bundle, "expert.mask", place))
+    exact = called(load(tiny, "expert.mask", place))
     assert not compiled
-    assert max(errors(called(load_compiled(tiny_bundle, "expert.mask", place)), exact)) < 1e-5
+    assert max(errors(called(load_compiled(tiny, "expert.mask", place)), exact)) < 1e-5
     assert len(compiled) == 1
     for network in ("vae.decode", "time.mask"):
-        load_compiled(tiny_bundle, network, place)
+        load_compiled(tiny, network, place)
     assert len(compiled) == 1
 
 

@@ -130,9 +130,9 @@ def test_torch_refuses_a_source_that_describes_no_model(source, bundle):
         ({"x": Z[None]}, "x is float32"),
         ({"x": Z[:, :3]}, "x is float32"),
         ({"x": Z[:1]}, "context is float32"),
-        ({"projections": np.zeros((2, 1088), np.float32)}, "rows is float32"),
+        ({"projections": np.zeros((2, 1088), np.float32)}, "projections is float32"),
     ],
-    ids=["surplus", "type", "few axes", "many axes", "size", "batches differ", "rows"],
+    ids=["surplus", "type", "few axes", "many axes", "size", "batches differ", "projections"],
 )
 def test_inputs_must_be_the_specs(change, words, bundle):
     spec = bundle.manifest.networks["expert.mask"]

@@ -328,7 +328,7 @@ def test_buffers_must_be_those_of_the_spec(name, value, words, engine, standin):
 
 def test_open_sizes_are_equal_in_all_buffers(bundle, engines, standin):
     engine = load_tensorrt(bundle, "time.mask", HERE, engines)
-    with pytest.raises(AssertionError, match="rows is"):
+    with pytest.raises(AssertionError, match="projections is"):
         engine.bind(buffers(engine.spec) | {"t": aligned((STEPS + 1,), "int64")})
 
 

@@ -120,14 +120,14 @@ def test_what_runs_once_stays_fp32(network, bundle):
 
 @needs_bf16
 def test_an_image_in_bf16_is_the_same_image_and_says_so(bundle, pipeline, mask):
-    settings = {"mask": mask, "text": TEXT, "steps": 10, "seed": 3}
+    settings = {"mask": mask, "text": TEXT, "steps": 4, "seed": 3}
     ours, reference = Pipeline(bundle, "openvino", vino_in("bf16")).generate(**settings), pipeline.generate(**settings)
     assert ours.parameters["precision"] == "bf16" and reference.parameters["precision"] == "fp32"
     assert 1e-4 < relative(ours.latents, reference.latents) < 5e-2
 
 
 def test_an_image_in_fp32_is_the_default_backends(bundle, pipeline, mask):
-    settings = {"mask": mask, "text": TEXT, "steps": 10, "seed": 3, "batch": 2}
+    settings = {"mask": mask, "text": TEXT, "steps": 4, "seed": 3, "batch": 2}
     ours, reference = Pipeline(bundle, "openvino").generate(**settings), pipeline.generate(**settings)
     assert ours.parameters["precision"] == "fp32" and relative(ours.latents, reference.latents) < 1e-4
     assert np.abs(ours.images.astype(int) - reference.images).max() <= 1

@@ -90,7 +90,7 @@ def test_any_batch_gives_each_image_the_same(bundle, backend):
     shapes = {tensor.name: [5 if d == "batch" else d for d in tensor.shape] for tensor in engine.spec.inputs}
     inputs = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
     together = engine(**inputs)
-    alone = engine(**{name: value if name == "rows" else value[2:3] for name, value in inputs.items()})
+    alone = engine(**{name: value if name == "projections" else value[2:3] for name, value in inputs.items()})
     for name in ("out", "logit"):
         np.testing.assert_allclose(together[name][2:3], alone[name], atol=1e-4)
 

@@ -1,3 +1,5 @@
+import dataclasses
+import shutil
 from collections import Counter
 
 import numpy as np
@@ -11,11 +13,9 @@ from cdiff_rt.engines.backends import load_engine
 from cdiff_rt.engines.base import Placement
 from cdiff_rt.errors import BadArtefact
 from cdiff_rt.export import cpu_graph
-from cdiff_rt.export.bundle import write_bundle
 from cdiff_rt.export.cpu_graph import rewrite, write_cpu_graph
 from cdiff_rt.export.verify import TOLERANCE, compare_networks, graph_errors
-from cdiff_rt.manifest import Bundle, NetworkSpec
-from tests.tiny import tiny_checkpoint
+from cdiff_rt.manifest import NAME, Bundle, NetworkSpec, sha256
 
 RNG = np.random.default_rng(0)
 PLAIN = {"pads": [1, 1, 1, 1]}
@@ -223,17 +223,24 @@ def test_a_graph_that_stays_has_no_second_file(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def rewritten_bundle(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("rewritten")
+def rewritten_bundle(tiny_bundle, tmp_path_factory):
+    """The tiny bundle, with graphs for CPUs as they are where layers are large."""
+    folder = tmp_path_factory.mktemp("rewritten") / "bundle"
+    shutil.copytree(tiny_bundle, folder)
+    manifest = Bundle.open(folder).manifest
+    networks = dict(manifest.networks)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cpu_graph, "FEWEST_CHANNELS", 16)
         patch.setattr(cpu_graph, "LARGEST_SCORES", 2**12)
-        write_bundle(tiny_checkpoint(), folder)
+        for name in ("expert.mask", "expert.text"):
+            networks[name] = write_cpu_graph(networks[name], folder)
+    files = {path.name: sha256(path) for path in folder.iterdir() if path.name != NAME}
+    (folder / NAME).write_text(dataclasses.replace(manifest, networks=networks, files=files).to_json())
     return Bundle.open(folder)
 
 
-def test_only_what_runs_at_each_step_has_a_graph_for_cpus(rewritten_bundle):
-    manifest = rewritten_bundle.manifest
+def test_only_what_runs_at_each_step_has_a_graph_for_cpus(tiny_bundle):
+    manifest = Bundle.open(tiny_bundle).manifest
     found = {name: spec.cpu_file for name, spec in manifest.networks.items() if spec.cpu_file}
     assert found == {f"expert.{name}": f"expert.{name}.cpu.onnx" for name in ("mask", "text")}
     assert set(found.values()) <= set(manifest.files)

@@ -56,6 +56,7 @@ def spied(declared, path, given, how):
     return build_plan(path, *given, **how)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", [*NETWORKS, *EXPERTS, STEP])
 def test_every_network_builds(network, built):
     _, reports, _ = built
@@ -66,6 +67,7 @@ def test_every_network_builds(network, built):
     assert len(report.casts) <= CASTS.get(network, 0), report.casts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", [*EXPERTS, STEP])
 def test_every_attention_of_the_step_is_fused(network, built):
     report = built[1][network].report
@@ -73,6 +75,7 @@ def test_every_attention_of_the_step_is_fused(network, built):
     assert report.softmaxes == []
 
 
+@pytest.mark.slow
 def test_the_fusion_of_the_step_is_one_kernel(built):
     report = built[1][STEP].report
     fusing = [layer for layer in report.kernels if any(name.startswith("fusion/") for name in layer.made_of)]
@@ -80,6 +83,7 @@ def test_the_fusion_of_the_step_is_one_kernel(built):
     assert len(outputs) == 1, [layer.name for layer in fusing]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", [*NETWORKS, *EXPERTS, STEP])
 def test_inputs_and_outputs_are_those_of_the_spec(network, built):
     cache, _, declared = built
@@ -93,11 +97,13 @@ def test_inputs_and_outputs_are_those_of_the_spec(network, built):
         assert sorted(found) == sorted(expected)
 
 
+@pytest.mark.slow
 def test_one_plan_serves_all_three(built):
     cache, reports, _ = built
     assert len(list(cache.folder.glob("*.plan"))) == len(reports) == len([*NETWORKS, *EXPERTS, STEP])
 
 
+@pytest.mark.slow
 def test_what_was_built_is_not_built_again(built, bundle, monkeypatch):
     monkeypatch.setattr(engines_module, "build_plan", lambda *given, **how: pytest.fail("built again"))
     again = build_engines(bundle, "tensorrt-rtx", TARGETS, whole_step=True, cache=built[0])
@@ -105,6 +111,7 @@ def test_what_was_built_is_not_built_again(built, bundle, monkeypatch):
     assert str(again[2]).endswith("was built before")
 
 
+@pytest.mark.slow
 def test_an_expert_in_bf16(bundle, tmp_path):
     one = Bundle(bundle.folder, with_networks(bundle, "expert.mask", "vae.decode"))
     cache = EngineCache(tmp_path / "engines")
@@ -294,6 +301,7 @@ def built_alone(bundle, folder, network):
     return json.loads((folder / "report.json").read_text())
 
 
+@pytest.mark.slow
 def test_one_engine_is_built_in_little_memory(bundle, tmp_path):
     found = built_alone(bundle.folder, tmp_path / "built", "expert.text")
     assert found["fused_attentions"] == ATTENTIONS["expert.text"]

@@ -265,7 +265,10 @@ def polygraphy(*arguments, cwd):
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=100, check=False)
 
 
-@pytest.mark.parametrize("network", ["expert.mask", "vae.decode", "time.mask"])
+LARGE = [pytest.param(network, marks=pytest.mark.slow) for network in ("expert.mask", "vae.decode")]
+
+
+@pytest.mark.parametrize("network", [*LARGE, "time.mask"])
 def test_polygraphy_finds_no_fault(network, bundle, tmp_path):
     path = written(typed_network(bundle, network, placement("fp16")).model, bundle, tmp_path, network)
     sizes = ["--input-shapes", "t:[3]"] if network == "time.mask" else []
