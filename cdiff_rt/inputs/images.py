@@ -32,7 +32,9 @@ def name_of(picture: Picture) -> str:
         return f"array {'x'.join(map(str, picture.shape))}"
     if isinstance(picture, Image.Image):
         return f"image {picture.width}x{picture.height}"
-    return f"{len(picture)} bytes" if isinstance(picture, bytes) else Path(picture).name
+    if isinstance(picture, bytes):
+        return f"{len(picture)} bytes"
+    return Path(picture).name if isinstance(picture, str | Path) else f"a {type(picture).__name__}"
 
 
 def read_labels(picture: Picture, classes: int) -> tuple[np.ndarray, str]:

@@ -4,7 +4,6 @@ import pytest
 from cdiff_rt import exam as exam_module
 from cdiff_rt.bench import drift as module
 from cdiff_rt.bench.drift import measure, relative_error
-from cdiff_rt.errors import BadRequest
 from cdiff_rt.pipeline import Pipeline
 from cdiff_rt.sampling.tiers import TIERS, Sampling
 from tests.coded_exam import write_coded_exam
@@ -29,7 +28,7 @@ def test_a_relative_error_by_hand():
 
 def test_the_exact_way_does_not_drift_from_itself(short):
     """But it does with other noise in its steps."""
-    drift = measure("faces-128", (), TIERS["exact"], pairs=2)
+    drift = measure("faces-128", "onnxruntime", how=TIERS["exact"], pairs=2)
     ours, scale = drift.rows
     assert ours.against == "exact: ddim, 5 steps, eta 1" and scale.name == f"{ours.name} with other noise, for scale"
     assert not ours.error.any() and np.isinf(ours.psnr).all() and ours.ssim == pytest.approx(1)
@@ -39,14 +38,14 @@ def test_the_exact_way_does_not_drift_from_itself(short):
 def test_a_seed_is_the_same_picture_in_every_tier():
     """For its noise is the same path: nearer than the exact tier's images are to each other with other noise."""
     for tier in ("fast", "turbo"):
-        ours, other = measure("faces-128", (), TIERS[tier], pairs=3).rows
+        ours, other = measure("faces-128", "onnxruntime", how=TIERS[tier], pairs=3).rows
         assert (ours.error < other.error / 2).all() and (ours.psnr > other.psnr + 5).all()
 
 
 def test_x_T_is_the_same_and_the_noise_of_the_steps_another(short, monkeypatch):
     calls, real = [], Pipeline.generate
     monkeypatch.setattr(Pipeline, "generate", lambda self, **given: calls.append(given) or real(self, **given))
-    measure("faces-128", (), Sampling("dpmpp-2m-sde", 4), pairs=2)
+    measure("faces-128", "onnxruntime", how=Sampling("dpmpp-2m-sde", 4), pairs=2)
     assert [call["seed"] for call in calls] == [module.SEED] * 4 + [module.OTHER_SEED] * 2
     for number in (0, 1):
         first, *others = (call["x_T"] for call in calls[number::2])
@@ -69,10 +68,8 @@ def test_a_solver_of_the_ode_is_measured_by_its_answer(monkeypatch, short):
         return pipeline
 
     monkeypatch.setattr(Pipeline, "from_pretrained", with_a_short_schedule)
-    errors = [measure("faces-128", (), Sampling("dpmpp-2m", n, 0.0), pairs=2).rows[0].error for n in (6, 12, 40)]
+    errors = [
+        measure("faces-128", "onnxruntime", how=Sampling("dpmpp-2m", n, 0.0), pairs=2).rows[0].error
+        for n in (6, 12, 40)
+    ]
     assert (errors[0] > 1.5 * errors[1]).all() and (errors[1] > 0).all() and not errors[2].any()
-
-
-def test_one_backend_at_a_time():
-    with pytest.raises(BadRequest, match="2 of them"):
-        measure("faces-128", ("onnxruntime", "torch"), TIERS["fast"], pairs=2)

@@ -146,10 +146,10 @@ def test_names_that_are_no_plain_file_of_the_folder_are_refused(name, folder):
         ("[]", "format None"),
         ("null", "format None"),
         ("{}", "format None"),
-        ('{"format": 2}', "format 2"),
+        ('{"format": 1}', "format 1"),
         ('{"format": "1"}', "format '1'"),
         ('{"format": true}', "format True"),
-        ('{"format": 1}', "missing, surplus"),
+        ('{"format": 2}', "missing, surplus"),
     ],
     ids=lambda value: value[:20],
 )

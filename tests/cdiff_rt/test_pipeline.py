@@ -379,10 +379,10 @@ def test_a_photo_may_be_bytes_or_a_picture(pipeline, tmp_path):
     [
         (b"", "mask 0 bytes: it cannot be read as an image"),
         (b"<html>", "it cannot be read as an image"),
-        (7, "mask: a int; give a path, a file's content as bytes, a Pillow image or an array"),
+        (7, "a int; give a path, a file's content as bytes, a Pillow image or an array"),
         (Image.new("F", (8, 8)), "pixels of mode F"),
     ],
-    ids=str,
+    ids=["nothing", "a page", "a number", "a picture of floats"],
 )
 def test_other_conditions_are_bad_input_in_words(value, words, pipeline):
     with pytest.raises(BadInput) as caught:

@@ -10,6 +10,7 @@ from cdiff_rt.editing.imagic import Tuning, tune
 from cdiff_rt.errors import BadArtefact, BadRequest
 from cdiff_rt.manifest import Bundle
 from cdiff_rt.pipeline import Pipeline
+from cdiff_rt.settings import Settings
 from tests import tiny
 
 PHOTO = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
@@ -154,7 +155,8 @@ def test_bad_settings_are_refused(settings):
 
 
 def test_images_lie_between_the_optimised_embedding_and_the_wanted(tuned):
-    result = imagic.edit(tuned, CONDITIONS, alphas=[0.0, 1.0, {"mask": 1.0, "text": 0.0}], steps=4, seed=3)
+    generate, alphas = Pipeline(tuned.bundle).generate, [0.0, 1.0, {"mask": 1.0, "text": 0.0}]
+    result = imagic.edit(tuned, generate, Settings(steps=4, seed=3), CONDITIONS, alphas=alphas)
     assert result.images.shape == (3, 16, 16, 3) and result.parameters["batch"] == 3
     plain = Pipeline(tuned.bundle).generate(steps=4, seed=3, **CONDITIONS)
     np.testing.assert_allclose(result.latents[1], plain.latents[0], atol=1e-4)
@@ -164,6 +166,6 @@ def test_images_lie_between_the_optimised_embedding_and_the_wanted(tuned):
 
 
 def test_the_torch_backend_agrees(tuned):
-    arguments = {"alphas": [0.5], "steps": 4}
-    ours, reference = (imagic.edit(tuned, CONDITIONS, backend=b, **arguments) for b in ("onnxruntime", "torch"))
+    generators = [Pipeline(tuned.bundle, backend).generate for backend in ("onnxruntime", "torch")]
+    ours, reference = (imagic.edit(tuned, g, Settings(steps=4), CONDITIONS, alphas=[0.5]) for g in generators)
     assert np.abs(ours.latents - reference.latents).max() < 1e-3

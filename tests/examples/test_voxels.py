@@ -113,4 +113,4 @@ def test_influence_functions_are_volumes_on_disk(voxels, tmp_path):
         assert np.allclose(sum(maps[name] for name in GIVEN), 1, atol=1e-5)
         saved = np.load(path)
         assert np.array_equal(saved["latent"], result.latents[number])
-        assert json.loads(str(saved["record"]))["model"] == "voxels"
+        assert json.loads(str(saved["parameters"]))["model"] == "voxels"

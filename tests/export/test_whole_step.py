@@ -36,7 +36,7 @@ def expected(bundle, modalities, inputs, adjust):
     """By the experts' own graphs and the definition."""
     engines = [load_engine("onnxruntime", bundle, f"expert.{name}") for name in modalities]
     results = [
-        engine(x=inputs["x"], rows=inputs[f"projections.{name}"], context=inputs[f"context.{name}"])
+        engine(x=inputs["x"], projections=inputs[f"projections.{name}"], context=inputs[f"context.{name}"])
         for engine, name in zip(engines, modalities, strict=True)
     ]
     outs, logits = (np.stack([result[kind] for result in results]) for kind in ("out", "logit"))

@@ -10,9 +10,9 @@ ROWS = [np.arange(10.0).reshape(5, 2), 100 + np.arange(15.0).reshape(5, 3)]
 CONTEXTS = [np.full((2, 4, 6), 0.5), np.full((2, 7, 6), 0.25)]
 
 
-def engine(x, rows, context):
-    assert len(rows) == 1
-    return {"out": x * rows.sum(), "logit": x[:, :1] + context.sum()}
+def engine(x, projections, context):
+    assert len(projections) == 1
+    return {"out": x * projections.sum(), "logit": x[:, :1] + context.sum()}
 
 
 @pytest.mark.parametrize("side_by_side", [False, True])
