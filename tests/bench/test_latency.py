@@ -3,7 +3,6 @@ import math
 import numpy as np
 import pytest
 
-from cdiff_rt import engines
 from cdiff_rt.bench import latency as module
 from cdiff_rt.bench.cases import TUNED, Case
 from cdiff_rt.bench.latency import (
@@ -238,7 +237,7 @@ def test_limits_are_of_each_cases_steps(tiny_bundle):
 
 
 def test_the_gpu_suite_without_a_gpu_says_what_is_missing(tiny_bundle, monkeypatch):
-    monkeypatch.setattr(engines, "why_no_device", lambda: "no NVIDIA driver is installed")
+    monkeypatch.setattr("cdiff_rt.engines.cuda.why_no_device", lambda: "no NVIDIA driver is installed")
     with pytest.raises(BadEnvironment, match="no backend of it works here .*NVIDIA.*see `cdiff-rt doctor`"):
         next(compare_suite(str(tiny_bundle), "gpu", "image"))
 

@@ -111,7 +111,7 @@ def test_every_network_at_full_size(backend, fp32, golden, measures):
             measures.check("full512", "influence", backend, weights[m], arrays[f"t{t}/infl_{name}"])
         measures.check("full512", "prediction", backend, fused, arrays[f"t{t}/fused"])
         row, seen = grid.timesteps.tolist().index(t), []
-        one = SolverTable(*(part[row : row + 1] for part in (grid.timesteps, grid.alpha_bars, grid.rows)))
+        one = SolverTable(*(part[row : row + 1] for part in (grid.timesteps, grid.alpha_bars, grid.coefficients)))
         model.run(conditions, arrays["x"], lambda step: arrays["noise"], one, seen.append)
         measures.check("full512", "trajectory", backend, seen[0].x, arrays[f"t{t}/x_prev_eta1"])
         measures.check("full512", "trajectory", backend, seen[0].x0, arrays[f"t{t}/pred_x0"])

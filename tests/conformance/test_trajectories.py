@@ -30,7 +30,7 @@ def test_ten_steps(eta, model, conditions, tiny512, measures):
 def test_single_steps_of_fifty(eta, index, model, conditions, tiny512, measures):
     whole = ddim(Schedule(), 50, eta=eta)
     row = slice(49 - index, 50 - index)
-    table, seen = SolverTable(whole.timesteps[row], whole.alpha_bars[row], whole.rows[row]), []
+    table, seen = SolverTable(whole.timesteps[row], whole.alpha_bars[row], whole.coefficients[row]), []
     model.run(conditions, tiny512["x"], lambda i: tiny512["ddim_noise"][index % 10], table, seen.append)
     for name, ours in (("x_prev", seen[0].x), ("pred_x0", seen[0].x0)):
         expected = tiny512[f"step50_eta{eta}/idx{index}/{name}"]

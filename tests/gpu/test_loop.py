@@ -122,7 +122,7 @@ def test_the_loop_gives_the_same_again_and_depends_on_what_is_staged(loop):
 
     first = result()
     assert torch.equal(result(), first) and torch.isfinite(first).all()
-    changes = [loop.buffers.numbers, loop.buffers.contexts[0], loop.buffers.rows[1], loop.buffers.noise]
+    changes = [loop.buffers.numbers, loop.buffers.contexts[0], loop.buffers.projections[1], loop.buffers.noise]
     for buffer in changes:
         buffer.mul_(0.9)
         changed = result()

@@ -19,7 +19,8 @@ class WholeStep:
         for name, engine in zip(shape.modalities, engines, strict=True):
             given = {tensor.name: tensor for tensor in engine.spec.inputs}
             inputs += [
-                TensorSpec(f"{kind}.{name}", given[kind].shape, given[kind].dtype) for kind in ("rows", "context")
+                TensorSpec(f"{kind}.{name}", given[kind].shape, given[kind].dtype)
+                for kind in ("projections", "context")
             ]
         outputs = [TensorSpec(name, latent, "float32") for name in ("next_x", "next_hist")]
         outputs.append(TensorSpec("weights", (count, shape.batch, 1, *shape.latent_shape[1:]), "float32"))

@@ -258,7 +258,7 @@ def test_an_exam_holds_the_first_held_out_portraits(painted, written):
 
 def test_an_exam_is_what_was_measured(written):
     folder, exam = written
-    assert Exam.open(folder).sheet == exam.paper
+    assert Exam.open(folder).paper == exam.paper
     assert exam.paper.truth.keys() == set(COLUMNS)
     assert all(low <= mean <= high for mean, low, high in exam.paper.truth.values())
     assert exam.paper.truth["face"] == [1, 1, 1]
@@ -285,7 +285,7 @@ def test_accuracy_is_of_the_held_out_portraits_and_leaves_out_unseen_hair(painte
 
 @pytest.mark.skipif(not (EXAMS / "faces-128").is_dir(), reason="faces-128 has no exam yet")
 def test_the_exam_that_comes_with_the_model_was_written_by_this_judge():
-    sheet = Exam.of("faces-128").sheet
+    sheet = Exam.of("faces-128").paper
     assert (sheet.size, sheet.classes) == (IMAGE_SIZE, MASK_CLASSES)
     assert {name: tuple(values) for name, values in sheet.attributes.items()} == ATTRIBUTES
 
