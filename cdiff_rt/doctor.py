@@ -15,7 +15,7 @@ from cdiff_rt.version import __version__
 
 LIBRARIES = (
     *("numpy", "pillow", "onnxruntime", "openvino", "torch", "safetensors", "onnx", "onnxscript"),
-    *("onnxruntime-gpu", "triton", "tensorrt-cu13", "tensorrt-rtx-cu13"),
+    *("scikit-image", "ray", "onnxruntime-gpu", "triton", "tensorrt-cu13", "tensorrt-rtx-cu13"),
 )
 
 
@@ -33,7 +33,9 @@ def examine() -> tuple[list[str], bool]:
     lines.append(f"device  {'cuda':20} {why_no_device() or f'compute capability {compute_capability()}'}")
     states = {name: _state(name, bundles.get(DEFAULT_MODEL)) for name in BACKENDS}
     lines += [f"backend {name:20} {state}" for name, state in states.items()]
-    return lines, "works" in states.values()
+    working = [name for name, state in states.items() if state == "works"]
+    lines.append(f"ready   {f'yes, with {working[0]}' if working else 'no, as no backend works'}")
+    return lines, bool(working)
 
 
 def version_of(library: str) -> str:

@@ -1,6 +1,7 @@
 """The one exception type for users: what was wrong, the value seen, what to do. The CLI prints it as one line."""
 
 import math
+from typing import Any
 
 
 class CdiffError(Exception):
@@ -53,4 +54,9 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
 
 def check_range(name: str, value: float, low: float, high: float) -> None:
     if not low <= value <= high or not math.isfinite(value):  # the second fails for very large whole numbers
-        raise BadRequest(name, f"{value} is outside {low:g}-{high:g}", "choose a number of that range")
+        raise BadRequest(name, f"{value} is outside {low:g}-{high:g}", "choose a number in that range")
+
+
+def check_type(name: str, value: object, kind: Any, remedy: str) -> None:
+    if not isinstance(value, kind):
+        raise BadRequest(name, f"a {type(value).__name__}", remedy)

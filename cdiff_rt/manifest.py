@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from cdiff_rt import schema
-from cdiff_rt.errors import BadArtefact, BadRequest
+from cdiff_rt.errors import BadArtefact, BadRequest, check_type
 from cdiff_rt.sampling.schedule import Schedule
 from cdiff_rt.settings import RESERVED, Influence
 
@@ -170,6 +170,7 @@ class Bundle:
 
 def find_model(model: str | Path) -> Path:
     """The folder of an embedded model's name or of a path."""
+    check_type("model", model, str | Path, "give an embedded model's name or a bundle's folder")
     embedded = {path.name: path for path in MODELS.glob("*/")}
     if str(model) in embedded:
         return embedded[str(model)]

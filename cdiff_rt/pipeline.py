@@ -13,7 +13,7 @@ import numpy as np
 from cdiff_rt.editing import inversion, regions
 from cdiff_rt.engines.backends import resolve
 from cdiff_rt.engines.base import Precision
-from cdiff_rt.errors import BadArtefact, BadEnvironment, BadRequest
+from cdiff_rt.errors import BadArtefact, BadEnvironment, BadRequest, check_type
 from cdiff_rt.inputs import images
 from cdiff_rt.inputs.inpainting import Inpainting
 from cdiff_rt.inputs.modalities import KINDS, Condition, chosen_of
@@ -21,7 +21,7 @@ from cdiff_rt.manifest import DEFAULT_MODEL, NAME, Bundle, Modality, find_model,
 from cdiff_rt.notes import collected
 from cdiff_rt.outputs.formats import to_uint8
 from cdiff_rt.outputs.generated import Generated
-from cdiff_rt.run import OnDevice, Run, adjustment_of
+from cdiff_rt.run import OnDevice, Run, adjustment_of, given_contexts, given_start
 from cdiff_rt.runners import load_runner
 from cdiff_rt.sampling import noise
 from cdiff_rt.sampling.loop import Callback, KnownRegion
@@ -46,6 +46,8 @@ class Pipeline:
     """
 
     def __init__(self, bundle: Bundle, backend: str = DEFAULT_BACKEND, on_device: OnDevice | None = None) -> None:
+        if not isinstance(bundle, Bundle):
+            raise BadRequest("bundle", f"a {type(bundle).__name__}", "use Pipeline.from_pretrained, or Bundle.open")
         self.bundle, self.manifest, self._on_device = bundle, bundle.manifest, on_device
         self.backend = resolve(backend, bundle.manifest, on_device.precision if on_device else None)
         self._runner = load_runner(bundle, self.backend, on_device)
@@ -56,7 +58,8 @@ class Pipeline:
         return _reopened, (self.bundle.folder.absolute(), self.backend, self._on_device)
 
     def __enter__(self) -> Self:
-        return self
+        with self._at_work():
+            return self
 
     def __exit__(self, *error: object) -> None:
         self.close()
@@ -103,18 +106,20 @@ class Pipeline:
         """
         with self._at_work(), collected() as warnings:
             settings, wanted = self._request(settings, conditions, given)
+            check_type("inpaint", inpaint, Inpainting | None, "give a cdiff_rt.Inpainting")
+            check_type("callback_on_step_end", callback_on_step_end, Callable | None, "give a function")
             table, shape = settings.sampling().table(self.manifest.schedule), self.manifest.latent_shape
             numbers, drawn = settings.numbers, (settings.batch, *shape)
             modalities, inputs = self._read(wanted, settings)
             run = Run(
                 modalities,
                 inputs,
-                noise.normal(settings.seed, numbers, 0, shape) if x_T is None else _checked_start(x_T, drawn),
+                noise.normal(settings.seed, numbers, 0, shape) if x_T is None else given_start(x_T, drawn),
                 noise.of_steps(self.manifest.schedule, table, settings.seed, numbers, shape),
                 table,
                 adjustment_of(self.manifest, modalities, table, self._influence(settings)),
                 self._known(inpaint, table, settings) if inpaint else None,
-                [contexts[modality.name] for modality in modalities] if contexts else None,
+                given_contexts(contexts, self.manifest, modalities, settings.batch) if contexts else None,
             )
             latents = self._runner.sample(run, callback_on_step_end)
             self._check_finite(latents, "sampling", "the latents are")
@@ -156,6 +161,7 @@ class Pipeline:
         with self._at_work(), collected() as warnings:
             settings, wanted = self._request(settings, conditions, given)
             strength, alphas = inversion.check(settings, strength, alphas, method)
+            check_type("source", source, Mapping | None, "give a dict from names to conditions")
             shape = self.manifest.latent_shape
             table = inversion.last_steps(settings.sampling().table(self.manifest.schedule), strength)
             photo = self.read_photo(image)
@@ -230,8 +236,8 @@ class Pipeline:
         for name in given:
             if name not in names and name not in SETTINGS and name != "influence":
                 raise unknown_argument(name, [*names, *SETTINGS, "influence", "inpaint", "callback_on_step_end"])
-        if settings is not None and not isinstance(settings, Settings):
-            raise BadRequest("settings", f"a {type(settings).__name__}", "give a cdiff_rt.Settings, and others by name")
+        check_type("settings", settings, Settings | None, "give a cdiff_rt.Settings, and others by name")
+        check_type("conditions", conditions, Mapping | None, "give a dict from names to conditions")
         named = {name: value for name, value in given.items() if name in names}
         changed = {name: value for name, value in given.items() if name not in names}
         whole = (settings or Settings()).amended(changed, self.manifest.influence)
@@ -285,12 +291,6 @@ class Pipeline:
             half = self._runner.precision == "fp16"
             remedy = "take precision bf16 or fp32" if half else "this bundle's weights are broken, export them again"
             raise BadArtefact(what, f"{subject} not finite in {self._runner.precision}", remedy)
-
-
-def _checked_start(x_T: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    if x_T.shape != shape or not np.isfinite(x_T).all():
-        raise BadRequest("x_T", f"shape {x_T.shape}", f"give finite numbers of shape {shape}")
-    return x_T.astype(np.float32)
 
 
 def _no_pixels(latents: np.ndarray) -> np.ndarray:

@@ -1,11 +1,13 @@
 """What a run is: all that its latents follow from, and who can carry it out."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
 from cdiff_rt.engines.base import Precision
+from cdiff_rt.errors import BadRequest, check_type
 from cdiff_rt.manifest import Manifest, Modality
 from cdiff_rt.sampling import fusion
 from cdiff_rt.sampling.fusion import Adjustment
@@ -63,3 +65,31 @@ def adjustment_of(
     gain = fusion.decay(influence.decay, table.timesteps, manifest.schedule.train_steps)
     decays = [modality.decays for modality in modalities]
     return fusion.adjustment(decays, anchors[0] if anchors else None, gain, influence)
+
+
+def given_start(x_T: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """A user's x_T. Raises BadRequest."""
+    check_type("x_T", x_T, np.ndarray, f"give an array of shape {shape}")
+    if x_T.shape != shape or not np.isfinite(x_T).all():
+        raise BadRequest("x_T", f"shape {x_T.shape}", f"give finite numbers of shape {shape}")
+    return x_T.astype(np.float32)
+
+
+def given_contexts(
+    contexts: Mapping[str, np.ndarray], manifest: Manifest, modalities: list[Modality], batch: int
+) -> list[np.ndarray]:
+    """A user's contexts [batch, T, K], by modality. Raises BadRequest."""
+    check_type("contexts", contexts, Mapping, "give a dict from names to arrays")
+    found = []
+    for name in (modality.name for modality in modalities):
+        shape = (batch, *manifest.networks[f"condition.{name}"].outputs[0].shape[1:])
+        value = contexts.get(name)
+        check_type(f"contexts of {name}", value, np.ndarray, f"give an array of shape {shape}")
+        if value is None or value.shape != shape:
+            raise BadRequest(
+                f"contexts of {name}",
+                "there is none" if value is None else f"shape {value.shape}",
+                f"give an array of shape {shape}",
+            )
+        found.append(value.astype(np.float32))
+    return found

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import Field, asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from cdiff_rt.errors import BadRequest, check_choice, check_range
+from cdiff_rt.errors import BadRequest, check_choice, check_range, check_type
 
 if TYPE_CHECKING:
     from cdiff_rt.sampling.tiers import Sampling
@@ -42,7 +42,7 @@ def _whole(name: str, value: Any) -> int:
         raise BadRequest(name, f"{value!r:.80}", "give a whole number") from None
 
 
-def _real(name: str, value: Any) -> float:
+def real(name: str, value: Any) -> float:
     try:
         return float(None if isinstance(value, bool | str | bytes) else value)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError):
@@ -75,7 +75,7 @@ class About:
     @property
     def value_type(self) -> type:
         """Of a value, or of each where there are several."""
-        return int if self.kind is _whole else float if self.kind is _real else str
+        return int if self.kind is _whole else float if self.kind is real else str
 
     def read(self, name: str, value: Any) -> Any:
         """A value of the right type, in its range. Raises BadRequest."""
@@ -97,24 +97,56 @@ def _read_fields(settings: "Influence | Settings") -> None:
 
 SAMPLING, INFLUENCE, OUTPUT = "Sampling", "Influence of the conditions", "Output"
 ABOUT = {
-    "seed": About(SAMPLING, _whole, "Choose the noise: equal seeds give equal images."),
-    "first": About(SAMPLING, _whole, "Begin with this image of the seed.", 0, LARGEST_FIRST),
-    "batch": About(SAMPLING, _whole, "Make this many images of the seed.", 1, LARGEST_BATCH),
-    "tier": About(SAMPLING, _word, "Choose solver and steps by one name. Default: exact.", choices=tier_names),
-    "solver": About(SAMPLING, _word, "Choose the solver instead of a tier. Default: ddim.", choices=solver_names),
-    "steps": About(SAMPLING, _whole, "Take this many steps instead of a tier's. Default: 50."),
-    "eta": About(SAMPLING, _real, "Add this share of DDIM's noise. Default: 1.", 0.0, 1.0),
-    "temperature": About(SAMPLING, _real, "Multiply the noise that steps add by this. Default: 1.", 0.0, 100.0),
-    "decay": About(INFLUENCE, _word, "Let the mask's influence fade over the steps.", choices=lambda: get_args(Decay)),
-    "factor": About(INFLUENCE, _real, "Multiply the influence of what fades by this.", 0.0, LARGEST_WEIGHT),
+    "seed": About(SAMPLING, _whole, "Choose the random noise by a whole number, or random; equal seeds, equal images."),
+    "first": About(
+        SAMPLING, _whole, "Start at image number N of the seed, e.g. 4 to go on after --batch 4.", 0, LARGEST_FIRST
+    ),
+    "batch": About(
+        SAMPLING, _whole, "Make this many images, 1 to 256; for several, --out must be a folder.", 1, LARGEST_BATCH
+    ),
+    "tier": About(
+        SAMPLING,
+        _word,
+        "Choose a preset of solver and steps, instead of setting them. Default: exact.",
+        choices=tier_names,
+    ),
+    "solver": About(
+        SAMPLING,
+        _word,
+        "Set the sampling method yourself; not together with --tier. Default: ddim.",
+        choices=solver_names,
+    ),
+    "steps": About(
+        SAMPLING, _whole, "Set the number of steps yourself, e.g. 25 or 100; not together with --tier. Default: 50."
+    ),
+    "eta": About(SAMPLING, real, "Set how random each DDIM step is: 0 is deterministic. Default: 1.", 0.0, 1.0),
+    "temperature": About(SAMPLING, real, "Scale the random noise that each step adds. Default: 1.", 0.0, 100.0),
+    "decay": About(
+        INFLUENCE,
+        _word,
+        "Choose how the mask's influence fades towards the last step.",
+        choices=lambda: get_args(Decay),
+    ),
+    "factor": About(
+        INFLUENCE, real, "Multiply the influence of fading conditions (the mask) by this.", 0.0, LARGEST_WEIGHT
+    ),
     "sharpness": About(
-        INFLUENCE, _real, "Multiply the logits before the softmax; 0: equal shares.", 0.0, LARGEST_WEIGHT
+        INFLUENCE,
+        real,
+        "Sharpen the choice between conditions: 0 shares equally, 1 is as trained.",
+        0.0,
+        LARGEST_WEIGHT,
     ),
     "boost": About(
-        INFLUENCE, _real, "Apply a second softmax, with this factor, to the influence.", 0.0, LARGEST_WEIGHT
+        INFLUENCE, real, "Exaggerate differences in influence by a second softmax of this factor.", 0.0, LARGEST_WEIGHT
     ),
-    "rounding": About(OUTPUT, _word, "Bring pixel values to whole numbers this way.", choices=lambda: ROUNDINGS),
-    "without": About(SAMPLING, _names, "Run without the expert of this condition."),
+    "rounding": About(
+        OUTPUT,
+        _word,
+        "Convert pixels to 0-255 by cutting off (truncate) or rounding (nearest).",
+        choices=lambda: ROUNDINGS,
+    ),
+    "without": About(SAMPLING, _names, "Ignore this condition although it is given; may be repeated."),
 }
 
 
@@ -154,8 +186,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         _read_fields(self)
-        if not isinstance(self.influence, Influence | None):
-            raise BadRequest("influence", f"a {type(self.influence).__name__}", "give a cdiff_rt.Influence")
+        check_type("influence", self.influence, Influence | None, "give a cdiff_rt.Influence")
         check_seed(self.seed)
         self.sampling()
 
@@ -225,13 +256,13 @@ SYNONYMS |= {"callback": "callback_on_step_end", "latents": "x_T", "output_type"
 
 def check_seed(seed: int) -> int:
     if not 0 <= seed <= LARGEST_SEED:
-        raise BadRequest("seed", f"{seed} is outside 0-2^63-1", "choose a number of that range")
+        raise BadRequest("seed", f"{seed} is outside 0-2^63-1", "choose a number in that range")
     return seed
 
 
 def unknown_argument(name: str, known: Collection[str]) -> BadRequest:
     """The error that names the word which was probably meant, or else all there are."""
-    near = difflib.get_close_matches(name, known, n=1)
-    meant = SYNONYMS[name] if SYNONYMS.get(name) in known else next(iter(near), None)
+    words = {word: word for word in known} | {word: ours for word, ours in SYNONYMS.items() if ours in known}
+    meant = words.get(next(iter(difflib.get_close_matches(name, words, n=1)), ""))
     remedy = f"it is called {meant} here" if meant else f"choose one of {', '.join(known)}"
     return BadRequest("argument", f"{name!r:.80}", remedy)

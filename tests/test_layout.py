@@ -39,7 +39,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "nets": set(),
     "engines": {"errors", "schema", "manifest", "nets", "notes", "version"},
     "inputs": {"errors", "manifest", "notes"},
-    "run": {"engines", "manifest", "sampling", "settings"},
+    "run": {"engines", "errors", "manifest", "sampling", "settings"},
     "runners": {"engines", "errors", "manifest", "run", "sampling", "gpu"},
     "gpu": {"engines", "errors", "manifest", "run", "sampling", "notes"},
     "outputs": {"errors", "manifest", "notes", "sampling"},

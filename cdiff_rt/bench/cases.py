@@ -1,7 +1,6 @@
 """What is timed against what: ways of running a model, and the suites that compare them."""
 
 import json
-import logging
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
 
@@ -11,9 +10,8 @@ from cdiff_rt.bench.machine import multiplies_bf16
 from cdiff_rt.engines.backends import BACKENDS, check_backend, check_precision, why_not
 from cdiff_rt.engines.base import Precision
 from cdiff_rt.errors import BadEnvironment, BadRequest
+from cdiff_rt.notes import log
 from cdiff_rt.sampling.tiers import TIERS, Sampling
-
-log = logging.getLogger("cdiff_rt")
 
 
 @dataclass(frozen=True)

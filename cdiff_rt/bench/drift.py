@@ -2,10 +2,9 @@
 
 Solvers of the ODE are measured against its answer, that of as many steps as the network knows timesteps; samplers that
 add noise against the exact tier, whose path of noise they share. A second row says what far is: for the ODE, DDIM; else
-the exact tier itself with other noise in its steps. Whether images are as good is for `bench --quality` to say.
+the exact tier itself with other noise in its steps. Whether images are as good is for `bench quality` to say.
 """
 
-import logging
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -15,13 +14,13 @@ import numpy as np
 from cdiff_rt.bench.likeness import psnr, ssim
 from cdiff_rt.bench.machine import machine
 from cdiff_rt.bench.quality import SEED, exam_for
+from cdiff_rt.notes import log
 from cdiff_rt.pipeline import Generated, Pipeline
 from cdiff_rt.sampling import noise
 from cdiff_rt.sampling.tiers import TIERS, Sampling
 from cdiff_rt.settings import Settings
 
 OTHER_SEED = SEED + 1
-log = logging.getLogger("cdiff_rt")
 
 
 @dataclass(frozen=True)

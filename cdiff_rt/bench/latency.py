@@ -1,7 +1,6 @@
 """How long a task takes, case against case, in turns, so that drift of the machine hits all alike."""
 
 import json
-import logging
 import subprocess
 import sys
 import time
@@ -18,12 +17,12 @@ from cdiff_rt.bench.task import Task, What, open_bundle
 from cdiff_rt.engines.base import Precision
 from cdiff_rt.errors import BadEnvironment, BadRequest
 from cdiff_rt.manifest import Manifest
+from cdiff_rt.notes import log
 from cdiff_rt.sampling.tiers import TIERS, Sampling
 from cdiff_rt.settings import Settings
 
 WARM_UP = 2
 SECONDS = 3.0  # of counted runs, at the least, of each case
-log = logging.getLogger("cdiff_rt")
 # Cases whose outputs differ by more do different work, and their times don't compare. Wide on purpose: rounding in half
 # precision grows over the steps.
 DRIFT: dict[Precision, float] = {"fp32": 1e-3, "fp16": 5e-2, "bf16": 3e-1}

@@ -1,6 +1,5 @@
 """Do generated images follow their conditions? Held-out pairs, a judge, one row for each way of running the model."""
 
-import logging
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -13,6 +12,7 @@ from cdiff_rt.bench.machine import machine
 from cdiff_rt.errors import BadRequest
 from cdiff_rt.exam import Exam
 from cdiff_rt.manifest import Manifest
+from cdiff_rt.notes import log
 from cdiff_rt.outputs.files import check_folder
 from cdiff_rt.pipeline import Pipeline
 from cdiff_rt.sampling.tiers import Sampling
@@ -22,7 +22,6 @@ LABELS_KEPT = 0.5  # a mask counts as followed from this mean IoU on, as in dete
 RESAMPLES, CONFIDENCE = 2000, 95  # of the bootstrap; per cent
 SEED = 0  # image i of this seed belongs to pair i
 COLUMNS = ("mIoU", "attributes", "both", "face")
-log = logging.getLogger("cdiff_rt")
 
 
 @dataclass(frozen=True)

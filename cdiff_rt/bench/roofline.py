@@ -7,7 +7,6 @@ So 100 % is out of reach of direct convolutions, for normalisations, activations
 
 import importlib.util
 import json
-import logging
 import math
 import subprocess
 import sys
@@ -22,8 +21,8 @@ from cdiff_rt.bench.task import What
 from cdiff_rt.engines.base import Precision, cores
 from cdiff_rt.errors import BadEnvironment
 from cdiff_rt.manifest import Manifest
+from cdiff_rt.notes import log
 
-log = logging.getLogger("cdiff_rt")
 KERNEL_S = 0.4  # each kernel is run for so long, and its fastest run counts
 PRODUCTS = ((2048, 2048, 2048), (1024, 1536, 384), (4096, 576, 576))  # [m, k] x [k, n]
 CONVOLUTIONS = ((192, 64), (384, 32), (576, 32), (960, 16))  # channels, pixels of a side; 3 x 3

@@ -125,7 +125,9 @@ def read_old(path: Path) -> list[dict[str, Any]]:
             assert comparison["machine"]["cpu"] and comparison["settings"]["batch"]
             assert all(row["case"] and row["ms"] and min(row["ms"]) > 0 for row in comparison["timings"])
     except (OSError, ValueError, TypeError, KeyError, AssertionError) as error:
-        raise BadInput(f"comparison {path}", f"it cannot be read ({error!r})", "give a file of --json") from None
+        raise BadInput(
+            f"comparison {path}", f"it cannot be read ({error or type(error).__name__})", "give a file of --json"
+        ) from None
     return data
 
 

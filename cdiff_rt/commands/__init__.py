@@ -19,7 +19,7 @@ from cdiff_rt.version import __version__
 @click.option("--debug", is_flag=True, help="Show a traceback with an error.")
 @click.option("--quiet", "-q", is_flag=True, help="Print only warnings, errors and results.")
 def main(debug: bool, quiet: bool) -> None:
-    """Collaborative diffusion, fast: faces that follow a mask and a sentence."""
+    """Make and edit faces that follow a mask and a sentence."""
     handler = logging.StreamHandler()
     handler.setFormatter(OneLine())
     log.handlers[:] = [handler]

@@ -25,33 +25,57 @@ PAIRS, REPEATS, STEPS = click.IntRange(min=2), click.IntRange(min=3), click.IntR
 KINDS = click.Choice(PRECISIONS)
 
 one_run = together(model_option, backend_option, setting("tier"), setting("solver"), setting("steps"))
-repeats_option = option(RUNS, "--repeats", "Count at least this many runs of each case.", type=REPEATS, default=10)
+repeats_option = option(
+    RUNS, "--repeats", "Time at least this many runs of each case, and at least 3 seconds.", type=REPEATS, default=10
+)
 cases = together(
-    option(CASES, "--backend", "backends", "Time only this backend; may be repeated.", multiple=True),
+    option(
+        CASES,
+        "--backend",
+        "backends",
+        "Time only this backend; may be repeated. Default: all that work here.",
+        multiple=True,
+    ),
     option(CASES, "--precision", "precisions", "Time only this precision; may be repeated.", type=KINDS, multiple=True),
-    option(CASES, "--batch", "batches", "Make this many images at a time; may be repeated.", type=int, multiple=True),
-    option(SAMPLING, "--tier", "tiers", "Time this tier; may be repeated.", type=Late(tier_names), multiple=True),
+    option(
+        CASES,
+        "--batch",
+        "batches",
+        "Make this many images at a time; may be repeated. Default: 1.",
+        type=int,
+        multiple=True,
+    ),
+    option(
+        SAMPLING,
+        "--tier",
+        "tiers",
+        "Time this tier; may be repeated. Default: exact.",
+        type=Late(tier_names),
+        multiple=True,
+    ),
     setting("solver"),
     setting("steps"),
     repeats_option,
-    option(RUNS, "--after", "Also compare latents after this many steps.", type=STEPS),
-    option(RUNS, "--pairwise", "Hold two cases in memory at a time, not all of them.", is_flag=True),
+    option(RUNS, "--after", "Also compare the latents of each case after this many steps.", type=STEPS),
+    option(RUNS, "--pairwise", "Load only two cases at a time, to save memory.", is_flag=True),
 )
 figures = together(
     json_option,
     option(OUTPUT, "--csv", "csv_file", "Also write a row per case to this file.", type=PATH),
     option(OUTPUT, "--plot", "Also draw the times into this .svg file.", type=PATH),
-    option(OUTPUT, "--compare", "earlier", "Also compare with the figures that --json wrote before.", type=PATH),
+    option(OUTPUT, "--compare", "earlier", "Also compare with this earlier --json file.", type=PATH),
 )
 
 
 def pairs(default: int) -> Callable[[Callable], Callable]:
-    return option(RUNS, "--pairs", "Take this many held-out pairs of mask and sentence.", type=PAIRS, default=default)
+    return option(
+        RUNS, "--pairs", "Use this many test pairs of mask and sentence, 2 to 200.", type=PAIRS, default=default
+    )
 
 
 @click.group()
 def bench() -> None:
-    """Measure speed, quality, drift, or the work of a step."""
+    """Measure speed, quality, or accuracy."""
 
 
 @bench.command(
@@ -72,7 +96,7 @@ Examples:
 @cases
 @figures
 def time(**options: Any) -> None:
-    """Time whole images, case against case."""
+    """Time whole images on each backend, in turns."""
     compare("image", **options)
 
 
@@ -95,7 +119,7 @@ def step(**options: Any) -> None:
 @repeats_option
 @figures
 def start(model: str, repeats: int, **files: Any) -> None:
-    """Time the command itself, from nothing."""
+    """Time the command in a new process."""
     from cdiff_rt.bench import startup
 
     tell(lambda: [startup.measure(model, repeats)], **files)
@@ -109,7 +133,7 @@ Example:
 )
 @one_run
 @pairs(200)
-@option(OUTPUT, "--images", "Also write all images into this folder.", type=PATH)
+@option(OUTPUT, "--images", "Save every image into this folder, which must not exist yet.", type=PATH)
 @json_option
 def quality(json_file: Path | None, **options: Any) -> None:
     """Judge how well images follow their conditions."""
@@ -124,7 +148,7 @@ def quality(json_file: Path | None, **options: Any) -> None:
 @pairs(5)
 @json_option
 def drift(json_file: Path | None, **options: Any) -> None:
-    """Measure how far latents drift from exact ones."""
+    """Measure how far a tier strays from exact."""
     from cdiff_rt.bench import drift, report
 
     how = sampling_of(options)
@@ -135,7 +159,7 @@ def drift(json_file: Path | None, **options: Any) -> None:
 @model_option
 @json_option
 def budget(model: str, json_file: Path | None) -> None:
-    """Count the work of a step on a GPU, without one."""
+    """Count kernels and bytes of one step on a GPU."""
     from cdiff_rt.bench import budget, report
 
     conclude(lambda: budget.count(model), report.budget_table, report.write_budget, json_file)

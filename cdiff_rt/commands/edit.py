@@ -37,34 +37,50 @@ Examples:
   cdiff-rt edit --image man.png --mask target.png --text "This man has long red hair." --keep background --out red.png
   cdiff-rt edit --image man.png --source-mask now.png --mask target.png --alphas 0,0.5,1,1.5 --out strip.png""",
 )
-@option(CONDITIONS, "--image", "Edit this photo: a PNG, JPEG or WebP file.", type=PATH, required=True)
+@option(CONDITIONS, "--image", "Edit this picture: a PNG, JPEG or WebP file.", type=PATH, required=True)
 @condition_options
-@option(CONDITIONS, "--source-mask", "Say where things are now. Default: read from the image.", type=PATH)
-@option(CONDITIONS, "--source-text", "Say what the image shows now. Default: read from the image.")
-@option(CONDITIONS, "--source", "source_others", "Say by the name of a modality what the image shows now.", **NAMED)
+@option(
+    CONDITIONS, "--source-mask", "Give the mask that fits the picture as it is. Default: estimated from it.", type=PATH
+)
+@option(CONDITIONS, "--source-text", "Give a sentence for the picture as it is. Default: estimated from it.")
+@option(
+    CONDITIONS,
+    "--source",
+    "source_others",
+    "Describe the picture as it is, by the name of a condition, e.g. mask=now.png.",
+    **NAMED,
+)
 @option(
     EDITING,
     "--method",
-    "Walk along the noises that lead to the photo, or train the experts on it, as the paper does.",
+    "Invert the noise, or train on the picture as the paper does (slow; torch).",
     type=click.Choice(("inversion", "imagic")),
     default="inversion",
 )
-@option(EDITING, "--strength", "Walk this share of the steps.", type=float, default=1.0)
 @option(
-    EDITING, "--keep", "Keep every pixel of these labels, e.g. background,18; or all.", default="", metavar="LABELS"
+    EDITING, "--strength", "Edit only this last share of the steps, 0 to 1; less changes less.", type=float, default=1.0
+)
+@option(
+    EDITING,
+    "--keep",
+    "Freeze the pixels of these labels, by name or number, e.g. hair,18; or all.",
+    default="",
+    metavar="LABELS",
 )
 @option(
     EDITING,
     "--alphas",
-    "Make an image at each of these points between what the photo shows, 0, and what it is to show, 1, or beyond.",
+    "Make one image per value: 0 is the input, 1 the full edit, e.g. 0,0.5,1,1.5.",
     default="1",
+    metavar="A,A",
 )
-@option(EDITING, "--work", "Let imagic work in this folder, and go on there.", type=PATH)
+@option(EDITING, "--work", "Keep imagic's progress in this folder and resume from it. Default: OUT.imagic.", type=PATH)
 @option(
     EDITING,
     "--iterations",
-    "Let imagic train for this long, in each of its two stages.",
+    "Set imagic's training steps for embedding and network, e.g. 50 100.",
     type=(int, int),
+    metavar="N N",
     default=(500, 1000),
 )
 @settings("batch", "first")
@@ -86,9 +102,9 @@ def edit(
     force: bool,
     **options: Any,
 ) -> None:
-    """Change a portrait to a mask, a sentence, or both.
+    """Edit a portrait to follow a mask or a sentence.
 
-    It stays the same otherwise. The embedded model knows its own painted portraits only; a photograph of a person is
+    The rest stays as it is. The included model knows its own painted portraits only; a photograph of a person is
     beyond it.
     """
     from cdiff_rt.editing import inversion
@@ -98,6 +114,8 @@ def edit(
     from cdiff_rt.pipeline import Pipeline
 
     conditions, source = conditions_of(options), conditions_of(options, "source_")
+    if not conditions:
+        raise click.UsageError("say what the picture is to show: give --mask, --text or --condition")
     changed, values = chosen_settings(options), inversion.read_alphas(alphas)
     strip = len(values) > 1 and out.suffix.lower() == ".png"
     check_method(method, strip, len(values))

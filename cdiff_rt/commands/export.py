@@ -26,22 +26,26 @@ Examples:
     BUNDLE,
     "--checkpoint",
     "checkpoints",
-    "Read a published checkpoint, or a recipe's. A later one replaces the branch of an earlier one.",
+    "Read this checkpoint; may be repeated: a later one replaces its branch.",
     type=PATH,
     multiple=True,
 )
-@option(BUNDLE, "--out", "Write to this folder or .safetensors file, which must not exist yet.", type=PATH)
+@option(BUNDLE, "--out", "Write the bundle to this new folder, or the weights to this .safetensors file.", type=PATH)
 @option(
     BUNDLE, "--precision", "Store the weights in this precision.", type=click.Choice(("fp16", "fp32")), default="fp16"
 )
 @option(
     BUNDLE,
     "--diffuser-input",
-    "Let the dynamic diffusers look at this. Default: as the checkpoint was trained.",
+    "Feed the dynamic diffusers x_t or the prediction. Default: as trained.",
     type=click.Choice(("x_t", "prediction")),
 )
 @option(
-    BUNDLE, "--freeu", "Apply FreeU to a branch, e.g. text=1.1,1.2,0.9,0.2.", metavar="NAME=B1,B2,S1,S2", multiple=True
+    BUNDLE,
+    "--freeu",
+    "Apply FreeU to one branch, e.g. text=1.1,1.2,0.9,0.2; may be repeated.",
+    metavar="NAME=B1,B2,S1,S2",
+    multiple=True,
 )
 @option(
     BUNDLE,
@@ -49,12 +53,17 @@ Examples:
     "Pad attention heads to a multiple of this width. Default: 16 with --target, else 1.",
     type=click.IntRange(1, 64),
 )
-@option(MODEL, "--model", "Build engines of this bundle, by its name or folder, instead of exporting one.")
-@option(ENGINES, "--target", "Build engines for this backend.", type=click.Choice(("tensorrt", "tensorrt-rtx")))
+@option(MODEL, "--model", "Build engines from this existing bundle (name or folder); needs --target.")
+@option(
+    ENGINES,
+    "--target",
+    "Build TensorRT engines of this kind (docs/gpu.md).",
+    type=click.Choice(("tensorrt", "tensorrt-rtx")),
+)
 @option(
     ENGINES,
     "--compute-capability",
-    "Build for GPUs of these. Default: the one that is here; for tensorrt-rtx 8.6,8.9,12.0.",
+    "Build for GPUs of these compute capabilities. Default: this GPU's; for tensorrt-rtx 8.6,8.9,12.0.",
     metavar="8.6,8.9",
 )
 @option(
@@ -67,12 +76,14 @@ Examples:
 @option(
     ENGINES,
     "--engine-batch",
-    "Build for this many images at a time; may be given several times. Default: 1.",
+    "Build an engine for this batch size; may be repeated.",
     type=click.IntRange(1),
     multiple=True,
     default=(1,),
 )
-@option(ENGINES, "--whole-step", "Also build one engine of the whole step.", is_flag=True)
+@option(
+    ENGINES, "--whole-step", "Also build an engine that runs a whole step, for generate --whole-step.", is_flag=True
+)
 def export(
     checkpoints: tuple[Path, ...],
     out: Path | None,
@@ -86,7 +97,7 @@ def export(
     whole_step: bool,
     **settings: Any,
 ) -> None:
-    """Make a bundle of checkpoints, or engines of it.
+    """Turn checkpoints into a bundle, or it into engines.
 
     A bundle holds ONNX networks, their weights and a manifest. TensorRT engines are built from one.
     """

@@ -36,25 +36,32 @@ ALSO_WITH_JOBS = ("jobs", "out", "backend", "precision", "whole_step", "model", 
 Examples:
   cdiff-rt generate --mask examples/1.png --text "This man has a long beard." --out man.png
   cdiff-rt generate --mask examples/1.png --batch 4 --seed 7 --out faces/
-  cdiff-rt generate --text "The woman is in her seventies." --out woman.png --save-influence
+  cdiff-rt generate --mask examples/4.png --text "She is in her seventies." --out woman.png --save-influence
   cdiff-rt generate --jobs jobs.jsonl --out faces/ --resume""",
 )
 @condition_options
-@option(CONDITIONS, "--inpaint", "Keep a part of this photo, which --keep names.", type=PATH)
-@option(CONDITIONS, "--keep", "Keep what is white in this black and white PNG.", type=PATH)
+@option(CONDITIONS, "--inpaint", "Keep part of this picture and repaint the rest; --keep says which part.", type=PATH)
+@option(CONDITIONS, "--keep", "Keep the white part of the --inpaint picture; a PNG of pure black and white.", type=PATH)
 @settings()
 @output_options
-@option(OUTPUT, "--save-trajectory", "Also write x_t and the predictions of each step.", is_flag=True)
-@option(OUTPUT, "--save-overlay", "Also write the image with the mask laid over it.", is_flag=True)
+@option(OUTPUT, "--save-trajectory", "Write x_t and the predictions of every step to NAME.trajectory/.", is_flag=True)
+@option(OUTPUT, "--save-overlay", "Write the image with its mask laid over it to NAME.overlay.png.", is_flag=True)
 @model_option
 @backend_option
-@option(MODEL, "--precision", "Compute in this. Default: the backend's.", type=click.Choice(PRECISIONS))
-@option(MODEL, "--whole-step", "Take one engine for the whole step (docs/gpu.md).", is_flag=True)
+@option(
+    MODEL, "--precision", "Compute in this number format; not every backend has each.", type=click.Choice(PRECISIONS)
+)
+@option(MODEL, "--whole-step", "Run each step as a single engine; TensorRT backends only (docs/gpu.md).", is_flag=True)
 @option(MANY, "--jobs", "Make an image for each row of this JSON Lines file (docs/jobs.md).", type=PATH)
-@option(MANY, "--resume", "Leave out the rows whose image is there and still holds.", is_flag=True)
-@option(MANY, "--shard", "Take every N-th row, from row I on.", metavar="I/N", default="1/1")
-@option(MANY, "--ray", "workers", "Run on this many processes of Ray Data.", type=click.IntRange(1))
-@option(MANY, "--ray-address", "Run on the Ray cluster at this address, or auto.", metavar="ADDRESS")
+@option(MANY, "--resume", "Skip the rows whose image exists and is up to date.", is_flag=True)
+@option(MANY, "--shard", "Make only every N-th row, starting from row I, e.g. 2/8.", metavar="I/N", default="1/1")
+@option(MANY, "--ray", "workers", "Run on this many Ray workers; needs `pip install '.[ray]'`.", type=click.IntRange(1))
+@option(
+    MANY,
+    "--ray-address",
+    "Connect to the Ray cluster at this address, or auto to find one; needs --ray.",
+    metavar="ADDRESS",
+)
 def generate(jobs: Path | None, **options: Any) -> None:
     """Make faces from a mask, a sentence, or both."""
     check_jobs(jobs)
@@ -82,7 +89,7 @@ def one_request(
 ) -> None:
     """Images of one request, recorded and saved as asked for."""
     from cdiff_rt.inputs.inpainting import Inpainting
-    from cdiff_rt.outputs.generated import Beside, output_paths
+    from cdiff_rt.outputs.generated import IMAGE, LATENT, Beside, output_paths
     from cdiff_rt.outputs.influence import InfluenceRecorder
     from cdiff_rt.outputs.trajectory import TrajectoryRecorder
     from cdiff_rt.pipeline import Pipeline
@@ -94,6 +101,8 @@ def one_request(
     if out.suffix != ".npz":  # before the model loads; what it writes, unless its latents are the data
         output_paths(out, usual.seed, usual.numbers, beside=Beside(tuple(kinds), **more), force=force)
     pipeline = Pipeline.from_pretrained(**opened)
+    suffix = IMAGE if pipeline.manifest.image_size else LATENT
+    output_paths(out, usual.seed, usual.numbers, suffix, Beside(tuple(kinds), **more), force=force)
     with ExitStack() as stack:
         recorders = [stack.enter_context(kind(out, pipeline.decode)) for kind in kinds]
         progress = stack.enter_context(Progress(usual.sampling().steps, "denoising"))

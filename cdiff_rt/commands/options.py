@@ -69,7 +69,7 @@ class Late(click.Choice):
 class Seed(click.ParamType):
     """A number, or "random" for one that is drawn now and told."""
 
-    name = "number|random"
+    name = "seed"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         if value == "random":
@@ -84,7 +84,8 @@ def setting(name: str) -> Decorator:
     kind: Any = Seed() if name == "seed" else Late(about.choices) if about.choices else about.value_type
     told = "the model's" if name in INFLUENCES else default
     does = about.does if told in (None, ()) else f"{about.does} Default: {told}."
-    return option(about.group, f"--{name}", does, type=kind, multiple=isinstance(default, tuple))
+    metavar = {"seed": "N|random", "without": "NAME"}.get(name)
+    return option(about.group, f"--{name}", does, type=kind, multiple=isinstance(default, tuple), metavar=metavar)
 
 
 def settings(*leaving_out: str) -> Decorator:
@@ -99,24 +100,44 @@ def chosen_settings(options: dict[str, Any]) -> dict[str, Any]:
 
 
 condition_options = together(
-    option(CONDITIONS, "--mask", "Follow this label map, a PNG (docs/masks.md).", type=PATH),
-    option(CONDITIONS, "--text", "Follow this sentence, of age, beard, hair, glasses and smile."),
-    option(CONDITIONS, "--condition", "others", "Give a condition by the name of a modality.", **NAMED),
+    option(
+        CONDITIONS, "--mask", "Follow this segmentation mask, a PNG of labels or colours (docs/masks.md).", type=PATH
+    ),
+    option(CONDITIONS, "--text", "Follow this English sentence about age, beard, hair, glasses and smile."),
+    option(
+        CONDITIONS, "--condition", "others", "Give a condition by its name, e.g. mask=m.png; may be repeated.", **NAMED
+    ),
 )
 output_options = together(
     option(
-        OUTPUT, "--out", "Write to this .png file, or into this folder by the next free name.", type=PATH, default="out"
+        OUTPUT,
+        "--out",
+        "Write to this .png file, or to seed0-000.png and so on in this folder.",
+        type=PATH,
+        default="out",
     ),
-    option(OUTPUT, "--force", "Overwrite files that exist.", is_flag=True),
-    option(OUTPUT, "--save-influence", "Also write each condition's influence at each step.", is_flag=True),
-    option(OUTPUT, "--save-latent", "Also write the latent, as .npz.", is_flag=True),
-    option(OUTPUT, "--scale", "Enlarge the pictures written beside an image so many times.", type=SCALES, default=1),
+    option(OUTPUT, "--force", "Replace existing files of the same names.", is_flag=True),
+    option(
+        OUTPUT,
+        "--save-influence",
+        "Write pictures and data of each condition's influence to NAME.influence/.",
+        is_flag=True,
+    ),
+    option(OUTPUT, "--save-latent", "Write the latent (the model's internal image) to NAME.npz.", is_flag=True),
+    option(
+        OUTPUT, "--scale", "Enlarge the pictures that the --save options write by this factor.", type=SCALES, default=1
+    ),
 )
-model_option = option(MODEL, "--model", "Run this model, embedded or a bundle's folder.", default="faces-128")
+model_option = option(
+    MODEL, "--model", "Use this model: the name of an included one, or the folder of a bundle.", default="faces-128"
+)
 backend_option = option(
-    MODEL, "--backend", "Compute by this backend (`cdiff-rt doctor`); auto takes the fastest.", default="onnxruntime"
+    MODEL,
+    "--backend",
+    "Run on this library (see `cdiff-rt doctor`), or auto for the fastest that works.",
+    default="onnxruntime",
 )
-json_option = option(OUTPUT, "--json", "json_file", "Also write all figures to this file.", type=PATH)
+json_option = option(OUTPUT, "--json", "json_file", "Write all results to this JSON file.", type=PATH)
 
 
 def given(names: Iterable[str]) -> str | None:

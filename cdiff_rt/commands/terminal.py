@@ -27,6 +27,9 @@ class Commands(click.Group):
             result = super().main(*args, **kwargs | {"standalone_mode": False})
         except CdiffError as error:
             fail(str(error), error.exit_code)
+        except ModuleNotFoundError as error:
+            remedy = "`cdiff-rt doctor` lists what is there, and pyproject.toml the extra that brings it"
+            fail(f"{error.name} is not installed; {remedy}", 5)
         except MemoryError:
             fail("memory: it ran out; choose a smaller batch", 6)
         except click.exceptions.NoArgsIsHelpError as error:

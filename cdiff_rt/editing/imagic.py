@@ -7,7 +7,6 @@ alpha 0, and the wanted one, alpha 1. The work folder holds all that, so that an
 
 import hashlib
 import json
-import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -30,6 +29,7 @@ from cdiff_rt.manifest import NAME, Bundle, Modality, sha256
 from cdiff_rt.nets.autoencoder import AutoencoderKL
 from cdiff_rt.nets.collaborative import Expert
 from cdiff_rt.nets.imagic import Diffusion, Draw, adam, descend
+from cdiff_rt.notes import log
 from cdiff_rt.outputs.files import disk_errors
 from cdiff_rt.outputs.generated import Generated
 from cdiff_rt.sampling import noise
@@ -39,7 +39,6 @@ from cdiff_rt.settings import Settings, check_seed
 TUNING, BUNDLE = "tuning.json", "bundle"
 MOST_ITERATIONS = 100_000
 SAVED_EVERY, TOLD_EVERY = 50, 100  # iterations
-log = logging.getLogger("cdiff_rt")
 Alpha = float | Mapping[str, float]  # of all modalities, or by name
 
 

@@ -9,7 +9,6 @@ and the sampling loop, given this x_T and these z_t, walks to the photo exactly,
 take as many steps as a generated image.
 """
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -17,14 +16,14 @@ import numpy as np
 
 from cdiff_rt.errors import BadRequest, check_choice, check_range
 from cdiff_rt.inputs.modalities import Condition
+from cdiff_rt.notes import log
 from cdiff_rt.outputs.generated import Generated
 from cdiff_rt.run import Run, Runner
 from cdiff_rt.sampling.loop import Callback, KnownRegion, StepState
 from cdiff_rt.sampling.solvers import C_NOISE, SolverTable
 from cdiff_rt.sampling.tiers import TIERS
-from cdiff_rt.settings import LARGEST_BATCH, SETTINGS, Settings
+from cdiff_rt.settings import LARGEST_BATCH, SETTINGS, Settings, real
 
-log = logging.getLogger("cdiff_rt")
 ALPHAS = (-10.0, 10.0)  # the lowest and the highest
 Conditions = dict[str, Condition]
 Progress = Callable[[], object]
@@ -147,12 +146,15 @@ def check(
     if not how.eta:
         remedy = f"take a solver that adds noise, e.g. tier {' or '.join(n for n, tier in TIERS.items() if tier.eta)}"
         raise BadRequest("eta", f"0 with {how.solver}, and an edit keeps the noise of every step", remedy)
+    strength = real("strength", strength)
     check_range("strength", strength, 0.0, 1.0)
+    if isinstance(alphas, str) or not isinstance(alphas, Sequence):
+        raise BadRequest("alphas", f"{alphas!r:.80}", "give a list of numbers")
     check_range("number of alphas", len(alphas), 1, LARGEST_BATCH)
-    for alpha in alphas:
+    for alpha in (values := tuple(real("alphas", alpha) for alpha in alphas)):
         check_range("alphas", alpha, *ALPHAS)
     check_choice("method", method, tuple(METHODS))
-    return float(strength), tuple(map(float, alphas))
+    return strength, values
 
 
 def both(progress: Progress | None, callback: Callback | None) -> Callback | None:
@@ -191,6 +193,8 @@ def side_by_side(result: Generated) -> Generated:
 
 
 def tell_change(result: Generated) -> None:
-    for where, levels in result.parameters["edit"].get("change", {}).items():
+    change = result.parameters["edit"].get("change", {})
+    for where, levels in change.items():
         shown = ", ".join(f"{level:.1f}" for level in levels)
-        log.info("%s the edited region pixels changed by %s of 255", where, shown)
+        place = f"{where} the edited region " if len(change) > 1 else ""
+        log.info("%spixels changed by %s of 255 on average", place, shown)

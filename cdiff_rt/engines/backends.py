@@ -2,7 +2,6 @@
 
 import importlib
 import importlib.util
-import logging
 import shutil
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,8 +10,8 @@ from cdiff_rt.engines.base import DTYPES, DeviceEngine, Engine, Placement, Preci
 from cdiff_rt.engines.cuda import why_no_device
 from cdiff_rt.errors import BadEnvironment, BadRequest
 from cdiff_rt.manifest import Bundle, Manifest
+from cdiff_rt.notes import log
 
-log = logging.getLogger("cdiff_rt")
 ANY = tuple(DTYPES)
 
 

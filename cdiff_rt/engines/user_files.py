@@ -1,6 +1,5 @@
 """Files that nobody but their user may have written, replaced whole or not at all."""
 
-import logging
 import os
 import stat
 from collections.abc import Iterator
@@ -8,8 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cdiff_rt.errors import BadArtefact, BadEnvironment, OutOfResource
-
-log = logging.getLogger("cdiff_rt")
+from cdiff_rt.notes import log
 
 
 def cache_folder() -> Path:

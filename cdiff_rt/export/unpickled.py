@@ -6,7 +6,6 @@ name of the standard library that no weights need shows what the file is for, an
 can still do is to take memory or time, or to end the process.
 """
 
-import logging
 import pickle
 import sys
 import zipfile
@@ -27,8 +26,7 @@ from torch.serialization import (
 )
 
 from cdiff_rt.errors import BadArtefact
-
-log = logging.getLogger("cdiff_rt")
+from cdiff_rt.notes import log
 
 ZIP = b"PK\3\4"
 LEGACY = pickle.dumps(MAGIC_NUMBER, 2)

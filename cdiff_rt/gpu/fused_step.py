@@ -63,22 +63,13 @@ def on_cpu(
         weights.copy_(shares)
 
 
-def on_cuda(
-    outs: Tensor,
-    logits: Tensor,
-    x: Tensor,
-    hist: Tensor | None,
-    noise: Tensor | None,
-    numbers: Tensor,
-    weights: Tensor | None,
-    boosted: bool,
-) -> None:
-    """One launch of the kernel, on the current stream of x's device."""
+def on_cuda(outs: Tensor, logits: Tensor, x: Tensor, *others: Tensor | bool | None) -> None:
+    """One launch of the kernel, on the current stream of x's device; `others` are as `on_cpu` has them."""
     from cdiff_rt.gpu.kernel import launch
 
-    check(outs, logits, x, hist, noise, numbers, weights, boosted)
+    check(outs, logits, x, *others)  # type: ignore[arg-type]
     with torch.cuda.device_of(x):  # Triton launches on the current device, wherever the tensors are
-        launch(outs, logits, x, numbers, hist=hist, noise=noise, weights=weights, boosted=boosted)
+        launch(outs, logits, x, *others)  # type: ignore[arg-type]
 
 
 def check(

@@ -1,14 +1,13 @@
 """What is enqueued on a device, captured once as a CUDA graph and replayed; where that can't be, enqueued each time."""
 
-import logging
 from collections.abc import Callable, Sequence
 
 import torch
 
 from cdiff_rt.errors import CdiffError
+from cdiff_rt.notes import log
 
 Enqueue = Callable[[], None]
-log = logging.getLogger("cdiff_rt")
 
 
 class Captured:

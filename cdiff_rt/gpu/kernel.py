@@ -28,10 +28,9 @@ def launch(
     outs: Tensor,
     logits: Tensor,
     x: Tensor,
-    numbers: Tensor,
-    *,
     hist: Tensor | None,
     noise: Tensor | None,
+    numbers: Tensor,
     weights: Tensor | None,
     boosted: bool,
 ) -> None:

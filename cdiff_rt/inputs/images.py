@@ -1,7 +1,6 @@
 """Pictures that come in: label maps, photos and regions, from files, bytes, Pillow's images or arrays."""
 
 import io
-import logging
 import stat
 import struct
 import warnings
@@ -14,12 +13,12 @@ from PIL import Image, ImageOps
 
 from cdiff_rt.errors import BadInput
 from cdiff_rt.inputs.palette import PALETTE
+from cdiff_rt.notes import log
 
 ORIENTATION = 0x0112  # the EXIF tag
 LARGEST_FILE = 64 * 2**20  # bytes
 LARGEST_IMAGE = 25_000_000  # pixels; checked before decoding
 PHOTO_FORMATS = ("PNG", "JPEG", "WEBP")  # by Pillow's names
-log = logging.getLogger("cdiff_rt")
 MASK_HELP = "a mask is a PNG of labels 0-18 (palette or grey) or of the 19 CelebAMask-HQ colours, see docs/masks.md"
 
 

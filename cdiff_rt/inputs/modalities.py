@@ -1,6 +1,5 @@
 """How a user's value becomes what a condition network takes: one row of `KINDS` for each kind of modality."""
 
-import logging
 import math
 import unicodedata
 from collections.abc import Callable, Collection
@@ -14,9 +13,9 @@ from cdiff_rt.inputs import images
 from cdiff_rt.inputs.palette import PALETTE
 from cdiff_rt.inputs.wordpiece import WordPiece
 from cdiff_rt.manifest import Bundle, Manifest, Modality
+from cdiff_rt.notes import log
 
 LONGEST_TEXT = 4096  # characters
-log = logging.getLogger("cdiff_rt")
 
 Condition = images.Picture  # of words a sentence, of numbers an array
 Reader = Callable[[Condition, Modality, Bundle], np.ndarray]

@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from cdiff_rt.errors import BadRequest
+from cdiff_rt.errors import BadRequest, check_type
 from cdiff_rt.outputs import files
 from cdiff_rt.outputs.files import all_or_nothing
 from cdiff_rt.outputs.formats import FORMATS, parameters_text, png_bytes
 from cdiff_rt.outputs.recorder import Recorder
 
 IMAGE, LATENT, OVERLAY = next(iter(FORMATS)), ".npz", ".overlay.png"
+OVERWRITE = "choose another name, or overwrite it with --force (force=True)"
 OVERLAY_SHARE = 0.3  # of the mask, as the reference blends them
 _OTHER_FORMATS = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 
@@ -37,6 +38,8 @@ class Generated:
 
     def png_bytes(self, i: int) -> bytes:
         """Image number `i` of the batch as the content of a PNG file, with all parameters inside."""
+        if not isinstance(i, int) or not 0 <= i < len(self.latents):
+            raise BadRequest("image", f"{i!r:.80}", f"give the number of one of the {len(self.latents)}, from 0 on")
         if not self.images.size:
             raise BadRequest("image", "this model's latents are the data", "take latents, or save to .npz")
         return png_bytes(self.images[i], parameters_text(self._parameters_of(i)))
@@ -57,6 +60,7 @@ class Generated:
         of every recorder that saw the run, the latent as .npz, the mask laid over the image; their pictures are
         enlarged `scale` times. They appear all or not at all. Raises BadRequest or OutOfResource.
         """
+        check_type("out", out, str | Path, "give the path of a folder or file")
         beside = Beside(tuple(recorders), latent, overlay)
         suffix = IMAGE if self.images.size else LATENT
         paths = output_paths(Path(out), self.parameters["seed"], self.numbers, suffix, beside, force=force)
@@ -113,7 +117,7 @@ class Beside:
             if os.path.isdir(target):
                 raise BadRequest("out", f"{target} is a folder", "choose another name")
             if os.path.exists(target) and not force:
-                raise BadRequest("out", f"{target} exists", "choose another name or overwrite it with --force")
+                raise BadRequest("out", f"{target} exists", OVERWRITE)
         for recorder in self.recorders:
             recorder.check_target(path, force=force)
 

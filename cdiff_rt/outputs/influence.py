@@ -1,6 +1,5 @@
 """Influence functions as files: arrays of every step, and pictures of where each modality decides."""
 
-import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, features
 
 from cdiff_rt.errors import BadEnvironment
+from cdiff_rt.notes import log
 from cdiff_rt.outputs.contact_sheet import INK, LINE, PAPER, TILE, Colour, contact_sheet
 from cdiff_rt.outputs.recorder import Recorder, evenly
 from cdiff_rt.sampling.loop import StepState
@@ -18,7 +18,6 @@ LARGEST_PANEL = 256  # pixels per side
 GRID_COLUMNS, GAP = 10, 2  # maps in a line; pixels between them
 MILLISECONDS, LAST_MILLISECONDS = 150, 1500  # a frame of the animation, and the last before it begins again
 COLOURS = ((255, 128, 0), (0, 144, 255), (60, 190, 60), (230, 60, 160), (150, 90, 230))  # by place, then again
-log = logging.getLogger("cdiff_rt")
 
 Maps = dict[str, dict[int, np.ndarray]]  # modality -> step -> [h, w]
 

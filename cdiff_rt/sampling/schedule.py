@@ -41,7 +41,7 @@ class Schedule:
         """
         if not 1 <= steps <= self.train_steps:
             raise BadRequest(
-                "steps", f"{steps} is outside 1-{self.train_steps}", "choose a number of that range, e.g. 50"
+                "steps", f"{steps} is outside 1-{self.train_steps}", "choose a number in that range, e.g. 50"
             )
         if not self._fits(steps):
             near = [n for n in range(1, self.train_steps + 1) if self._fits(n)]
@@ -63,7 +63,7 @@ class Schedule:
         """
         if not 2 <= steps < self.train_steps:
             raise BadRequest(
-                "steps", f"{steps} is outside 2-{self.train_steps - 1}", "choose a number of that range, e.g. 20"
+                "steps", f"{steps} is outside 2-{self.train_steps - 1}", "choose a number in that range, e.g. 20"
             )
         at = np.append(0, among if steps <= len(among) else np.arange(1, self.train_steps))
         lambdas = half_log_snr(self.alpha_bars()[at])

@@ -16,7 +16,7 @@ from cdiff_rt.sampling.schedule import Schedule, half_log_snr
 
 C_X, C_OUT, C_HIST, C_NOISE, D_X, D_OUT, E_X, E_OUT = range(8)
 # Weight of log-SNR in the length of a step of second order, see Schedule.spread. At 0.5 images in 10 steps are 1.8 dB farther
-# from those in 50, and in 16 steps 0.6 dB nearer (`bench --drift --pairs 24`, with earlier weights of faces-128).
+# from those in 50, and in 16 steps 0.6 dB nearer (`bench drift --pairs 24`, with earlier weights of faces-128).
 IN_LOG_SNR = 0.25
 
 

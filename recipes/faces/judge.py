@@ -1,6 +1,6 @@
 """The judge: a small network that says what it sees in a portrait. It learns from painted portraits alone.
 
-`cdiff-rt bench --quality` asks it whether generated faces follow their masks and sentences. `train.py` trains it;
+`cdiff-rt bench quality` asks it whether generated faces follow their masks and sentences. `train.py` trains it;
 then
 
 python -m recipes.faces.judge --data data --work trained --out bench/exams/faces-128

@@ -467,3 +467,42 @@ def test_the_package_names_what_users_need_and_loads_nothing_before(root):
     assert loaded_after("import cdiff_rt", root, "numpy", "PIL", "click") == []
     with pytest.raises(AttributeError, match="has no attribute 'Pipelin'"):
         cdiff_rt.__getattr__("Pipelin")
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda p: p.generate(promt="x"), "argument: 'promt'; it is called text here"),
+        (lambda p: p.generate(conditions="x"), "conditions: a str; give a dict"),
+        (lambda p: p.generate(text=TEXT, x_T=[1, 2]), "x_T: a list; give an array of shape (1, 16, 16, 16)"),
+        (lambda p: p.generate(text=TEXT, contexts={"mask": 3}), "contexts of text: a NoneType; give an array"),
+        (
+            lambda p: p.generate(text=TEXT, contexts={"text": np.zeros(3)}),
+            "contexts of text: shape (3,); give an array",
+        ),
+        (lambda p: p.generate(text=TEXT, inpaint="man.png"), "inpaint: a str; give a cdiff_rt.Inpainting"),
+        (lambda p: p.generate(text=TEXT, callback_on_step_end=3), "callback_on_step_end: a int; give a function"),
+        (lambda p: p.edit("man.png", text=TEXT, alphas="0,1"), "alphas: '0,1'; give a list of numbers"),
+        (lambda p: p.edit("man.png", text=TEXT, strength="1"), "strength: '1'; give a number"),
+        (lambda p: p.edit("man.png", text=TEXT, source="x"), "source: a str; give a dict"),
+        (lambda p: p.edit("man.png", text=TEXT, batch=2), "batch: 2 for an edit"),
+        (lambda p: p.edit("man.png", text=TEXT, eta=0), "eta: 0 with ddim, and an edit keeps the noise"),
+        (lambda p: Pipeline.from_pretrained(None), "model: a NoneType; give an embedded model's name"),
+        (lambda p: Pipeline("faces-128"), "bundle: a str; use Pipeline.from_pretrained"),
+        (lambda p: p.generate(text=TEXT, steps=1).save(3), "out: a int; give the path"),
+        (lambda p: p.generate(text=TEXT, steps=1).png_bytes(1), "image: 1; give the number of one of the 1"),
+    ],
+)
+def test_misuse_is_told_in_words(call, words, pipeline):
+    with pytest.raises(BadRequest) as caught:
+        call(pipeline)
+    assert str(caught.value).startswith(words)
+
+
+@pytest.mark.parametrize(("tier", "steps"), [("turbo", 10), ("fast", 20)])
+def test_an_edit_takes_a_tier_and_the_fewer_steps_it_has(tier, steps, pipeline):
+    photo, seen = pipeline.generate(text=TEXT, tier="turbo").images[0], []
+    given = {"source": {"text": TEXT}, "alphas": (0.0,), "text": TEXT}
+    again = pipeline.edit(photo, **given, tier=tier, progress=lambda: seen.append(1))
+    assert len(seen) == 2 * steps and again.parameters["tier"] == tier
+    assert np.abs(again.images[0].astype(int) - photo).mean() < 6  # the autoencoder's own loss

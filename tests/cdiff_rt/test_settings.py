@@ -100,7 +100,14 @@ def test_every_argument_and_setting_is_a_reserved_name():
 
 @pytest.mark.parametrize(
     ("word", "meant"),
-    [("num_inference_steps", "steps"), ("maks", "mask"), ("promt", None), ("prompt", "text"), ("sead", "seed")],
+    [
+        ("num_inference_steps", "steps"),
+        ("maks", "mask"),
+        ("promt", "text"),
+        ("colour", None),
+        ("prompt", "text"),
+        ("sead", "seed"),
+    ],
 )
 def test_a_wrong_word_is_refused_with_the_right_one(word, meant):
     error = str(unknown_argument(word, ["mask", "text", *SETTINGS]))
