@@ -162,7 +162,7 @@ def test_bad_masks_are_exit_code_3(option, bad_mask, photo, out):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "give at least one of mask, text"),
+        ([], "give --mask, --text or --condition"),
         (["--text", THEN, "--strength", 2], "strength: 2.0 is outside 0-1"),
         (["--text", THEN, "--strength", "nan"], "strength: nan"),
         (["--text", THEN, "--alphas", "a"], "alphas: 'a'"),
