@@ -9,12 +9,13 @@ from cdiff_rt.commands.doctor import doctor
 from cdiff_rt.commands.edit import edit
 from cdiff_rt.commands.export import export
 from cdiff_rt.commands.generate import generate
+from cdiff_rt.commands.options import HELP_NAMES
 from cdiff_rt.commands.terminal import Commands, OneLine
 from cdiff_rt.notes import log
 from cdiff_rt.version import __version__
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Commands, context_settings=HELP_NAMES)
 @click.version_option(__version__, prog_name="cdiff-rt")
 @click.option("--debug", is_flag=True, help="Show a traceback with an error.")
 @click.option("--quiet", "-q", is_flag=True, help="Print only warnings, errors and results.")

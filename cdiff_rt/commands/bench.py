@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from cdiff_rt.commands.options import (
+    HELP_NAMES,
     PATH,
     PRECISIONS,
     GroupedCommand,
@@ -73,7 +74,7 @@ def pairs(default: int) -> Callable[[Callable], Callable]:
     )
 
 
-@click.group()
+@click.group(context_settings=HELP_NAMES)
 def bench() -> None:
     """Measure speed, quality, or accuracy."""
 

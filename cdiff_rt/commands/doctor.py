@@ -4,8 +4,10 @@ import sys
 
 import click
 
+from cdiff_rt.commands.options import GroupedCommand
 
-@click.command()
+
+@click.command(cls=GroupedCommand)
 def doctor() -> None:
     """Say what works here, and why the rest doesn't.
 

@@ -27,7 +27,13 @@ class GroupedOption(click.Option):
         self.group = group
 
 
+HELP_NAMES = {"help_option_names": ["-h", "--help"]}
+
+
 class GroupedCommand(click.Command):
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **{"context_settings": HELP_NAMES} | more)
+
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         groups: dict[str, list[tuple[str, str]]] = {}
         for parameter in self.get_params(ctx):

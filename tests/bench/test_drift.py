@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -44,11 +46,15 @@ def test_a_seed_is_the_same_picture_in_every_tier():
 
 def test_x_T_is_the_same_and_the_noise_of_the_steps_another(short, monkeypatch):
     calls, real = [], Pipeline.generate
-    monkeypatch.setattr(Pipeline, "generate", lambda self, **given: calls.append(given) or real(self, **given))
+    monkeypatch.setattr(
+        Pipeline,
+        "generate",
+        lambda self, settings, **given: calls.append((settings, given)) or real(self, settings, **given),
+    )
     measure("faces-128", "onnxruntime", how=Sampling("dpmpp-2m-sde", 4), pairs=2)
-    assert [call["seed"] for call in calls] == [module.SEED] * 4 + [module.OTHER_SEED] * 2
+    assert [settings.seed for settings, _ in calls] == [module.SEED] * 4 + [module.OTHER_SEED] * 2
     for number in (0, 1):
-        first, *others = (call["x_T"] for call in calls[number::2])
+        first, *others = (given["x_T"] for _, given in calls[number::2])
         assert all(np.array_equal(first, other) for other in others)
 
 
@@ -63,7 +69,9 @@ def test_a_solver_of_the_ode_is_measured_by_its_answer(monkeypatch, short):
         monkeypatch.setattr(
             pipeline,
             "generate",
-            lambda **given: generate(**given | ({"steps": 40} if given["steps"] == reference.steps else {})),
+            lambda settings, **given: generate(
+                replace(settings, steps=40) if settings.steps == reference.steps else settings, **given
+            ),
         )
         return pipeline
 

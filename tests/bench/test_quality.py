@@ -33,11 +33,11 @@ def perfect(monkeypatch):
     """A model that draws exactly what it was asked for, in code, and the calls of it."""
     calls = []
 
-    def generate(self, **arguments):
-        calls.append(arguments)
-        labels = arguments.get("mask", np.zeros((128, 128), np.uint8))
+    def generate(self, settings, *, conditions):
+        calls.append((settings, conditions))
+        labels = conditions.get("mask", np.zeros((128, 128), np.uint8))
         known = {question.sentence: answers for question, answers in zip(QUESTIONS, ANSWERS, strict=True)}
-        answers = np.maximum(known.get(arguments.get("text"), [0, 0]), 0)
+        answers = np.maximum(known.get(conditions.get("text"), [0, 0]), 0)
         return Generated(coded(labels, answers)[None], np.zeros(0), {})
 
     monkeypatch.setattr(Pipeline, "generate", generate)
@@ -141,12 +141,12 @@ def test_a_perfect_model_passes_and_its_control_fails(exam, perfect):
 
 def test_every_way_gets_its_conditions_its_influence_and_its_number_of_the_seed(exam, perfect, bundle):
     examine("faces-128", "torch", how=Sampling(steps=8), pairs=2, images=None)
-    for i, call in enumerate(perfect):
+    for i, (settings, given) in enumerate(perfect):
         way, number = ways(bundle.manifest)[i // 2], i % 2
         conditions = {name: exam.conditions(number)[name] for name in way.modalities}
-        assert {name for name in call if name in ("mask", "text")} == conditions.keys()
-        assert all(np.array_equal(call[name], value) for name, value in conditions.items())
-        assert (call["steps"], call["seed"], call["first"], call["influence"]) == (8, 0, number, way.influence)
+        assert given.keys() == conditions.keys()
+        assert all(np.array_equal(given[name], value) for name, value in conditions.items())
+        assert (settings.steps, settings.seed, settings.first) == (8, 0, number) and settings.influence == way.influence
     assert len(perfect) == 2 * len(NAMES)
 
 

@@ -105,6 +105,7 @@ def rows(mask_file) -> list[dict]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the workers in /proc")
+@pytest.mark.slow
 def test_of_two_workers_one_is_killed_and_nothing_is_lost_or_double(root, rows, pipeline, ray_folder, tmp_path):
     jobs, out = write(tmp_path, rows), tmp_path / "out"
     process = begin(root, jobs, out, ray_folder)
@@ -121,6 +122,7 @@ def test_of_two_workers_one_is_killed_and_nothing_is_lost_or_double(root, rows, 
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the processes in /proc")
+@pytest.mark.slow
 def test_all_is_killed_at_once_and_goes_on_without_ray(root, rows, pipeline, ray_folder, tmp_path):
     jobs, out = write(tmp_path, rows), tmp_path / "out"
     process = begin(root, jobs, out, ray_folder)
@@ -168,6 +170,7 @@ print("still there:", ray.is_initialized())
 """
 
 
+@pytest.mark.slow
 def test_a_row_that_kills_its_workers_fails_alone_and_a_full_disk_ends_all(root, rows, ray_folder, pipeline, tmp_path):
     (tmp_path / "bad.png").write_text("no image")
     odd = [{"id": "deadly", "text": TEXT, "seed": 666}, {"id": "bad", "mask": "bad.png"}]
