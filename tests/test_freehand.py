@@ -15,6 +15,8 @@ SENTENCES = (
 )
 SKIN, HAIR = CLASSES.index("skin"), CLASSES.index("hair")
 
+pytestmark = pytest.mark.slow  # hundreds of images
+
 
 @pytest.fixture(scope="module")
 def exam():

@@ -37,6 +37,7 @@ def test_the_exact_way_does_not_drift_from_itself(short):
     assert len(scale.error) == 2 and (scale.error > 0.05).all() and (scale.psnr < 40).all() and (scale.ssim < 1).all()
 
 
+@pytest.mark.slow
 def test_a_seed_is_the_same_picture_in_every_tier():
     """For its noise is the same path: nearer than the exact tier's images are to each other with other noise."""
     for tier in ("fast", "turbo"):

@@ -42,14 +42,14 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return True if collection_path.name == "test_full_size.py" and not full else None
 
 
-QUICK = ("test_the_autoencoder", "test_one_modality[onnxruntime-text-text]")
+QUICK = "test_the_autoencoder"
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Every run compares all networks on torch, and one expert and the autoencoders on onnxruntime.
+    """Every run compares all networks on torch, and the autoencoders on onnxruntime.
 
-    The other experts come through the same exporter, and tracing them takes minutes.
+    The experts come through the same exporter, as smaller ones of other tests do, and tracing these takes minutes.
     """
     for item in items:
         ours = item.path.parent == Path(__file__).parent

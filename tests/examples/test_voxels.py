@@ -20,6 +20,8 @@ from tests.nets.naive import randomise
 SHAPE = (1, 4, 2, 6)  # unequal sides, so that no two can be mixed up
 CONTEXT = 16
 
+pytestmark = pytest.mark.slow  # four experts of volumes are exported; test_motion has two of lines
+
 
 def unet(out_channels):
     return UNetConfig(
