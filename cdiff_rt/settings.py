@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from cdiff_rt.sampling.tiers import Sampling
 
 LARGEST_SEED, LARGEST_BATCH, LARGEST_FIRST = 2**63 - 1, 256, 2**31
-LARGEST_WEIGHT = 1e6
+WEIGHTS = (0.0, 1e6)
 
 Decay = Literal["none", "linear", "cosine"]
-ROUNDINGS = ("truncate", "nearest")
+DECAYS, ROUNDINGS = get_args(Decay), ("truncate", "nearest")
 
 
 def tier_names() -> Iterable[str]:
@@ -63,13 +63,11 @@ def _names(name: str, value: Any) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class About:
-    """What is known of a setting: how its value is read, what it may be, and what it does."""
+    """What is known of a setting: how its value is read, what it does, and what it may be."""
 
-    group: str  # of the options that it stands among
     kind: Callable[[str, Any], Any]
     does: str  # in a sentence, for --help
-    low: float | None = None
-    high: float = 0.0
+    bounds: tuple[float, float] | None = None
     choices: Callable[[], Iterable[str]] | None = None
 
     @property
@@ -80,8 +78,8 @@ class About:
     def read(self, name: str, value: Any) -> Any:
         """A value of the right type, in its range. Raises BadRequest."""
         value = self.kind(name, value)
-        if self.low is not None:
-            check_range(name, value, self.low, self.high)
+        if self.bounds:
+            check_range(name, value, *self.bounds)
         if self.choices:
             check_choice(name, value, tuple(self.choices()))
         return value
@@ -95,58 +93,21 @@ def _read_fields(settings: "Influence | Settings") -> None:
             object.__setattr__(settings, each.name, about.read(each.name, value))
 
 
-SAMPLING, INFLUENCE, OUTPUT = "Sampling", "Influence of the conditions", "Output"
 ABOUT = {
-    "seed": About(SAMPLING, _whole, "Choose the random noise by a whole number, or random; equal seeds, equal images."),
-    "first": About(
-        SAMPLING, _whole, "Start at image number N of the seed, e.g. 4 to go on after --batch 4.", 0, LARGEST_FIRST
-    ),
-    "batch": About(
-        SAMPLING, _whole, "Make this many images, 1 to 256; for several, --out must be a folder.", 1, LARGEST_BATCH
-    ),
-    "tier": About(
-        SAMPLING,
-        _word,
-        "Choose a preset of solver and steps, instead of setting them. Default: exact.",
-        choices=tier_names,
-    ),
-    "solver": About(
-        SAMPLING,
-        _word,
-        "Set the sampling method yourself; not together with --tier. Default: ddim.",
-        choices=solver_names,
-    ),
-    "steps": About(
-        SAMPLING, _whole, "Set the number of steps yourself, e.g. 25 or 100; not together with --tier. Default: 50."
-    ),
-    "eta": About(SAMPLING, real, "Set how random each DDIM step is: 0 is deterministic. Default: 1.", 0.0, 1.0),
-    "temperature": About(SAMPLING, real, "Scale the random noise that each step adds. Default: 1.", 0.0, 100.0),
-    "decay": About(
-        INFLUENCE,
-        _word,
-        "Choose how the mask's influence fades towards the last step.",
-        choices=lambda: get_args(Decay),
-    ),
-    "factor": About(
-        INFLUENCE, real, "Multiply the influence of fading conditions (the mask) by this.", 0.0, LARGEST_WEIGHT
-    ),
-    "sharpness": About(
-        INFLUENCE,
-        real,
-        "Sharpen the choice between conditions: 0 shares equally, 1 is as trained.",
-        0.0,
-        LARGEST_WEIGHT,
-    ),
-    "boost": About(
-        INFLUENCE, real, "Exaggerate differences in influence by a second softmax of this factor.", 0.0, LARGEST_WEIGHT
-    ),
-    "rounding": About(
-        OUTPUT,
-        _word,
-        "Convert pixels to 0-255 by cutting off (truncate) or rounding (nearest).",
-        choices=lambda: ROUNDINGS,
-    ),
-    "without": About(SAMPLING, _names, "Ignore this condition although it is given; may be repeated."),
+    "seed": About(_whole, "Choose the random noise by a whole number, or random; equal seeds, equal images."),
+    "first": About(_whole, "Start at image number N of the seed, e.g. 4 to go on after --batch 4.", (0, LARGEST_FIRST)),
+    "batch": About(_whole, "Make this many images, 1 to 256; for several, --out must be a folder.", (1, LARGEST_BATCH)),
+    "tier": About(_word, "Choose a preset of solver and steps. Default: exact.", choices=tier_names),
+    "solver": About(_word, "Set the sampling method yourself, without a tier. Default: ddim.", choices=solver_names),
+    "steps": About(_whole, "Set the number of steps yourself, e.g. 25 or 100, without a tier. Default: 50."),
+    "eta": About(real, "Set how random each DDIM step is: 0 is deterministic. Default: 1.", (0.0, 1.0)),
+    "temperature": About(real, "Scale the random noise that each step adds. Default: 1.", (0.0, 100.0)),
+    "decay": About(_word, "Choose how the mask's influence fades towards the last step.", choices=lambda: DECAYS),
+    "factor": About(real, "Multiply the influence of fading conditions (the mask) by this.", WEIGHTS),
+    "sharpness": About(real, "Sharpen the choice between conditions: 0 shares equally, 1 is as trained.", WEIGHTS),
+    "boost": About(real, "Exaggerate differences in influence by a second softmax of this factor.", WEIGHTS),
+    "rounding": About(_word, "Convert pixels to 0-255 by cutting off or by rounding.", choices=lambda: ROUNDINGS),
+    "without": About(_names, "Ignore this condition although it is given; may be repeated."),
 }
 
 

@@ -8,8 +8,10 @@ import click
 
 from cdiff_rt.commands.options import (
     HELP_NAMES,
+    OUTPUT,
     PATH,
     PRECISIONS,
+    SAMPLING,
     GroupedCommand,
     Late,
     backend_option,
@@ -19,11 +21,11 @@ from cdiff_rt.commands.options import (
     setting,
     together,
 )
-from cdiff_rt.settings import OUTPUT, SAMPLING, tier_names
+from cdiff_rt.settings import tier_names
 
 CASES, RUNS = "What is compared", "How it is measured"
 PAIRS, REPEATS, STEPS = click.IntRange(min=2), click.IntRange(min=3), click.IntRange(min=2)
-KINDS = click.Choice(PRECISIONS)
+KINDS, SUITES = click.Choice(PRECISIONS), click.Choice(("cpu", "gpu"))
 
 one_run = together(model_option, backend_option, setting("tier"), setting("solver"), setting("steps"))
 repeats_option = option(
@@ -87,13 +89,7 @@ Examples:
   cdiff-rt bench time --backend onnxruntime --backend openvino --tier exact --tier fast --batch 1 --batch 4""",
 )
 @model_option
-@option(
-    CASES,
-    "--suite",
-    "Compare the backends of the CPU, or those of a GPU.",
-    type=click.Choice(("cpu", "gpu")),
-    default="cpu",
-)
+@option(CASES, "--suite", "Compare the backends of the CPU, or those of a GPU.", type=SUITES, default="cpu")
 @cases
 @figures
 def time(**options: Any) -> None:

@@ -26,6 +26,7 @@ from cdiff_rt.errors import BadEnvironment
 from cdiff_rt.settings import Influence, Settings
 
 EDITING = "Editing"
+METHODS, STAGES = click.Choice(("inversion", "imagic")), (500, 1000)
 OF_INVERSION, OF_IMAGIC = ("source_mask", "source_text", "source_others", "strength", "keep"), ("work", "iterations")
 
 
@@ -51,37 +52,14 @@ Examples:
     **NAMED,
 )
 @option(
-    EDITING,
-    "--method",
-    "Invert the noise, or train on the picture as the paper does (slow; torch).",
-    type=click.Choice(("inversion", "imagic")),
-    default="inversion",
+    EDITING, "--method", "Invert the noise, or train on the picture (slow; torch).", type=METHODS, default="inversion"
 )
-@option(
-    EDITING, "--strength", "Edit only this last share of the steps, 0 to 1; less changes less.", type=float, default=1.0
-)
-@option(
-    EDITING,
-    "--keep",
-    "Freeze the pixels of these labels, by name or number, e.g. hair,18; or all.",
-    default="",
-    metavar="LABELS",
-)
-@option(
-    EDITING,
-    "--alphas",
-    "Make one image per value: 0 is the input, 1 the full edit, e.g. 0,0.5,1,1.5.",
-    default="1",
-    metavar="A,A",
-)
+@option(EDITING, "--strength", "Edit only this last share of the steps, 0 to 1.", type=float, default=1.0)
+@option(EDITING, "--keep", "Freeze the pixels of these labels, e.g. hair,18; or all.", default="", metavar="LABELS")
+@option(EDITING, "--alphas", "Make an image for each: 0 is the input, 1 the full edit.", default="1", metavar="A,A")
 @option(EDITING, "--work", "Keep imagic's progress in this folder and resume from it. Default: OUT.imagic.", type=PATH)
 @option(
-    EDITING,
-    "--iterations",
-    "Set imagic's training steps for embedding and network, e.g. 50 100.",
-    type=(int, int),
-    metavar="N N",
-    default=(500, 1000),
+    EDITING, "--iterations", "Set imagic's training steps, two stages.", type=(int, int), metavar="N N", default=STAGES
 )
 @settings("batch", "first")
 @output_options

@@ -10,6 +10,7 @@ from cdiff_rt.commands.options import (
     CONDITIONS,
     MANY,
     MODEL,
+    OUTPUT,
     PATH,
     PRECISIONS,
     GroupedCommand,
@@ -24,7 +25,7 @@ from cdiff_rt.commands.options import (
     settings,
 )
 from cdiff_rt.commands.terminal import Progress, follow, save
-from cdiff_rt.settings import OUTPUT, Influence, Settings
+from cdiff_rt.settings import Influence, Settings
 
 WITH_JOBS = ("resume", "shard", "workers", "ray_address")
 ALSO_WITH_JOBS = ("jobs", "out", "backend", "precision", "whole_step", "model", "force")

@@ -9,9 +9,10 @@ from typing import Any
 import click
 
 from cdiff_rt.notes import log
-from cdiff_rt.settings import ABOUT, INFLUENCES, OUTPUT, SETTINGS
+from cdiff_rt.settings import ABOUT, INFLUENCES, SETTINGS
 
-CONDITIONS, MODEL, MANY = "Conditions", "Model and backend", "Many images"
+CONDITIONS, SAMPLING, INFLUENCE = "Conditions", "Sampling", "Influence of the conditions"
+OUTPUT, MODEL, MANY = "Output", "Model and backend", "Many images"
 PATH = click.Path(path_type=Path)
 PRECISIONS = ("fp32", "bf16", "fp16")
 SCALES = click.IntRange(1, 16)
@@ -91,7 +92,8 @@ def setting(name: str) -> Decorator:
     told = "the model's" if name in INFLUENCES else default
     does = about.does if told in (None, ()) else f"{about.does} Default: {told}."
     metavar = {"seed": "N|random", "without": "NAME"}.get(name)
-    return option(about.group, f"--{name}", does, type=kind, multiple=isinstance(default, tuple), metavar=metavar)
+    group = OUTPUT if name == "rounding" else INFLUENCE if name in INFLUENCES else SAMPLING
+    return option(group, f"--{name}", does, type=kind, multiple=isinstance(default, tuple), metavar=metavar)
 
 
 def settings(*leaving_out: str) -> Decorator:

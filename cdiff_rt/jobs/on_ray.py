@@ -13,13 +13,14 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from typing import Unpack
 
 import numpy as np
 
 from cdiff_rt.engines.backends import BACKENDS
 from cdiff_rt.errors import BadEnvironment, CdiffError, check_range
 from cdiff_rt.jobs.file import Job
-from cdiff_rt.jobs.run import Assignment, Outcome, make, prepare, write_outcomes
+from cdiff_rt.jobs.run import Assignment, How, Outcome, make, prepare, write_outcomes
 from cdiff_rt.outputs.files import disk_errors
 from cdiff_rt.pipeline import Pipeline
 
@@ -36,10 +37,7 @@ def run_on_ray(
     out: str | Path,
     workers: int = 2,
     address: str | None = None,
-    *,
-    shard: str = "1/1",
-    resume: bool = False,
-    force: bool = False,
+    **how: Unpack[How],
 ) -> Iterator[Outcome]:
     """As `run_jobs`, on `workers` processes, each with such a pipeline; the images are the same.
 
@@ -47,7 +45,7 @@ def run_on_ray(
     this machine for this run. All machines see model, masks and `out` under the same paths. Raises BadEnvironment if Ray
     is not installed or fails, and as `run_jobs`.
     """
-    return run(prepare(pipeline, jobs, out, shard=shard, resume=resume, force=force), pipeline, workers, address)
+    return run(prepare(pipeline, jobs, out, **how), pipeline, workers, address)
 
 
 def run(work: Assignment, pipeline: Pipeline, workers: int, address: str | None = None) -> Iterator[Outcome]:

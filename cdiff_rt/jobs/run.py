@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from cdiff_rt import schema
 from cdiff_rt.errors import BadArtefact, BadInput, BadRequest
@@ -88,16 +88,16 @@ class Assignment:
         return self.out / f"{job.id}{self.suffix}"
 
 
-def run_jobs(
-    pipeline: Pipeline,
-    jobs: str | Path,
-    out: str | Path,
-    *,
-    shard: str = "1/1",
-    resume: bool = False,
-    force: bool = False,
-) -> Iterator[Outcome]:
-    """Makes the image of each row of the file `jobs`, see rows.py, into the folder `out`; yields what became of it.
+class How(TypedDict, total=False):
+    """What else a run of jobs is told."""
+
+    shard: str  # "i/n": every n-th row from row i on
+    resume: bool
+    force: bool
+
+
+def run_jobs(pipeline: Pipeline, jobs: str | Path, out: str | Path, **how: Unpack[How]) -> Iterator[Outcome]:
+    """Makes the image of each row of the file `jobs`, see file.py, into the folder `out`; yields what became of it.
 
     All rows are checked before this returns, and nothing is written before the first outcome is asked for. A row's
     image is the same as by `Pipeline.generate`, in any shard; shard "2/8" is every eighth row from the second on. With
@@ -105,7 +105,7 @@ def run_jobs(
     it is a first run. Raises BadInput for a bad file, BadRequest if something exists and neither `resume` nor `force`
     is set, and OutOfResource when the disk is full.
     """
-    return run(prepare(pipeline, jobs, out, shard=shard, resume=resume, force=force), pipeline)
+    return run(prepare(pipeline, jobs, out, **how), pipeline)
 
 
 def run(work: Assignment, pipeline: Pipeline) -> Iterator[Outcome]:
