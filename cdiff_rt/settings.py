@@ -105,7 +105,7 @@ ABOUT = {
     "decay": About(_word, "Choose how the mask's influence fades towards the last step.", choices=lambda: DECAYS),
     "factor": About(real, "Multiply the influence of fading conditions (the mask) by this.", WEIGHTS),
     "sharpness": About(real, "Sharpen the choice between conditions: 0 shares equally, 1 is as trained.", WEIGHTS),
-    "boost": About(real, "Exaggerate differences in influence by a second softmax of this factor.", WEIGHTS),
+    "boost": About(real, "Apply a second softmax of this factor to the influence; 0 levels it.", WEIGHTS),
     "rounding": About(_word, "Convert pixels to 0-255 by cutting off or by rounding.", choices=lambda: ROUNDINGS),
     "without": About(_names, "Ignore this condition although it is given; may be repeated."),
 }

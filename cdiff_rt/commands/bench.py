@@ -59,7 +59,7 @@ cases = together(
     setting("solver"),
     setting("steps"),
     repeats_option,
-    option(RUNS, "--after", "Also compare the latents of each case after this many steps.", type=STEPS),
+    option(RUNS, "--after", "Also compare latents with the first case's after this many steps.", type=STEPS),
     option(RUNS, "--pairwise", "Load only two cases at a time, to save memory.", is_flag=True),
 )
 figures = together(
@@ -93,7 +93,7 @@ Examples:
 @cases
 @figures
 def time(**options: Any) -> None:
-    """Time whole images on each backend, in turns."""
+    """Time whole images; the backends take turns."""
     compare("image", **options)
 
 
@@ -116,7 +116,7 @@ def step(**options: Any) -> None:
 @repeats_option
 @figures
 def start(model: str, repeats: int, **files: Any) -> None:
-    """Time the command in a new process."""
+    """Time `generate` in a new process."""
     from cdiff_rt.bench import startup
 
     tell(lambda: [startup.measure(model, repeats)], **files)
@@ -145,7 +145,10 @@ def quality(json_file: Path | None, **options: Any) -> None:
 @pairs(5)
 @json_option
 def drift(json_file: Path | None, **options: Any) -> None:
-    """Measure how far a tier strays from exact."""
+    """Measure how far a tier strays from exact.
+
+    A second row tells how far the exact tier strays from itself with other noise.
+    """
     from cdiff_rt.bench import drift, report
 
     how = sampling_of(options)

@@ -52,14 +52,27 @@ Examples:
     **NAMED,
 )
 @option(
-    EDITING, "--method", "Invert the noise, or train on the picture (slow; torch).", type=METHODS, default="inversion"
+    EDITING,
+    "--method",
+    "Invert the picture to noise, or train on it (slow; needs torch).",
+    type=METHODS,
+    default="inversion",
 )
 @option(EDITING, "--strength", "Edit only this last share of the steps, 0 to 1.", type=float, default=1.0)
-@option(EDITING, "--keep", "Freeze the pixels of these labels, e.g. hair,18; or all.", default="", metavar="LABELS")
-@option(EDITING, "--alphas", "Make an image for each: 0 is the input, 1 the full edit.", default="1", metavar="A,A")
+@option(
+    EDITING, "--keep", "Freeze what has these labels in both masks, e.g. hair,18; or all.", default="", metavar="LABELS"
+)
+@option(
+    EDITING, "--alphas", "Make an image for each, all in one .png: 0 the input, 1 the edit.", default="1", metavar="A,A"
+)
 @option(EDITING, "--work", "Keep imagic's progress in this folder and resume from it. Default: OUT.imagic.", type=PATH)
 @option(
-    EDITING, "--iterations", "Set imagic's training steps, two stages.", type=(int, int), metavar="N N", default=STAGES
+    EDITING,
+    "--iterations",
+    "Set imagic's training steps for embedding and network.",
+    type=(int, int),
+    metavar="N N",
+    default=STAGES,
 )
 @settings("batch", "first")
 @output_options

@@ -26,7 +26,7 @@ Examples:
     BUNDLE,
     "--checkpoint",
     "checkpoints",
-    "Read this checkpoint; may be repeated: a later one replaces its branch.",
+    "Read this checkpoint; may be repeated: each replaces the branches it holds.",
     type=PATH,
     multiple=True,
 )
@@ -57,7 +57,7 @@ Examples:
 @option(
     ENGINES,
     "--target",
-    "Build TensorRT engines of this kind (docs/gpu.md).",
+    "Build TensorRT engines of this kind into your cache (docs/gpu.md).",
     type=click.Choice(("tensorrt", "tensorrt-rtx")),
 )
 @option(
@@ -97,7 +97,7 @@ def export(
     whole_step: bool,
     **settings: Any,
 ) -> None:
-    """Turn checkpoints into a bundle, or it into engines.
+    """Make a bundle from checkpoints, or GPU engines.
 
     A bundle holds ONNX networks, their weights and a manifest. TensorRT engines are built from one.
     """

@@ -50,7 +50,7 @@ Examples:
 @model_option
 @backend_option
 @option(
-    MODEL, "--precision", "Compute in this number format; not every backend has each.", type=click.Choice(PRECISIONS)
+    MODEL, "--precision", "Compute in this number format, if the backend supports it.", type=click.Choice(PRECISIONS)
 )
 @option(MODEL, "--whole-step", "Run each step as a single engine; TensorRT backends only (docs/gpu.md).", is_flag=True)
 @option(MANY, "--jobs", "Make an image for each row of this JSON Lines file (docs/jobs.md).", type=PATH)
