@@ -59,6 +59,7 @@ def test_x_T_is_the_same_and_the_noise_of_the_steps_another(short, monkeypatch):
         assert all(np.array_equal(first, other) for other in others)
 
 
+@pytest.mark.slow
 def test_a_solver_of_the_ode_is_measured_by_its_answer(monkeypatch, short):
     """Against as many steps as it takes, here 8; the nearer, the more steps it takes itself."""
     real = Pipeline.from_pretrained
