@@ -99,7 +99,6 @@ def edit(
     beyond it.
     """
     from cdiff_rt.editing import inversion
-    from cdiff_rt.editing.reading import reading_for
     from cdiff_rt.outputs.generated import Beside, output_paths
     from cdiff_rt.outputs.influence import InfluenceRecorder
     from cdiff_rt.pipeline import Pipeline
@@ -123,22 +122,20 @@ def edit(
             place = work or out.with_suffix(".imagic")
             result = by_imagic(pipeline, image, place, iterations, conditions, wished, values, watch)
         else:
-            steps = inversion.calls(wished.sampling().steps, options["strength"])
-            with Progress(steps, "editing") as progress:
-                result = pipeline.edit(
-                    image,
-                    conditions=conditions,
-                    source=source,
-                    read=reading_for(pipeline.manifest.name),
-                    alphas=values,
-                    progress=progress,
-                    callback_on_step_end=watch,
-                    **options,
-                    **changed,
-                )
+            more = {**options, **changed, "conditions": conditions, "source": source, "alphas": values}
+            result = by_inversion(pipeline, image, wished.sampling().steps, callback_on_step_end=watch, **more)
         inversion.tell_change(result)
         result = inversion.side_by_side(result) if strip else result
         save(result, out, recorders, force=force, latent=save_latent, scale=scale)
+
+
+def by_inversion(pipeline: Any, image: Path, length: int, *, strength: float, **more: Any) -> Any:
+    from cdiff_rt.editing import inversion
+    from cdiff_rt.editing.reading import reading_for
+
+    with Progress(inversion.calls(length, strength), "editing") as progress:
+        read = reading_for(pipeline.manifest.name)
+        return pipeline.edit(image, strength=strength, read=read, progress=progress, **more)
 
 
 def by_imagic(
