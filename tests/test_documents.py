@@ -89,7 +89,16 @@ def parse(line: str) -> None:
     command.make_context(command.name, arguments)
 
 
-@pytest.mark.parametrize("document", [d for d in DOCUMENTS if any(b.run for b in blocks(d))], ids=lambda d: d.name)
+TYPED = [
+    pytest.param(
+        document, id=document.name, marks=[] if document.name in ("README.md", "python.md") else pytest.mark.slow
+    )
+    for document in DOCUMENTS
+    if any(block.run for block in blocks(document))
+]
+
+
+@pytest.mark.parametrize("document", TYPED)
 def test_what_is_typed_works(document, tmp_path):
     if fault := run(document, tmp_path):
         pytest.fail(fault, pytrace=False)

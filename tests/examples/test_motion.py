@@ -242,6 +242,7 @@ def eager(folder):
 GIVEN = {"endpoints": as_numbers(np.array([[-0.5 + 0.1j, 0.6 - 0.2j]]))[0], "style": "loop"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("names", [["endpoints"], ["style"], ["endpoints", "style"]])
 def test_the_runtime_moves_by_either_condition_and_by_both(motion, eager, names):
     given = {name: GIVEN[name] for name in names}
@@ -251,6 +252,7 @@ def test_the_runtime_moves_by_either_condition_and_by_both(motion, eager, names)
     assert np.allclose(result.latents, eager.generate(steps=10, batch=3, **given).latents, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_each_condition_and_the_influence_functions_matter(motion):
     def path(influence=None, **given):
         return motion.generate(steps=10, influence=influence, **given).latents
@@ -261,6 +263,7 @@ def test_each_condition_and_the_influence_functions_matter(motion):
     assert not np.allclose(path(WAYS[MEAN][1], **GIVEN), both, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_influence_is_a_function_of_the_point(motion):
     steps = []
     motion.generate(steps=10, batch=2, callback_on_step_end=steps.append, **GIVEN)
@@ -270,6 +273,7 @@ def test_influence_is_a_function_of_the_point(motion):
     assert influence.std(axis=-1).min() > 1e-3
 
 
+@pytest.mark.slow
 def test_training_and_the_runtime_read_conditions_alike(folder):
     bundle = Bundle.open(folder)
     requests, _ = true_paths(len(NAMES))
@@ -279,6 +283,7 @@ def test_training_and_the_runtime_read_conditions_alike(folder):
         assert np.array_equal(np.concatenate(read), encoder_inputs(requests)[modality.name])
 
 
+@pytest.mark.slow
 def test_every_way_gives_its_conditions_only(motion):
     requests = Requests(np.array([[0j, 1], [1j, -1]]), np.array([1, 3]))
     paths = {way: sample(motion, requests, 0, way) for way in WAYS}
@@ -290,6 +295,7 @@ def test_every_way_gives_its_conditions_only(motion):
         assert np.array_equal(sample(motion, other_ends, 0, way), paths[way]) is not of_ends
 
 
+@pytest.mark.slow
 def test_the_table_counts(motion):
     rows = table(verdicts(motion, 3)).splitlines()
     assert rows[0] == "| paths | endpoints met | style met | both met |"
@@ -297,6 +303,7 @@ def test_the_table_counts(motion):
     assert rows[-1] == "| true paths | 3 of 3 | 3 of 3 | 3 of 3 |"
 
 
+@pytest.mark.slow
 def test_the_plot_is_small_and_of_requests_that_are_not_in_the_table(motion, tmp_path):
     requests, _ = held_out(REQUESTS.stop)
     draw(motion, requests).save(tmp_path / "motion.png")
