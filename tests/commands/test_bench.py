@@ -75,6 +75,7 @@ def test_an_earlier_benchmark_that_cannot_be_read_is_exit_code_3(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_benchmark_is_a_table_and_on_request_files(tmp_path, monkeypatch):
     monkeypatch.setattr("cdiff_rt.bench.latency.SECONDS", 0.0)
     monkeypatch.setattr("cdiff_rt.bench.latency.measure", lambda: None)

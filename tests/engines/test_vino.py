@@ -100,6 +100,7 @@ def vino_in(precision):
     return OnDevice(precision)
 
 
+@pytest.mark.slow
 @needs_bf16
 def test_bf16_is_near_fp32_and_not_the_same_and_its_logits_are_nearer(bundle):
     spec = bundle.manifest.networks["expert.mask"]
@@ -118,6 +119,7 @@ def test_what_runs_once_stays_fp32(network, bundle):
         np.testing.assert_array_equal(half[name], value)
 
 
+@pytest.mark.slow
 @needs_bf16
 def test_an_image_in_bf16_is_the_same_image_and_says_so(bundle, pipeline, mask):
     settings = {"mask": mask, "text": TEXT, "steps": 4, "seed": 3}
