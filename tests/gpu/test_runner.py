@@ -1,4 +1,4 @@
-"""The runner of devices, on the CPU: the same latents as the loop of sampler.py, by other code."""
+"""The runner of devices, on the CPU: the same latents as the loop of sampling/loop.py, by other code."""
 
 import numpy as np
 import pytest
