@@ -1,4 +1,4 @@
-"""Pictures that come in: label maps, photos and regions, from files, bytes, Pillow's images or arrays."""
+"""Pictures that come in: photos and regions, from files, bytes, Pillow's images or arrays."""
 
 import io
 import stat
@@ -12,14 +12,12 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from cdiff_rt.errors import BadInput
-from cdiff_rt.inputs.palette import PALETTE
 from cdiff_rt.notes import log
 
 ORIENTATION = 0x0112  # the EXIF tag
 LARGEST_FILE = 64 * 2**20  # bytes
 LARGEST_IMAGE = 25_000_000  # pixels; checked before decoding
 PHOTO_FORMATS = ("PNG", "JPEG", "WEBP")  # by Pillow's names
-MASK_HELP = "a mask is a PNG of labels 0-18 (palette or grey) or of the 19 CelebAMask-HQ colours, see docs/masks.md"
 
 
 Picture = str | Path | bytes | Image.Image | np.ndarray  # a path, a file's content, or pixels
@@ -36,22 +34,6 @@ def name_of(picture: Picture) -> str:
     return Path(picture).name if isinstance(picture, str | Path) else f"a {type(picture).__name__}"
 
 
-def read_labels(picture: Picture, classes: int) -> tuple[np.ndarray, str]:
-    """A label map -> [H, W] uint8 in 0..classes-1, and how it was read.
-
-    Arrays hold labels, and so do the pixels of palette and grey PNGs; RGB must use the palette's colours exactly. Raises
-    BadInput.
-    """
-    if isinstance(picture, np.ndarray):
-        return check_labels(picture, classes), ""
-    name = name_of(picture)
-    with _opened(picture, "mask", MASK_HELP) as image:
-        _check_header(name, image)
-        image.load()
-        labels, how = _labels_of(name, image)
-    return check_labels(labels, classes, name), how
-
-
 def read_photo(picture: Picture, size: int) -> np.ndarray:
     """The centre square of a PNG, JPEG or WebP file, as its EXIF data turns it, scaled to [size, size, 3] uint8.
 
@@ -63,11 +45,11 @@ def read_photo(picture: Picture, size: int) -> np.ndarray:
             raise BadInput("photo array", seen, f"give uint8 {(size, size, 3)}")
         return picture
     help_, name = "give a PNG, JPEG or WebP file", name_of(picture)
-    with _opened(picture, "photo", help_) as image:
+    with opened(picture, "photo", help_) as image:
         frames = getattr(image, "n_frames", 1)
         if image.format not in (*PHOTO_FORMATS, None) or frames > 1:
             raise BadInput(f"photo {name}", f"format {image.format}, {frames} frames", help_)
-        _check_size(name, "photo", image)
+        check_size(name, "photo", image)
         image.load()
         if image.mode.startswith(("I", "F")):
             raise BadInput(f"photo {name}", f"pixels of mode {image.mode}", "save it with 8 bits per channel")
@@ -107,10 +89,10 @@ def read_region(picture: Picture) -> np.ndarray:
             raise BadInput("region array", f"shape {picture.shape}", "give a square of zeros and ones")
         return picture.astype(np.float32)
     help_, name = "paint it in black and white only and save it as PNG", name_of(picture)
-    with _opened(picture, "region", help_) as image:
+    with opened(picture, "region", help_) as image:
         if image.format not in ("PNG", None) or image.mode not in ("1", "L", "P", "RGB"):
             raise BadInput(f"region {name}", f"format {image.format}, mode {image.mode}", help_)
-        _check_size(name, "region", image)
+        check_size(name, "region", image)
         image.load()
         grey = np.asarray(image.convert("L"))
     levels = set(np.unique(grey).tolist())
@@ -136,7 +118,7 @@ def read_array(value: Picture, what: str) -> np.ndarray:
 
 
 @contextmanager
-def _opened(picture: str | Path | bytes | Image.Image, what: str, help_: str) -> Iterator[Image.Image]:
+def opened(picture: str | Path | bytes | Image.Image, what: str, help_: str) -> Iterator[Image.Image]:
     """A picture of somebody's to read; whatever Pillow has against it is BadInput."""
     if not isinstance(picture, str | Path | bytes | Image.Image):
         seen = f"a {type(picture).__name__}"
@@ -154,18 +136,6 @@ def _opened(picture: str | Path | bytes | Image.Image, what: str, help_: str) ->
         raise BadInput(f"{what} {name_of(picture)}", f"it cannot be read as an image ({error})", help_) from None
 
 
-def check_labels(labels: np.ndarray, classes: int, name: str = "array") -> np.ndarray:
-    """Raises BadInput unless `labels` is a map [H, W] of whole numbers below `classes`."""
-    if labels.ndim != 2 or not labels.size or not np.issubdtype(labels.dtype, np.integer):
-        raise BadInput(f"mask {name}", f"{labels.dtype} of shape {labels.shape}", "a mask is [H, W] of whole numbers")
-    bad = (labels < 0) | (labels >= classes)
-    if bad.any():
-        y, x = np.argwhere(bad)[0]
-        seen = f"label {labels[y, x]} at x {x}, y {y} ({bad.sum()} such pixels); the model knows 0-{classes - 1}"
-        raise BadInput(f"mask {name}", seen, "draw it again with the labels or colours of docs/masks.md")
-    return labels.astype(np.uint8)
-
-
 def check_plain_file(path: Path, what: str, largest: int = LARGEST_FILE) -> None:
     """Raises BadInput unless it is one and has 1 to `largest` bytes."""
     try:
@@ -178,65 +148,11 @@ def check_plain_file(path: Path, what: str, largest: int = LARGEST_FILE) -> None
         raise BadInput(f"{what} {path.name}", f"{status.st_size} bytes", f"a {what} has 1 to {largest} bytes")
 
 
-def _check_size(name: str, what: str, image: Image.Image) -> None:
+def check_size(name: str, what: str, image: Image.Image) -> None:
     width, height = image.size
     if width * height > LARGEST_IMAGE:
         most = f"scale it to at most {LARGEST_IMAGE // 1_000_000} megapixels"
         raise BadInput(f"{what} {name}", f"{width}x{height} pixels", most)
-
-
-def _check_header(file: str, image: Image.Image) -> None:
-    name = f"mask {file}"
-    if image.format not in ("PNG", None):
-        reason = ", which changes labels at their borders" if image.format in ("JPEG", "WEBP") else ""
-        raise BadInput(name, f"format {image.format}{reason}", MASK_HELP)
-    _check_size(file, "mask", image)
-    tiles = getattr(image, "tile", None)
-    stored = tiles[0][3] if tiles else image.mode  # "L;4" for four bits, which Pillow would scale to 0-255
-    if image.mode in ("L", "LA", "RGB", "RGBA") and stored != image.mode:
-        raise BadInput(name, f"pixels stored as {stored}", "save it with 8 bits per channel")
-    frames = getattr(image, "n_frames", 1)
-    if frames > 1:
-        raise BadInput(name, f"an animation of {frames} frames", "save one frame of it")
-    if image.getexif().get(ORIENTATION, 1) != 1:
-        raise BadInput(name, "its EXIF data asks for a rotation", "rotate the pixels and save it without EXIF")
-
-
-def _labels_of(name: str, image: Image.Image) -> tuple[np.ndarray, str]:
-    if image.mode in ("RGBA", "LA"):
-        if np.asarray(image)[..., -1].min() < 255:
-            raise BadInput(f"mask {name}", "it is partly transparent", "save it without an alpha channel")
-        image = image.convert(image.mode[:-1])
-    if image.mode == "P":
-        return _labels_of_palette(name, image)
-    if image.mode == "L":
-        return np.asarray(image), "grey PNG, pixel values are labels"
-    if image.mode == "RGB":
-        return _labels_of_colours(name, np.asarray(image)), "RGB PNG in the CelebAMask-HQ colours"
-    raise BadInput(f"mask {name}", f"pixels of mode {image.mode}", MASK_HELP)
-
-
-def _labels_of_palette(name: str, image: Image.Image) -> tuple[np.ndarray, str]:
-    """Pixel values are labels, unless an editor has sorted the 19 colours anew: then the colours are."""
-    values = np.asarray(image)
-    entries = (image.getpalette("RGB") or [])[: 3 * 256]
-    colours = dict(enumerate(zip(entries[0::3], entries[1::3], entries[2::3], strict=True)))
-    used = {int(value): colours.get(int(value)) for value in np.unique(values)}
-    distinct = len(set(used.values())) == len(used) > 1
-    if distinct and set(used.values()) <= set(PALETTE) and any(PALETTE[v : v + 1] != (c,) for v, c in used.items()):
-        return _labels_of_colours(name, np.asarray(image.convert("RGB"))), "palette PNG in the CelebAMask-HQ colours"
-    return values, "palette PNG, pixel values are labels"
-
-
-def _labels_of_colours(name: str, pixels: np.ndarray) -> np.ndarray:
-    packed = pixels.astype(np.uint32) @ np.array([65536, 256, 1], np.uint32)  # [H, W]
-    table = {(r << 16) | (g << 8) | b: label for label, (r, g, b) in enumerate(PALETTE)}
-    colours, inverse = np.unique(packed, return_inverse=True)
-    strange = [int(colour) for colour in colours if int(colour) not in table]
-    if strange:
-        named = ", ".join(f"#{colour:06x}" for colour in strange[:5])
-        raise BadInput(f"mask {name}", f"{len(strange)} colours off the palette ({named})", MASK_HELP)
-    return np.array([table[int(colour)] for colour in colours], np.uint8)[inverse].reshape(packed.shape)
 
 
 def centre_square(pixels: np.ndarray) -> np.ndarray:

@@ -10,6 +10,7 @@ import numpy as np
 
 from cdiff_rt.errors import BadInput, BadRequest
 from cdiff_rt.inputs import images
+from cdiff_rt.inputs.label_maps import read_labels
 from cdiff_rt.inputs.palette import PALETTE
 from cdiff_rt.inputs.wordpiece import WordPiece
 from cdiff_rt.manifest import Bundle, Manifest, Modality
@@ -35,7 +36,7 @@ def chosen_of(manifest: Manifest, given: Collection[str], without: Collection[st
 
 def read_label_map(value: Condition, modality: Modality, bundle: Bundle) -> np.ndarray:
     """A mask -> one-hot [1, classes, size * size] float32."""
-    labels, how = images.read_labels(value, modality.classes)
+    labels, how = read_labels(value, modality.classes)
     name, (height, width) = images.name_of(value), labels.shape
     square = images.centre_square(labels)
     if height != width:
@@ -52,7 +53,7 @@ def read_label_map(value: Condition, modality: Modality, bundle: Bundle) -> np.n
 
 def draw_labels(value: Condition, modality: Modality) -> np.ndarray:
     """A mask in the colours of docs/masks.md, [S, S, 3] uint8."""
-    labels, _ = images.read_labels(value, modality.classes)
+    labels, _ = read_labels(value, modality.classes)
     return np.array(PALETTE, np.uint8)[images.centre_square(labels) % len(PALETTE)]
 
 

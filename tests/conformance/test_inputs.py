@@ -8,7 +8,7 @@ import pytest
 
 from cdiff_rt.errors import BadRequest
 from cdiff_rt.export import published
-from cdiff_rt.inputs import images
+from cdiff_rt.inputs.label_maps import read_labels
 from cdiff_rt.inputs.modalities import KINDS
 from cdiff_rt.inputs.wordpiece import WordPiece
 from cdiff_rt.sampling import fusion
@@ -28,7 +28,7 @@ def test_masks_become_the_references_labels(golden, measures):
     arrays = golden.arrays("masks")
     for path in sorted(golden.cases.glob("mask*.png")):
         size, number = path.stem.removeprefix("mask").split("_")
-        labels, _ = images.read_labels(path, 19)
+        labels, _ = read_labels(path, 19)
         measures.check("masks", "exact", "", labels, arrays[path.stem])
         expected = arrays[f"ids32_from{size}_{number}"]
         one_hot = KINDS["labels"].read(path, ROWS["mask"], None)
