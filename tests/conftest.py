@@ -16,6 +16,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from PIL import Image
 
 from cdiff_rt.export.checkpoint import Checkpoint
@@ -26,6 +27,8 @@ from tests import tiny
 from tests.shared import once, shared_folder
 
 ROOT = Path(__file__).parents[1]
+settings.register_profile("all", deadline=None, derandomize=True, max_examples=300)
+settings.load_profile("all")  # the same examples in every run: a failure is nobody's luck
 WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")  # "gw0", "gw1" and so on, or none
 
 
