@@ -5,6 +5,7 @@ one below the other. judge.onnx and its weights: image [B, 3, H, W] in [-1, 1] -
 attribute.
 """
 
+import io
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -15,9 +16,11 @@ from PIL import Image
 
 from cdiff_rt import schema
 from cdiff_rt.engines.base import Engine, cores
+from cdiff_rt.engines.graphs import Graph
 from cdiff_rt.engines.ort import OrtEngine
 from cdiff_rt.errors import BadArtefact, BadRequest
-from cdiff_rt.manifest import NetworkSpec, TensorSpec, check_file
+from cdiff_rt.intact import read_intact
+from cdiff_rt.manifest import NetworkSpec, TensorSpec
 
 NAME, MASKS, JUDGE, WEIGHTS = "exam.json", "masks.png", "judge.onnx", "judge.safetensors"
 EXAMS = Path(__file__).parent / "exams"
@@ -70,16 +73,17 @@ class Exam:
         """Raises BadArtefact if a file is missing, altered, or not of this format."""
         try:
             paper = schema.from_json(Paper, json.loads((folder / NAME).read_text(encoding="utf-8")), "exam")
-            for name in (MASKS, JUDGE, WEIGHTS):
-                check_file(folder, name, paper.files.get(name, "none"), f"exam {folder.name}", REMEDY)
-            with Image.open(folder / MASKS) as strip:
+            hashes = {name: paper.files.get(name, "none") for name in (MASKS, JUDGE, WEIGHTS)}
+            content = read_intact(folder, hashes, f"exam {folder.name}", REMEDY)
+            with Image.open(io.BytesIO(content[MASKS])) as strip:
                 labels = np.asarray(strip).reshape(-1, paper.size, paper.size)
             answers = right_answers(paper)
         except (OSError, ValueError, TypeError) as error:
             raise BadArtefact(f"exam {folder}", f"{NAME} cannot be used ({error})", REMEDY) from None
         if len(labels) != len(paper.questions):
             raise BadArtefact(f"exam {folder}", f"{len(labels)} masks, {len(paper.questions)} sentences", REMEDY)
-        judge = OrtEngine(folder / JUDGE, judge_spec(paper.size, paper.classes, paper.attributes), cores())
+        spec = judge_spec(paper.size, paper.classes, paper.attributes)
+        judge = OrtEngine(Graph.of(content, JUDGE, WEIGHTS), spec, cores())
         return cls(paper, labels, answers, judge)
 
     def conditions(self, number: int) -> dict[str, np.ndarray | str]:

@@ -1,26 +1,31 @@
 """The manifest of a bundle: what its networks are, what they take and give, and the hash of every file.
 
 `Bundle.open` is the only way in. It trusts nothing: every file is named here, lies in the folder, and has its hash,
-or the bundle is refused before any of its bytes reach a library. `docs/bundle.md` describes the format.
+or the bundle is refused before any of its bytes reach a library. What was read then is what runs: the folder may change
+afterwards. `docs/bundle.md` describes the format.
 """
 
 import hashlib
 import json
+import math
 import os
-import stat
-from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
 from cdiff_rt import schema
 from cdiff_rt.errors import BadArtefact, BadRequest, check_type
+from cdiff_rt.intact import read_intact, read_whole
 from cdiff_rt.sampling.schedule import Schedule
 from cdiff_rt.settings import RESERVED, Influence
 
 FORMAT = 2
 NAME, DIGEST = "manifest.json", "digest"
 LARGEST_MANIFEST = 4 * 2**20  # bytes
+LARGEST_TENSOR = 2**26  # numbers for one image; 4096 x 4096 pixels are 2**25.6
+LONGEST_SCHEDULE, LONGEST_SENTENCE = 10_000, 2**16  # timesteps; word pieces
+LARGEST_RANK, MOST_CLASSES, MOST_MODALITIES, MOST_FILES = 8, 256, 64, 1000
 MODELS = Path(__file__).parent / "models"  # those that come with cdiff-rt
 DEFAULT_MODEL = "faces-128"
 REBUILD = "export it again with `cdiff-rt export`"
@@ -97,12 +102,12 @@ class Manifest:
     def from_json(cls, text: str) -> "Manifest":
         """Raises BadArtefact for anything but a manifest of this format."""
         try:
-            data = json.loads(text, object_pairs_hook=unique, parse_constant=_refuse)
-        except (ValueError, RecursionError) as error:
+            data = schema.parse(text)
+        except ValueError as error:
             raise BadArtefact(NAME, f"not valid JSON ({error})", REBUILD) from None
         found = data.get("format") if isinstance(data, dict) else None
         if type(found) is not int or found != FORMAT:
-            raise BadArtefact(NAME, f"format {found!r}", f"this cdiff-rt reads format {FORMAT}; {REBUILD}")
+            raise BadArtefact(NAME, f"format {found!r:.80}", f"this cdiff-rt reads format {FORMAT}; {REBUILD}")
         try:
             signed = data.pop(DIGEST)
             manifest = schema.from_json(cls, data, "manifest")
@@ -124,47 +129,39 @@ def digest(data: dict) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def unique(pairs: list[tuple[str, object]]) -> dict:
-    """The `object_pairs_hook` of json that takes no key twice. Raises ValueError."""
-    name, count = Counter(name for name, _ in pairs).most_common(1)[0] if pairs else ("", 0)
-    if count > 1:
-        raise ValueError(f"{name!r} stands twice")
-    return dict(pairs)
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no number")
-
-
 @dataclass(frozen=True, eq=False)
 class Bundle:
-    """A folder that was checked against its manifest."""
+    """A folder's files as they were when they were checked against its manifest; nothing reads the folder again."""
 
-    folder: Path
+    folder: Path  # where it came from
     manifest: Manifest
+    manifest_hash: str  # sha256 of the manifest's file
+    content: Mapping[str, bytes]  # of every file that the manifest names
 
     @classmethod
     def open(cls, folder: Path) -> "Bundle":
-        """Raises BadArtefact if a file is missing, altered, surplus, not a plain file, or outside the folder."""
+        """Raises BadArtefact if a file is missing, altered or no plain file, or the manifest names what cannot be."""
+        what = f"bundle {folder.name}"
+        if not os.path.lexists(folder / NAME):
+            raise BadArtefact(f"bundle {folder}", f"it has no {NAME}", "give the folder that `cdiff-rt export` wrote")
+        text = read_whole(folder / NAME, what, REBUILD, largest=LARGEST_MANIFEST)
         try:
-            return cls._open(folder)
-        except OSError as error:
-            raise BadArtefact(f"bundle {folder}", f"it cannot be read ({error.strerror})", REBUILD) from None
+            manifest = Manifest.from_json(text.decode())
+        except UnicodeDecodeError:
+            raise BadArtefact(NAME, "not UTF-8 text", REBUILD) from None
+        for fault in faults(manifest):
+            raise BadArtefact(what, fault, REBUILD)
+        return cls.of(folder, manifest, hashlib.sha256(text).hexdigest())
 
     @classmethod
-    def _open(cls, folder: Path) -> "Bundle":
-        manifest = Manifest.from_json(_read_manifest(folder))
-        _check_complete(manifest, f"bundle {folder.name}")
-        for name, expected in manifest.files.items():
-            check_file(folder, name, expected)
-        surplus = sorted({path.name for path in folder.iterdir()} - set(manifest.files) - {NAME})
-        if surplus:
-            raise BadArtefact(
-                f"bundle {folder.name}", f"{surplus[0]!r} is not in its {NAME}", f"remove it or {REBUILD}"
-            )
-        return cls(folder, manifest)
+    def of(cls, folder: Path, manifest: Manifest, manifest_hash: str = "") -> "Bundle":
+        """With the files that the manifest names, and their hashes. Raises BadArtefact."""
+        return cls(
+            folder, manifest, manifest_hash, read_intact(folder, manifest.files, f"bundle {folder.name}", REBUILD)
+        )
 
     def path(self, file: str) -> Path:
+        """Where the file lay when it was read."""
         return self.folder / file
 
 
@@ -180,65 +177,110 @@ def find_model(model: str | Path) -> Path:
     return Path(model)
 
 
-def _check_complete(manifest: Manifest, what: str) -> None:
-    """Raises BadArtefact unless the manifest names all that a run needs, and hashes all that it names."""
+def faults(manifest: Manifest) -> Iterator[str]:
+    """What a run would stumble over or never come to the end of, in words: sizes, names, networks that don't fit."""
+    yield from _odd_names(manifest)
+    yield from _odd_numbers(manifest)
     needed = {f"{part}.{m.name}" for part in ("condition", "time", "expert") for m in manifest.modalities}
     needed |= {"vae.decode"} if manifest.image_size else set()
     lacking = sorted(needed - set(manifest.networks))
     if lacking:
-        raise BadArtefact(what, f"it has no network {lacking[0]}", REBUILD)
+        yield f"it has no network {lacking[0]}"
+        return
+    for network, (inputs, outputs) in _signatures(manifest).items():
+        spec = manifest.networks.get(network)
+        for tensors, verb, expected in ((spec.inputs, "take", inputs), (spec.outputs, "give", outputs)) if spec else ():
+            if set(tensors) != set(expected):
+                shapes = ", ".join(f"{t.name} {t.dtype} {list(t.shape)}" for t in expected)
+                yield f"{network} does not {verb} {shapes}, as the rest of {NAME} says"
+
+
+def _odd_names(manifest: Manifest) -> Iterator[str]:
+    names = [modality.name for modality in manifest.modalities]
+    for count, what, most in (
+        (len(names), "modalities", MOST_MODALITIES),
+        (len(manifest.files), "files", MOST_FILES),
+    ):
+        if count > most:
+            yield f"{NAME} names {count} {what}, more than {most}"
+    for name in (manifest.name, *names):
+        if not name or not name.isprintable():
+            yield f"{name!a:.80} cannot be a name"
+    for name in names:
+        if name in RESERVED:
+            yield f"a modality has the name {name!r}, which is that of a setting"
+        if names.count(name) > 1:
+            yield f"two modalities have the name {name!r}"
+    for name in manifest.files:
+        if not is_plain_name(name):
+            yield f"{name!a:.80} in {NAME} is outside its folder"
     vocabularies = [modality.vocabulary for modality in manifest.modalities if modality.kind == "words"]
     graphs = [file for network in manifest.networks.values() for file in network.files]
     for name in (*graphs, manifest.weights, *vocabularies):
         if name not in manifest.files:
-            raise BadArtefact(what, f"{name!r} is used but has no hash in {NAME}", REBUILD)
-    if not manifest.latent_scale > 0:
-        raise BadArtefact(what, f"latent_scale {manifest.latent_scale}", REBUILD)
+            yield f"{name!r:.80} is used but has no hash in {NAME}"
+
+
+def _odd_numbers(manifest: Manifest) -> Iterator[str]:
+    schedule = manifest.schedule
+    if not 0 < manifest.latent_scale < math.inf:
+        yield f"latent_scale {manifest.latent_scale}"
+    if manifest.image_size < 0:
+        yield f"image_size {manifest.image_size}"
+    if not 2 <= schedule.train_steps <= LONGEST_SCHEDULE:
+        yield f"a schedule has 2 to {LONGEST_SCHEDULE} timesteps, this one {schedule.train_steps}"
+    elif not (0 < schedule.beta_start < 1 and 0 < schedule.beta_end < 1 and schedule.alpha_bars()[-1] > 0):
+        yield f"no schedule leads from beta {schedule.beta_start} to {schedule.beta_end}"
     for modality in manifest.modalities:
-        if modality.name in RESERVED:
-            remedy = f"export it again with another name than {', '.join(sorted(RESERVED))}"
-            raise BadArtefact(what, f"a modality has the name {modality.name!r}, which is that of a setting", remedy)
-        taken = {f"condition.{modality.name}": modality.input_shape, f"expert.{modality.name}": manifest.latent_shape}
-        for network, shape in taken.items():
-            if manifest.networks[network].inputs[0].shape[1:] != shape:
-                raise BadArtefact(what, f"{network} does not take {shape}, as the rest of {NAME} says", REBUILD)
+        tensor = TensorSpec(f"modality {modality.name}", modality.input_shape, "")
+        yield from _odd_size(tensor)
+        if modality.kind == "words" and not 2 <= modality.tokens <= LONGEST_SENTENCE:
+            yield f"a sentence of {modality.name} has {modality.tokens} word pieces"
+        if modality.kind == "labels" and (modality.classes > MOST_CLASSES or modality.size < 1):
+            yield f"{modality.name} has {modality.classes} classes in {modality.size} x {modality.size} pixels"
+    for network in manifest.networks.values():
+        for tensor in (*network.inputs, *network.outputs):
+            yield from _odd_size(tensor)
 
 
-def _read_manifest(folder: Path) -> str:
-    path = folder / NAME
-    if not path.is_file() or path.is_symlink():
-        raise BadArtefact(f"bundle {folder}", f"it has no {NAME}", "give the folder that `cdiff-rt export` wrote")
-    if path.stat().st_size > LARGEST_MANIFEST:
-        raise BadArtefact(NAME, f"{path.stat().st_size} bytes", f"a manifest has at most {LARGEST_MANIFEST}")
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise BadArtefact(NAME, "not UTF-8 text", REBUILD) from None
+def _odd_size(tensor: TensorSpec) -> Iterator[str]:
+    sizes = [size for size in tensor.shape if isinstance(size, int)]
+    if len(sizes) > LARGEST_RANK or min(sizes, default=1) < 1 or math.prod(sizes) > LARGEST_TENSOR:
+        yield f"{tensor.name!r:.80} has the shape {list(tensor.shape)!s:.80}"
+
+
+def _signatures(manifest: Manifest) -> dict[str, tuple[list[TensorSpec], list[TensorSpec]]]:
+    """What networks have to take and give, as far as manifest and runtime know them."""
+    size, (channels, *axes) = manifest.image_size, manifest.latent_shape
+    x, out, z, mean, logvar = (_tensor(name, "batch", channels, *axes) for name in ("x", "out", "z", "mean", "logvar"))
+    found = {}
+    if size:
+        image = _tensor("image", "batch", 3, size, size)
+        found = {"vae.decode": ([z], [image]), "vae.encode": ([image], [mean, logvar])}
+    for m in manifest.modalities:
+        inputs = TensorSpec("inputs", ("batch", *m.input_shape), "int64" if m.kind == "words" else "float32")
+        width, packed = (_width(manifest.networks[f"{part}.{m.name}"]) for part in ("time", "condition"))
+        t, projections = TensorSpec("t", ("steps",), "int64"), _tensor("projections", "steps", width)
+        context, logit = _tensor("context", "batch", m.input_shape[0], packed), _tensor("logit", "batch", 1, *axes)
+        found[f"condition.{m.name}"] = [inputs], [context]
+        found[f"time.{m.name}"] = [t], [projections]
+        found[f"expert.{m.name}"] = [x, _tensor("projections", 1, width), context], [out, logit]
+    return found
+
+
+def _tensor(name: str, *shape: int | str) -> TensorSpec:
+    return TensorSpec(name, shape, "float32")
+
+
+def _width(network: NetworkSpec) -> int:
+    """The last size of its first output."""
+    size = network.outputs[0].shape[-1] if network.outputs and network.outputs[0].shape else 0
+    return size if isinstance(size, int) else 0
 
 
 def is_plain_name(name: str) -> bool:
     """Whether `name` can only be a file of the folder itself."""
-    return bool(name) and name == Path(name).name and "\0" not in name and "\\" not in name
-
-
-def check_file(folder: Path, name: str, expected: str, what: str = "", again: str = REBUILD) -> None:
-    """Raises BadArtefact unless `name` is a plain file of `folder` with this sha256."""
-    what = what or f"bundle {folder.name}"
-    if not is_plain_name(name):
-        raise BadArtefact(what, f"{name!r} in {NAME} is outside its folder", "do not use this bundle")
-    try:
-        mode = (folder / name).lstat().st_mode
-    except (OSError, ValueError):
-        raise BadArtefact(what, f"{name} is missing", f"copy the whole folder again or {again}") from None
-    if not stat.S_ISREG(mode):
-        raise BadArtefact(what, f"{name} is not a plain file", "replace the link by the file itself")
-    actual = sha256(folder / name)
-    if actual != expected:
-        raise BadArtefact(
-            what,
-            f"{name} was altered: sha256 {actual[:12]}..., expected {str(expected)[:12]}...",
-            f"copy it again or {again}",
-        )
+    return bool(name) and name == Path(name).name and "\0" not in name and "\\" not in name and name.isprintable()
 
 
 def sha256(path: Path) -> str:

@@ -17,7 +17,7 @@ from cdiff_rt.errors import BadArtefact, BadEnvironment, BadRequest, check_type
 from cdiff_rt.inputs import images
 from cdiff_rt.inputs.inpainting import Inpainting
 from cdiff_rt.inputs.modalities import KINDS, Condition, chosen_of
-from cdiff_rt.manifest import DEFAULT_MODEL, NAME, Bundle, Modality, find_model, sha256
+from cdiff_rt.manifest import DEFAULT_MODEL, Bundle, Modality, find_model
 from cdiff_rt.notes import collected
 from cdiff_rt.outputs.formats import to_uint8
 from cdiff_rt.outputs.generated import Generated
@@ -33,8 +33,11 @@ DEFAULT_BACKEND = "onnxruntime"
 Conditions = Mapping[str, Condition | None]  # by modality; None is the same as leaving one out
 
 
-def _reopened(folder: Path, backend: str, on_device: OnDevice | None) -> "Pipeline":
-    return Pipeline(Bundle.open(folder), backend, on_device)
+def _reopened(folder: Path, manifest_hash: str, backend: str, on_device: OnDevice | None) -> "Pipeline":
+    bundle = Bundle.open(folder)
+    if bundle.manifest_hash != manifest_hash:
+        raise BadArtefact(f"bundle {folder}", "it is another than the pipeline was opened with", "open it again")
+    return Pipeline(bundle, backend, on_device)
 
 
 class Pipeline:
@@ -55,7 +58,7 @@ class Pipeline:
 
     def __reduce__(self) -> tuple:
         """Another process opens the bundle anew, and loads its own engines."""
-        return _reopened, (self.bundle.folder.absolute(), self.backend, self._on_device)
+        return _reopened, (self.bundle.folder.absolute(), self.bundle.manifest_hash, self.backend, self._on_device)
 
     def __enter__(self) -> Self:
         with self._at_work():
@@ -211,9 +214,8 @@ class Pipeline:
 
     def identity(self) -> dict[str, Any]:
         """What made the images, beside the request."""
-        manifest_hash = sha256(self.bundle.path(NAME))
         name, size = self.manifest.name, self.manifest.image_size
-        model = {"model": name, "model_hash": manifest_hash, "size": size}
+        model = {"model": name, "model_hash": self.bundle.manifest_hash, "size": size}
         place = {"backend": self.backend, "precision": self._runner.precision}
         return place | model | {"version": __version__}
 

@@ -33,9 +33,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "notes": set(),
     "errors": set(),
     "schema": set(),
+    "intact": {"errors"},
     "settings": {"errors", "sampling"},
     "sampling": {"errors", "settings", "notes"},
-    "manifest": {"errors", "schema", "sampling", "settings"},
+    "manifest": {"errors", "intact", "schema", "sampling", "settings"},
     "nets": set(),
     "engines": {"errors", "schema", "manifest", "nets", "notes", "version"},
     "inputs": {"errors", "manifest", "notes"},
@@ -43,7 +44,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "runners": {"engines", "errors", "manifest", "run", "sampling", "gpu"},
     "gpu": {"engines", "errors", "manifest", "run", "sampling", "notes"},
     "outputs": {"errors", "manifest", "notes", "sampling"},
-    "exam": {"engines", "errors", "manifest", "schema"},
+    "exam": {"engines", "errors", "intact", "manifest", "schema"},
     "export": {"engines", "errors", "inputs", "manifest", "nets", "notes", "outputs", "sampling", "schema", "settings"},
     "editing": {
         *("engines", "errors", "exam", "export", "inputs", "manifest", "nets", "notes", "outputs", "run", "sampling"),
@@ -78,6 +79,7 @@ MAY_IMPORT |= {
     "__init__": RUNTIME,
 }
 NO_TORCH = {
+    "intact",
     "settings",
     "sampling",
     "manifest",

@@ -158,7 +158,8 @@ def count(manifest: Manifest, network: str, batch: int) -> Operations:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from cdiff_rt.nets.collaborative import ModelConfig, build_part, part_functions, part_of
+    from cdiff_rt.engines.weights import part_of
+    from cdiff_rt.nets.collaborative import ModelConfig, build_part, part_functions
 
     config = schema.from_json(ModelConfig, manifest.source, "source")
     counter, spec = FlopCounterMode(display=False), manifest.networks[network]

@@ -25,7 +25,7 @@ from cdiff_rt.errors import BadArtefact, BadRequest, check_range
 from cdiff_rt.export.refit import refit
 from cdiff_rt.inputs import images
 from cdiff_rt.inputs.modalities import KINDS, Condition, chosen_of
-from cdiff_rt.manifest import NAME, Bundle, Modality, sha256
+from cdiff_rt.manifest import Bundle, Modality
 from cdiff_rt.nets.autoencoder import AutoencoderKL
 from cdiff_rt.nets.collaborative import Expert
 from cdiff_rt.nets.imagic import Diffusion, Draw, adam, descend
@@ -187,7 +187,7 @@ def restore(path: Path, parameters: Mapping[str, nn.Parameter], optimizer: torch
 def _claim(work: Path, bundle: Bundle, photo: np.ndarray, inputs: Mapping[str, np.ndarray], settings: Tuning) -> None:
     """Says in `work` what is tuned there, or sees that it is this."""
     conditions = {name: hashlib.sha256(value.tobytes()).hexdigest() for name, value in inputs.items()}
-    shown = {"model": sha256(bundle.path(NAME)), "photo": hashlib.sha256(photo.tobytes()).hexdigest()}
+    shown = {"model": bundle.manifest_hash, "photo": hashlib.sha256(photo.tobytes()).hexdigest()}
     text = json.dumps(shown | {"conditions": conditions, "settings": asdict(settings)}, indent=1) + "\n"
     path = work / TUNING
     if not path.exists() and work.exists() and any(work.iterdir()):

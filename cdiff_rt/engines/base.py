@@ -1,13 +1,15 @@
 """What an engine is: one network of a bundle on one backend, on the CPU or on a device."""
 
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 
-from cdiff_rt.manifest import NetworkSpec, TensorSpec
+from cdiff_rt.errors import BadArtefact, CdiffError, OutOfResource
+from cdiff_rt.manifest import REBUILD, NetworkSpec, TensorSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -89,3 +91,57 @@ def check_inputs(spec: NetworkSpec, inputs: dict[str, np.ndarray]) -> None:
         )
         fits = array.shape == expected and len(array.shape) == len(tensor.shape) and str(array.dtype) == tensor.dtype
         assert fits, f"{spec.file}: {tensor.name} is {array.dtype} {array.shape}, expected {tensor}"
+
+
+Signature = Mapping[str, tuple[str, tuple[int | None, ...] | None]]  # name -> type and shape, as far as they are known
+
+
+def check_signature(spec: NetworkSpec, found: Signature) -> None:
+    """Raises BadArtefact unless a network takes and gives what the manifest says."""
+    wanted = {tensor.name: tensor for tensor in (*spec.inputs, *spec.outputs)}
+    if set(found) != set(wanted):
+        raise refused(spec, f"its inputs and outputs are {', '.join(sorted(found))}")
+    for name, (dtype, shape) in found.items():
+        if dtype != wanted[name].dtype or (shape is not None and not _fits(shape, wanted[name].shape)):
+            sizes = [size or "?" for size in shape or ()]
+            raise refused(spec, f"{name} is {dtype} {sizes}, not {wanted[name].dtype} {list(wanted[name].shape)}")
+
+
+def _fits(found: tuple[int | None, ...], wanted: tuple[int | str, ...]) -> bool:
+    """Sizes that are open in the manifest are open in the graph, and those that are known in both are equal."""
+    return len(found) == len(wanted) and all(a is None or a == b for a, b in zip(found, wanted, strict=True))
+
+
+def check_outputs(spec: NetworkSpec, outputs: Mapping[str, np.ndarray]) -> None:
+    """Raises BadArtefact unless their shapes are those of the manifest."""
+    for tensor in spec.outputs:
+        shape = outputs[tensor.name].shape
+        known = tuple(n if isinstance(d, str) else d for d, n in zip(tensor.shape, shape, strict=False))
+        if shape != known or len(shape) != len(tensor.shape):
+            raise refused(spec, f"it gives {tensor.name} {list(shape)}, not {list(tensor.shape)}")
+
+
+def refused(spec: NetworkSpec, reason: str) -> BadArtefact:
+    return BadArtefact(f"network {spec.file}", reason, REBUILD)
+
+
+# As C++, onnxruntime, openvino and torch say it.
+_NO_MEMORY = re.compile(
+    r"bad_alloc|bad array new length|out of memory|(can.?t|cannot|fail\w*|unable) (to )?allocate", re.IGNORECASE
+)
+
+MORE_MEMORY = "close other programs, or use a machine with more memory"
+
+
+def ran_out(error: Exception) -> bool:
+    """Whether a library's exception is for want of memory."""
+    return isinstance(error, MemoryError) or bool(_NO_MEMORY.search(str(error)))
+
+
+def failure(spec: NetworkSpec, library: str, error: Exception, *, running: bool = False) -> CdiffError:
+    """What a library's exception means: there is no memory, or else the network is at fault."""
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    if ran_out(error):
+        remedy = "choose a smaller batch" if running else MORE_MEMORY
+        return OutOfResource(f"{'running' if running else 'loading'} {spec.file}", reason, remedy)
+    return refused(spec, f"{library} {'cannot run' if running else 'refuses'} it ({reason})")

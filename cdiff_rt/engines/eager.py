@@ -1,21 +1,36 @@
 """PyTorch, eagerly, from the same weights as the bundle's ONNX graphs: the baseline and the check of the others."""
 
-from collections.abc import Callable
-from pathlib import Path
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from cdiff_rt import schema
-from cdiff_rt.engines.base import DTYPES, Placement, Precision, check_inputs, device_spec, precision_of
-from cdiff_rt.errors import BadArtefact
-from cdiff_rt.manifest import Bundle, NetworkSpec
-from cdiff_rt.nets.collaborative import ModelConfig, build_part, part_functions, part_of
+from cdiff_rt.engines.base import (
+    DTYPES,
+    MORE_MEMORY,
+    Placement,
+    Precision,
+    check_inputs,
+    check_outputs,
+    device_spec,
+    failure,
+    precision_of,
+    ran_out,
+)
+from cdiff_rt.engines.weights import fp32, part_of, places
+from cdiff_rt.errors import BadArtefact, OutOfResource
+from cdiff_rt.manifest import REBUILD, Bundle, NetworkSpec, digest
+from cdiff_rt.nets.collaborative import ModelConfig, build_part, part_functions
 
-# (folder, part of the model, device, type) -> the module, as long as an engine uses it: a modality's networks share their weights.
-_loaded: WeakValueDictionary[tuple[Path, str, str, torch.dtype], nn.Module] = WeakValueDictionary()
+# (weights, what they make, part of it, device, type) -> the module, as long as an engine uses it: a modality's networks
+# share their weights.
+_loaded: WeakValueDictionary[tuple[str, str, str, str, torch.dtype], nn.Module] = WeakValueDictionary()
 
 
 class EagerEngine:
@@ -34,8 +49,13 @@ class EagerEngine:
     def __call__(self, **inputs: np.ndarray) -> dict[str, np.ndarray]:
         check_inputs(self.spec, inputs)
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=self._autocast):
-            outputs = self._function(*(torch.from_numpy(inputs[tensor.name]) for tensor in self.spec.inputs))
-        return {tensor.name: value.float().numpy() for tensor, value in zip(self.spec.outputs, outputs, strict=True)}
+            try:
+                outputs = self._function(*(torch.from_numpy(inputs[tensor.name]) for tensor in self.spec.inputs))
+            except (RuntimeError, IndexError, MemoryError) as error:
+                raise failure(self.spec, "torch", error, running=True) from error
+        arrays = {t.name: value.float().numpy() for t, value in zip(self.spec.outputs, outputs, strict=True)}
+        check_outputs(self.spec, arrays)
+        return arrays
 
     def close(self) -> None:
         del self._function, self._module
@@ -68,21 +88,39 @@ class EagerDeviceEngine:
 
 
 def load_part(bundle: Bundle, part: str) -> nn.Module:
-    """A part of the bundle's model in fp32, its weights read one by one."""
-    from safetensors import safe_open
-
+    """A part of the bundle's model in fp32, its weights read one by one. Raises BadArtefact, OutOfResource."""
+    content = bundle.content[bundle.manifest.weights]
     try:
-        with torch.device("meta"):
+        stored = places(content)
+        with torch.device("meta"), at_most(len(stored)):
             module = build_part(schema.from_json(ModelConfig, bundle.manifest.source, "source"), part)
-        with safe_open(bundle.path(bundle.manifest.weights), "pt") as file:
-            weights = {name: file.get_tensor(f"{part}.{name}").float() for name in module.state_dict()}
+        weights = {name: torch.from_numpy(fp32(content, stored[f"{part}.{name}"])) for name in module.state_dict()}
         module.load_state_dict(weights, assign=True)
-    except Exception as error:  # of the description, of safetensors and of torch: no base class but this
+    except Exception as error:  # of the description and of torch: no base class but this
         reason = " ".join(str(error).split())[:200]
+        if ran_out(error):
+            raise OutOfResource(f"loading {part}", reason or "no memory", MORE_MEMORY) from error
         raise BadArtefact(
-            f"bundle {bundle.folder.name}", f"its weights do not make its model ({reason})", "export it again"
+            f"bundle {bundle.folder.name}", f"its weights do not make its model ({reason})", REBUILD
         ) from error
     return module.eval().requires_grad_(False)
+
+
+@contextmanager
+def at_most(count: int) -> Iterator[None]:
+    """Raises ValueError when modules get more parameters: a description may ask for a billion layers."""
+    thread, left = threading.get_ident(), [count]
+
+    def seen(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        left[0] -= threading.get_ident() == thread
+        if left[0] < 0:
+            raise ValueError(f"the model has more than these {count} weights")
+
+    hook = register_module_parameter_registration_hook(seen)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def load(bundle: Bundle, network: str, placement: Placement, compiled: bool = False) -> EagerEngine:
@@ -107,8 +145,9 @@ def load_device(bundle: Bundle, network: str, placement: Placement, compiled: bo
 
 def _module(bundle: Bundle, network: str, device: str, dtype: torch.dtype) -> nn.Module:
     """The part of the model that a network is of; networks of one part and place share it."""
-    key = bundle.folder, part_of(network), device, dtype
+    manifest, part = bundle.manifest, part_of(network)
+    key = manifest.files[manifest.weights], digest(manifest.source), part, device, dtype
     module = _loaded.get(key)
     if module is None:
-        module = _loaded[key] = load_part(bundle, key[1]).to(device, dtype)
+        module = _loaded[key] = load_part(bundle, part).to(device, dtype)
     return module

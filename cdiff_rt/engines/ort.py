@@ -1,13 +1,13 @@
 """ONNX Runtime: on the CPU the default backend, which needs neither PyTorch nor a GPU; and on CUDA."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cdiff_rt.engines.base import Placement, check_inputs, device_spec
-from cdiff_rt.errors import BadArtefact, BadEnvironment, OutOfResource
+from cdiff_rt.engines.base import Placement, check_inputs, check_signature, device_spec, failure
+from cdiff_rt.engines.graphs import Graph, graph_of
+from cdiff_rt.errors import BadEnvironment
 from cdiff_rt.manifest import Bundle, NetworkSpec
 
 if TYPE_CHECKING:
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 
 class OrtEngine:
-    """The network of an ONNX file whose hash was checked."""
+    """The network of a graph that was checked."""
 
-    def __init__(self, path: Path, spec: NetworkSpec, threads: int) -> None:
+    def __init__(self, graph: Graph, spec: NetworkSpec, threads: int) -> None:
         import onnxruntime as ort
 
         self.spec = spec
@@ -25,16 +25,15 @@ class OrtEngine:
         options.intra_op_num_threads = threads
         # Threads that spin while they wait would take the cores from the other engines of the step.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        self._session = _open(path, spec, options, ["CPUExecutionProvider"])
+        self._session = _open(graph, spec, options, ["CPUExecutionProvider"])
         self._outputs = [tensor.name for tensor in self.spec.outputs]
 
     def __call__(self, **inputs: np.ndarray) -> dict[str, np.ndarray]:
         check_inputs(self.spec, inputs)
         try:
             outputs = self._session.run(self._outputs, inputs)
-        except Exception as error:  # see above; a checked network with checked inputs fails for want of memory
-            reason = str(error).splitlines()[0]
-            raise OutOfResource(f"running {self.spec.file}", reason, "choose a smaller batch") from error
+        except Exception as error:  # onnxruntime's own exceptions share no base class but this
+            raise failure(self.spec, "onnxruntime", error, running=True) from error
         return dict(zip(self._outputs, outputs, strict=True))
 
     def close(self) -> None:
@@ -46,11 +45,11 @@ class OrtDeviceEngine:
 
     capturable = False
 
-    def __init__(self, path: Path, spec: NetworkSpec, device: str) -> None:
+    def __init__(self, graph: Graph, spec: NetworkSpec, device: str) -> None:
         import onnxruntime as ort
 
         self.spec, self._device = spec, device
-        self._session = _open(path, spec, ort.SessionOptions(), [_provider(device)])
+        self._session = _open(graph, spec, ort.SessionOptions(), [_provider(device)])
         self._options = ort.RunOptions()
         self._options.add_run_config_entry("disable_synchronize_execution_providers", "1")  # the stream keeps the order
 
@@ -80,34 +79,34 @@ def _provider(device: str) -> "str | tuple[str, dict[str, str]]":
     return "CUDAExecutionProvider", {"device_id": index, "user_compute_stream": str(stream), "use_tf32": "0"}
 
 
-def _open(path: Path, spec: NetworkSpec, options: Any, providers: list) -> Any:
-    """A session on the first of `providers`, and nowhere else. Raises BadArtefact, BadEnvironment."""
+def _open(graph: Graph, spec: NetworkSpec, options: Any, providers: list) -> Any:
+    """A session on the first of `providers`, and nowhere else. Raises BadArtefact, BadEnvironment, OutOfResource."""
     import onnxruntime as ort
 
     options.log_severity_level = 3
+    options.add_external_initializers_from_files_in_memory([graph.weights], [graph.data], [len(graph.data)])
     try:
-        session = ort.InferenceSession(str(path), options, providers=providers)
-    except Exception as error:  # onnxruntime's own exceptions share no base class but this
-        raise _refused(spec, f"onnxruntime refuses it ({str(error).splitlines()[0]})") from error
+        session = ort.InferenceSession(graph.model, options, providers=providers)
+    except Exception as error:  # see above
+        raise failure(spec, "onnxruntime", error) from error
     wanted = providers[0] if isinstance(providers[0], str) else providers[0][0]
     if session.get_providers()[0] != wanted:  # it goes on without, and says so in a log only
         remedy = "install a CUDA and cuDNN that it was built for, or choose another backend"
         raise BadEnvironment("onnxruntime", f"{wanted} does not start, it fell back to the CPU", remedy)
-    found = [tensor.name for tensor in (*session.get_inputs(), *session.get_outputs())]
-    if set(found) != {tensor.name for tensor in (*spec.inputs, *spec.outputs)}:
-        raise _refused(spec, f"its inputs and outputs are {', '.join(found)}")
+    tensors = (*session.get_inputs(), *session.get_outputs())
+    sizes = {t.name: tuple(size if isinstance(size, int) else None for size in t.shape) for t in tensors}
+    check_signature(spec, {t.name: (_DTYPES.get(t.type, t.type), sizes[t.name]) for t in tensors})
     return session
 
 
-def _refused(spec: NetworkSpec, reason: str) -> BadArtefact:
-    return BadArtefact(f"network {spec.file}", reason, "export the bundle again")
+_DTYPES = {"tensor(float)": "float32", "tensor(int64)": "int64"}
 
 
 def load(bundle: Bundle, network: str, placement: Placement) -> OrtEngine:
     spec = bundle.manifest.networks[network]
-    return OrtEngine(bundle.path(spec.cpu_file or spec.file), spec, placement.threads)
+    return OrtEngine(graph_of(bundle, network, spec.cpu_file), spec, placement.threads)
 
 
 def load_cuda(bundle: Bundle, network: str, placement: Placement) -> OrtDeviceEngine:
     spec = device_spec(bundle.manifest.networks[network], network, placement)
-    return OrtDeviceEngine(bundle.path(spec.file), spec, placement.device)
+    return OrtDeviceEngine(graph_of(bundle, network), spec, placement.device)

@@ -5,13 +5,13 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cdiff_rt.engines.base import Placement, Precision, check_inputs, precision_of
-from cdiff_rt.errors import BadArtefact, BadEnvironment, OutOfResource
+from cdiff_rt.engines.base import Placement, Precision, Signature, check_inputs, check_signature, failure, precision_of
+from cdiff_rt.engines.graphs import Graph, at_address, graph_of
+from cdiff_rt.errors import BadEnvironment
 from cdiff_rt.manifest import Bundle, NetworkSpec
 
 HINTS: dict[Precision, str] = {"fp32": "f32", "bf16": "bf16"}
@@ -20,14 +20,14 @@ REPORTER = "openvino_telemetry"
 
 
 class VinoEngine:
-    """The network of an ONNX file whose hash was checked. Arrays are fp32 in either precision.
+    """The network of a graph that was checked. Arrays are fp32 in either precision.
 
     It is compiled for each size of batch, at its first call: fixed sizes are faster, above all in bf16. There, what adds
     up or amplifies errors stays fp32: the sums of residual blocks, and what gives `FP32_OUTPUTS`, attention excepted.
     """
 
-    def __init__(self, path: Path, spec: NetworkSpec, threads: int, precision: Precision) -> None:
-        self.spec, self._path, self._precision = spec, path, precision
+    def __init__(self, graph: Graph, spec: NetworkSpec, threads: int, precision: Precision) -> None:
+        self.spec, self._graph, self._precision = spec, graph, precision
         self._settings = {
             "INFERENCE_NUM_THREADS": threads,
             "NUM_STREAMS": 1,
@@ -43,9 +43,8 @@ class VinoEngine:
         requests = self._compiled(batches[0] if batches else 1)
         try:
             found = [request.infer(inputs, share_inputs=True) for request in requests]
-        except Exception as error:  # a checked network with checked inputs fails for want of memory
-            reason = " ".join(str(error).split())[:200]
-            raise OutOfResource(f"running {self.spec.file}", reason, "choose a smaller batch") from error
+        except Exception as error:
+            raise failure(self.spec, "openvino", error, running=True) from error
         named = {name: outputs[name] for outputs in found for names in outputs.names() for name in names}
         return {tensor.name: named[tensor.name] for tensor in self.spec.outputs}
 
@@ -54,31 +53,44 @@ class VinoEngine:
 
     def _compiled(self, batch: int) -> list[Any]:
         if batch not in self._requests:
-            self._requests[batch] = _compile(self._path, self.spec, batch, self._precision, self._settings)
+            self._requests[batch] = _compile(self._graph, self.spec, batch, self._precision, self._settings)
         return self._requests[batch]
 
 
-def _compile(path: Path, spec: NetworkSpec, batch: int, precision: Precision, settings: dict[str, Any]) -> list[Any]:
+def _compile(graph: Graph, spec: NetworkSpec, batch: int, precision: Precision, settings: dict[str, Any]) -> list[Any]:
     """The requests that together give the network's outputs."""
     sizes = {"batch": batch, "steps": -1}
     try:
-        model = _core().read_model(path)
-        found = {name for port in (*model.inputs, *model.outputs) for name in port.names}
-        if not {tensor.name for tensor in (*spec.inputs, *spec.outputs)} <= found:
-            raise _refused(spec, f"its inputs and outputs are {', '.join(sorted(found))}")
+        model = _read(graph)
+        check_signature(spec, _signature(model, spec))
         model.reshape({t.name: [sizes.get(d, d) if isinstance(d, str) else d for d in t.shape] for t in spec.inputs})
         convolve_before_upsampling(model)
         requests = []
-        for kind, graph in by_precision(model, precision):
-            compiled = _core().compile_model(graph, "CPU", settings | {"INFERENCE_PRECISION_HINT": HINTS[kind]})
+        for kind, part in by_precision(model, precision):
+            compiled = _core().compile_model(part, "CPU", settings | {"INFERENCE_PRECISION_HINT": HINTS[kind]})
             requests.append(compiled.create_infer_request())
         return requests
-    except RuntimeError as error:
-        raise _refused(spec, f"openvino refuses it ({' '.join(str(error).split())[:200]})") from error
+    except (RuntimeError, MemoryError) as error:
+        raise failure(spec, "openvino", error) from error
 
 
-def _refused(spec: NetworkSpec, reason: str) -> BadArtefact:
-    return BadArtefact(f"network {spec.file}", reason, "export the bundle again")
+def _read(graph: Graph) -> Any:
+    """The weights are read where they lie in memory: a file that openvino maps could change or be cut under it."""
+    return _core().read_model(at_address(graph.model, np.frombuffer(graph.data, np.uint8).ctypes.data))
+
+
+def _signature(model: Any, spec: NetworkSpec) -> Signature:
+    """By the names of the manifest, where a port has one of these beside others."""
+    known, found = {tensor.name for tensor in (*spec.inputs, *spec.outputs)}, {}
+    for port in (*model.inputs, *model.outputs):
+        dtype, shape = port.get_element_type().get_type_name(), port.get_partial_shape()
+        sizes = [size.get_length() if size.is_static else None for size in shape] if shape.rank.is_static else None
+        for name in port.names & known or port.names:
+            found[name] = _DTYPES.get(dtype, dtype), sizes if sizes is None else tuple(sizes)
+    return found
+
+
+_DTYPES = {"f32": "float32", "i64": "int64"}
 
 
 # --- graphs ----------------------------------------------------------------------------------------------------------
@@ -270,4 +282,4 @@ def load(bundle: Bundle, network: str, placement: Placement) -> VinoEngine:
     check_cpu(placement.precision)
     spec: NetworkSpec = bundle.manifest.networks[network]
     precision = precision_of(network, placement)
-    return VinoEngine(bundle.path(spec.file), spec, placement.threads, precision)
+    return VinoEngine(graph_of(bundle, network), spec, placement.threads, precision)

@@ -4,7 +4,6 @@ Its ONNX graphs point into that file with offsets, so every backend runs the new
 that were built from the old ones are those of another bundle, by its hash.
 """
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -23,8 +22,8 @@ def refit(bundle: Bundle, weights: Mapping[str, Tensor], folder: Path, provenanc
     with all_or_nothing(folder.parent, str(folder)) as hidden:
         new = hidden / folder.name
         new.mkdir()
-        for name in manifest.files:
-            shutil.copyfile(bundle.path(name), new / name)
+        for name, content in bundle.content.items():
+            (new / name).write_bytes(content)
         overwrite(new / manifest.weights, weights)
         files = manifest.files | {manifest.weights: sha256(new / manifest.weights)}
         tuned = replace(manifest, files=files, provenance=manifest.provenance | provenance)

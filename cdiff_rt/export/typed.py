@@ -4,8 +4,6 @@ What runs at each step, and the autoencoder, is in the precision asked for; what
 fp32, for the angles of a timestep's embedding need more digits than fp16 has. A graph still holds no weight itself.
 """
 
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -13,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from cdiff_rt.engines.base import DTYPES, Placement, device_spec, precision_of
+from cdiff_rt.engines.graphs import graph_of
 from cdiff_rt.errors import OutOfResource
 from cdiff_rt.manifest import Bundle, NetworkSpec
 
@@ -34,7 +33,7 @@ def typed_network(bundle: Bundle, network: str, placement: Placement) -> Typed:
 
     source = bundle.manifest.networks[network]
     spec = device_spec(source, network, placement)
-    model = onnx.load(bundle.path(source.file), load_external_data=False)
+    model = onnx.load_from_string(graph_of(bundle, network).model)
     element = element_type(DTYPES[precision_of(network, placement)])
     _declare(model.graph, source, spec)
     _expand_attention(model)
@@ -49,18 +48,10 @@ def write_typed(model: "onnx.ModelProto", bundle: Bundle, folder: Path, name: st
     try:
         path.write_bytes(model.SerializeToString())
         if not weights.exists():
-            _link(bundle.path(bundle.manifest.weights), weights)
+            weights.write_bytes(bundle.content[bundle.manifest.weights])
     except OSError as error:
         raise OutOfResource(f"writing {path.name}", error.strerror or str(error), "free some space") from error
     return path
-
-
-def _link(source: Path, target: Path) -> None:
-    """A hard link, for ONNX libraries refuse soft ones; a copy where the folders lie on different disks."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
 
 
 def element_type(dtype: str) -> int:

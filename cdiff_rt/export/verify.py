@@ -5,6 +5,7 @@ import torch
 
 from cdiff_rt.engines.backends import load_engine
 from cdiff_rt.engines.base import Engine, cores
+from cdiff_rt.engines.graphs import graph_of
 from cdiff_rt.engines.ort import OrtEngine
 from cdiff_rt.errors import BadArtefact
 from cdiff_rt.export.to_onnx import example_inputs
@@ -45,7 +46,7 @@ def graph_errors(bundle: Bundle, network: str) -> dict[str, float]:
     reference = outputs(load_engine("torch", bundle, network))
     errors = {}
     for file in spec.files:
-        ours = outputs(OrtEngine(bundle.path(file), spec, cores()))
+        ours = outputs(OrtEngine(graph_of(bundle, network, file), spec, cores()))
         found = [relative_error(ours[name], reference[name]) for name in reference]
         errors[file] = float(np.max(found))  # NaN if one is, where max() may not say so
     return errors

@@ -62,7 +62,8 @@ def read_words(value: Condition, modality: Modality, bundle: Bundle) -> np.ndarr
     if not isinstance(value, str):
         raise BadInput(modality.name, f"a {type(value).__name__}", "give a sentence")
     check_text(value, modality.name)
-    tokens = WordPiece.from_file(bundle.path(modality.vocabulary)).encode(value, modality.tokens)
+    pieces = WordPiece.read(bundle.content[modality.vocabulary], modality.vocabulary)
+    tokens = pieces.encode(value, modality.tokens)
     unknown = [repr(word) for word in tokens.unknown if any(map(str.isalnum, word))]
     if unknown:
         words = ", ".join(unknown[:8])

@@ -1,9 +1,12 @@
 """WordPiece with BERT's basic tokenisation, uncased: what `bert-base-uncased` does, from a vocabulary file alone."""
 
+import functools
 import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from cdiff_rt.errors import BadArtefact
 
 PAD, UNKNOWN, START, END = "[PAD]", "[UNK]", "[CLS]", "[SEP]"
 LONGEST_WORD = 100  # characters; BERT calls longer words unknown
@@ -28,8 +31,27 @@ class WordPiece:
 
     @classmethod
     def from_file(cls, path: Path) -> "WordPiece":
-        """One piece a line; the line number is its id."""
-        return cls(path.read_text(encoding="utf-8").removesuffix("\n").split("\n"))
+        return cls.read(path.read_bytes(), path.name)
+
+    @classmethod
+    @functools.lru_cache(maxsize=8)
+    def read(cls, content: bytes, name: str) -> "WordPiece":
+        """One piece a line; the line number is its id. Raises BadArtefact for what is no vocabulary."""
+        remedy = "take the vocabulary that the model was trained with"
+        try:
+            pieces = content.decode().removesuffix("\n").split("\n")
+        except UnicodeDecodeError as error:
+            raise BadArtefact(f"vocabulary {name}", f"not UTF-8 text at byte {error.start}", remedy) from None
+        words = cls(pieces)
+        lacking = [piece for piece in (PAD, UNKNOWN, START, END) if piece not in words.index]
+        if lacking:
+            raise BadArtefact(f"vocabulary {name}", f"it has no {lacking[0]}", remedy)
+        # A piece that stands twice has its last line for id.
+        odd = next((i for i, piece in enumerate(pieces) if not piece or words.index[piece] != i), None)
+        if odd is not None:
+            seen = f"line {odd + 1} stands again below" if pieces[odd] else f"line {odd + 1} is empty"
+            raise BadArtefact(f"vocabulary {name}", seen, remedy)
+        return words
 
     def encode(self, text: str, length: int) -> Tokens:
         """[CLS] pieces [SEP] and padding, `length` ids in all."""

@@ -17,9 +17,10 @@ from typing import Any
 from cdiff_rt.errors import BadInput, CdiffError
 from cdiff_rt.inputs import images
 from cdiff_rt.inputs.modalities import KINDS, Condition, chosen_of
-from cdiff_rt.manifest import Manifest, sha256, unique
+from cdiff_rt.manifest import Manifest, sha256
 from cdiff_rt.sampling.schedule import Schedule
 from cdiff_rt.sampling.tiers import Sampling
+from cdiff_rt.schema import unique
 from cdiff_rt.settings import SETTINGS, Settings
 
 LARGEST_FILE, LONGEST_LINE = 2**30, 2**20  # bytes

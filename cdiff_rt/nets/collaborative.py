@@ -101,12 +101,6 @@ class CollaborativeModel(nn.Module):
 Function = Callable[..., tuple[Tensor, ...]]
 
 
-def part_of(network: str) -> str:
-    """The module of the model that a bundle's network is made of: "vae" or "experts.<modality>"."""
-    kind, _, name = network.partition(".")
-    return "vae" if kind == "vae" else f"experts.{name}"
-
-
 def parts_of(config: ModelConfig) -> list[str]:
     return [*(f"experts.{name}" for name in config.experts), *(["vae"] if config.vae else [])]
 

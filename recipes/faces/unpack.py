@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 import click
-from safetensors.torch import load_file
+from safetensors.torch import load
 
 from cdiff_rt.manifest import Bundle
 from cdiff_rt.nets.collaborative import CollaborativeModel
@@ -24,7 +24,7 @@ def main(bundle: Path, out: Path) -> None:
         raise click.UsageError(f"{out} exists; choose another folder or remove it")
     opened = Bundle.open(bundle)
     model = CollaborativeModel(FACES_128)
-    weights = load_file(opened.path(opened.manifest.weights))
+    weights = load(opened.content[opened.manifest.weights])
     model.load_state_dict({name: weight.float() for name, weight in weights.items()})
     out.mkdir(parents=True)
     for part in all_parts():

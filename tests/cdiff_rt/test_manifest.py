@@ -9,7 +9,7 @@ import pytest
 
 from cdiff_rt import pipeline, runners
 from cdiff_rt.engines import backends
-from cdiff_rt.errors import BadArtefact
+from cdiff_rt.errors import BadArtefact, OutOfResource
 from cdiff_rt.manifest import DEFAULT_MODEL, LARGEST_MANIFEST, MODELS, NAME, Bundle, Manifest, digest, sha256
 
 OWN_HASH = hashlib.sha256(b"vocab.txt").hexdigest()
@@ -38,7 +38,9 @@ def write(folder: Path, data: dict) -> None:
 
 def test_an_intact_bundle_opens(folder):
     bundle = Bundle.open(folder)
-    assert bundle.path(bundle.manifest.weights).read_bytes() == b"weights.safetensors"
+    assert bundle.content[bundle.manifest.weights] == b"weights.safetensors"
+    assert bundle.path(bundle.manifest.weights) == folder / "weights.safetensors"
+    assert bundle.manifest_hash == sha256(folder / NAME)
 
 
 def every_file():
@@ -86,14 +88,14 @@ def test_the_manifests_shapes_are_tuples(bundle):
     assert bundle.manifest.networks["vae.decode"].inputs[0].shape == ("batch", 16, 16, 16)
 
 
-def replace_by_link(folder: Path) -> None:
-    (folder / "vocab.txt").rename(folder.parent / "vocab.txt")
-    (folder / "vocab.txt").symlink_to(folder.parent / "vocab.txt")
+def replace_by(make):
+    """Of the vocabulary: `make` puts something else there."""
 
+    def tamper(folder: Path) -> None:
+        (folder / "vocab.txt").unlink()
+        make(folder / "vocab.txt")
 
-def replace_by_fifo(folder: Path) -> None:
-    (folder / "vocab.txt").unlink()
-    os.mkfifo(folder / "vocab.txt")
+    return tamper
 
 
 @pytest.mark.parametrize(
@@ -102,21 +104,93 @@ def replace_by_fifo(folder: Path) -> None:
         (lambda folder: (folder / "vocab.txt").unlink(), "vocab.txt is missing"),
         (lambda folder: (folder / "vocab.txt").write_bytes(b"vocab.tyt"), "vocab.txt was altered"),
         (lambda folder: (folder / "vocab.txt").write_bytes(b""), "vocab.txt was altered"),
-        (lambda folder: (folder / "extra.onnx").touch(), "'extra.onnx' is not in its manifest"),
-        (lambda folder: (folder / "sub").mkdir(), "'sub' is not in its manifest"),
-        (replace_by_link, "not a plain file"),
-        (replace_by_fifo, "not a plain file"),
+        (replace_by(lambda path: path.symlink_to("nowhere")), "vocab.txt is a link to nothing"),
+        (replace_by(lambda path: path.symlink_to("vocab.txt")), "vocab.txt cannot be read"),
+        (replace_by(lambda path: path.symlink_to("/dev/zero")), "vocab.txt is not a plain file"),
+        (replace_by(lambda path: path.symlink_to("weights.safetensors")), "vocab.txt was altered"),
+        (replace_by(Path.mkdir), "vocab.txt cannot be read (Is a directory)"),
+        (replace_by(os.mkfifo), "vocab.txt is not a plain file"),
+        (replace_by(lambda path: path.open("wb").truncate(2**43)), "there is no memory for vocab.txt"),
         (lambda folder: (folder / NAME).unlink(), "no manifest.json"),
         (lambda folder: (folder / NAME).write_bytes(b"\xff{}"), "not UTF-8"),
         (lambda folder: (folder / NAME).write_bytes(b" " * (LARGEST_MANIFEST + 1)), "4194305 bytes"),
     ],
-    ids=["missing", "altered", "emptied", "extra file", "extra folder", "link", "fifo", "no manifest", "bytes", "huge"],
+    ids=[
+        *("missing", "altered", "emptied", "link to nothing", "link to itself", "link to a device", "link to another"),
+        *("folder", "fifo", "sparse", "no manifest", "bytes", "huge"),
+    ],
 )
 def test_a_bundle_whose_files_differ_from_its_manifest_is_refused(tamper, words, folder):
     tamper(folder)
-    with pytest.raises(BadArtefact) as raised:
+    with pytest.raises(OutOfResource if "memory" in words else BadArtefact) as raised:
         Bundle.open(folder)
     assert words in str(raised.value)
+
+
+def in_a_hub(folder: Path) -> Path:
+    """As model hubs keep a snapshot: every file is a link to a blob that has its hash for a name."""
+    blobs, snapshot = folder.parent / "blobs", folder.parent / "snapshots/1f"
+    blobs.mkdir()
+    snapshot.mkdir(parents=True)
+    for path in folder.iterdir():
+        blob = path.rename(blobs / sha256(path))
+        (snapshot / path.name).symlink_to(Path("../../blobs", blob.name))
+    return snapshot
+
+
+def in_a_volume(folder: Path) -> Path:
+    """As Kubernetes mounts a ConfigMap: links to a link to the folder of today."""
+    (folder / "..2026_11_30").mkdir()
+    (folder / "..data").symlink_to("..2026_11_30")
+    for path in [path for path in folder.iterdir() if path.is_file()]:
+        path.rename(folder / "..2026_11_30" / path.name)
+        path.symlink_to(Path("..data", path.name))
+    return folder
+
+
+def behind_a_link(folder: Path) -> Path:
+    (folder.parent / "link").symlink_to(folder)
+    return folder.parent / "link"
+
+
+def as_hard_links(folder: Path) -> Path:
+    (folder.parent / "copy").mkdir()
+    for path in folder.iterdir():
+        (folder.parent / "copy" / path.name).hardlink_to(path)
+    return folder.parent / "copy"
+
+
+@pytest.mark.parametrize("laid_out", [in_a_hub, in_a_volume, behind_a_link, as_hard_links])
+def test_links_to_the_right_files_are_followed(laid_out, folder):
+    content = Bundle.open(folder).content
+    assert Bundle.open(laid_out(folder)).content == content
+
+
+SURPLUS = [
+    ".DS_Store", ".gitattributes", ".gitignore", ".nfs0001", "._vocab.txt", "README.md", "Thumbs.db", "desktop.ini",
+    "extra.onnx", "manifest.json.orig", "vocab.txt~", "a\nb",
+]  # fmt: skip
+
+
+def test_what_no_graph_names_is_left_alone(folder):
+    for name in SURPLUS:
+        (folder / name).write_bytes(b"whatever")
+    (folder / ".cache/huggingface").mkdir(parents=True)
+    (folder / ".git").symlink_to("nowhere")
+    os.mkfifo(folder / "pipe")
+    assert not set(Bundle.open(folder).content) & {*SURPLUS, ".cache", ".git", "pipe"}
+
+
+@pytest.mark.parametrize("name", [*(MODELS / DEFAULT_MODEL).iterdir()], ids=lambda path: path.name)
+def test_an_unreadable_file_is_named(name, folder, monkeypatch):
+    def refusing(path, *args, real=os.open):
+        if Path(path).name == name.name:
+            raise PermissionError(13, "Permission denied")
+        return real(path, *args)
+
+    monkeypatch.setattr(os, "open", refusing)
+    with pytest.raises(BadArtefact, match=f"{name.name} cannot be read .Permission denied."):
+        Bundle.open(folder)
 
 
 @pytest.mark.parametrize(

@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 
 from cdiff_rt import schema
+from cdiff_rt.engines.weights import part_of
 from cdiff_rt.export import bundle
 from cdiff_rt.export.checkpoint import Checkpoint
 from cdiff_rt.manifest import DIGEST, NAME, Bundle, Manifest, NetworkSpec
-from cdiff_rt.nets.collaborative import ModelConfig, part_of
+from cdiff_rt.nets.collaborative import ModelConfig
 from tests.shared import once
 
 
@@ -81,4 +82,6 @@ class Parts:
         folder = once(self.folder / part, export)
         fields = json.loads((folder / NAME).read_text())
         del fields[DIGEST]
-        return Bundle(folder, schema.from_json(Manifest, fields, "manifest"))  # an autoencoder alone is no whole model
+        return Bundle.of(
+            folder, schema.from_json(Manifest, fields, "manifest")
+        )  # an autoencoder alone is no whole model

@@ -276,7 +276,7 @@ def test_an_array_that_is_no_photo_is_bad_input(array, pipeline):
 
 def test_a_model_without_an_encoder_edits_nothing(bundle, photo):
     networks = {name: spec for name, spec in bundle.manifest.networks.items() if name != "vae.encode"}
-    pipeline = Pipeline(Bundle(bundle.folder, replace(bundle.manifest, networks=networks)))
+    pipeline = Pipeline(replace(bundle, manifest=replace(bundle.manifest, networks=networks)))
     with pytest.raises(BadRequest, match="no encoder of images"):
         pipeline.edit(photo, source={"text": NOW}, text=THEN)
 

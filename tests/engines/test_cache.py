@@ -12,7 +12,7 @@ import pytest
 from cdiff_rt.engines.base import Placement
 from cdiff_rt.engines.cache import INDEX, EngineCache, recipe, sources, step_network
 from cdiff_rt.errors import BadArtefact
-from cdiff_rt.manifest import Bundle, NetworkSpec, TensorSpec, digest
+from cdiff_rt.manifest import NetworkSpec, TensorSpec, digest
 
 AGAIN = "run `cdiff-rt export --model faces-128 --target tensorrt`"
 SPEC = NetworkSpec("expert.mask.onnx", (TensorSpec("x", (1, "steps", 16), "float16"),), ())
@@ -118,7 +118,7 @@ def test_the_key_depends_on_everything_asked_for(change, bundle):
 @pytest.mark.parametrize("file", ["expert.mask.onnx", "weights.safetensors"])
 def test_the_key_depends_on_the_model(file, bundle, wanted):
     files = bundle.manifest.files | {file: "0" * 64}
-    other = Bundle(bundle.folder, dataclasses.replace(bundle.manifest, files=files))
+    other = dataclasses.replace(bundle, manifest=dataclasses.replace(bundle.manifest, files=files))
     assert recipe_for(other).key != wanted.key
     assert recipe_for(other, "expert.text").key == recipe_for(bundle, "expert.text").key or file.startswith("weights")
 
@@ -184,7 +184,7 @@ def test_what_was_built_and_what_is_here_are_said(change, capability, words, eng
 @pytest.mark.parametrize(("file", "words"), [("expert.mask.onnx", "graphs"), ("weights.safetensors", "weights")])
 def test_an_engine_of_another_model_is_not_taken(file, words, engines, built, bundle):
     files = bundle.manifest.files | {file: "0" * 64}
-    other = Bundle(bundle.folder, dataclasses.replace(bundle.manifest, files=files))
+    other = dataclasses.replace(bundle, manifest=dataclasses.replace(bundle.manifest, files=files))
     with pytest.raises(BadArtefact, match=f"built for {words} .*, here .*0000"):
         engines.load(recipe_for(other), "8.6", AGAIN)
 

@@ -9,7 +9,6 @@ from cdiff_rt.engines import backends as engines
 from cdiff_rt.engines.backends import BACKENDS, Backend, load_engine, why_not
 from cdiff_rt.engines.base import check_inputs
 from cdiff_rt.errors import BadArtefact, BadEnvironment, BadRequest
-from cdiff_rt.manifest import Bundle
 from cdiff_rt.pipeline import Pipeline
 
 ON_THE_CPU = [n for n, backend in BACKENDS.items() if backend.device == "cpu" and not n.endswith("compiled")]
@@ -20,6 +19,11 @@ Z = RNG.standard_normal((2, 16, 16, 16)).astype(np.float32)
 @pytest.fixture
 def without_library(monkeypatch):
     monkeypatch.setitem(BACKENDS, "torch", Backend("no_such_library:load", ("numpy", "no_such_library"), "export"))
+
+
+def with_files(bundle, files):
+    """As if these were what the manifest's hashes are of."""
+    return dataclasses.replace(bundle, content={**bundle.content, **files})
 
 
 def inputs_for(spec, batch):
@@ -81,21 +85,20 @@ def test_asking_why_imports_nothing(monkeypatch):
     ("backend", "file"),
     [("onnxruntime", "vae.decode.onnx"), ("openvino", "vae.decode.onnx"), ("torch", "weights.safetensors")],
 )
-def test_a_file_that_no_library_can_read_is_a_bad_artefact(backend, file, content, bundle, bundle_copy):
-    whole = bundle.path(file).read_bytes()
+def test_a_file_that_no_library_can_read_is_a_bad_artefact(backend, file, content, bundle):
+    whole = bundle.content[file]
     changes = {"half": whole[: len(whole) // 2], "flipped": bytes(byte ^ 0xFF for byte in whole[:1000]) + whole[1000:]}
-    (bundle_copy / file).write_bytes(changes.get(content, content))
     with pytest.raises(BadArtefact) as raised:
-        load_engine(backend, Bundle(bundle_copy, bundle.manifest), "vae.decode")
+        load_engine(backend, with_files(bundle, {file: changes.get(content, content)}), "vae.decode")
     assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 @pytest.mark.parametrize("size", [0, 100, 1_000_000])
-def test_graphs_whose_weights_are_cut_are_refused(size, backend, bundle, bundle_copy):
-    (bundle_copy / "weights.safetensors").write_bytes(bundle.path("weights.safetensors").read_bytes()[:size])
+def test_graphs_whose_weights_are_cut_are_refused(size, backend, bundle):
+    cut = with_files(bundle, {"weights.safetensors": bundle.content["weights.safetensors"][:size]})
     with pytest.raises(BadArtefact, match="network expert.text"):
-        load_engine(backend, Bundle(bundle_copy, bundle.manifest), "expert.text")
+        load_engine(backend, cut, "expert.text")
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
@@ -105,7 +108,7 @@ def test_graphs_whose_names_are_not_the_manifests_are_refused(side, backend, bun
     (tensor,) = getattr(spec, side)
     renamed = dataclasses.replace(spec, **{side: (dataclasses.replace(tensor, name="other"),)})
     networks = bundle.manifest.networks | {"vae.decode": renamed}
-    other = Bundle(bundle.folder, dataclasses.replace(bundle.manifest, networks=networks))
+    other = dataclasses.replace(bundle, manifest=dataclasses.replace(bundle.manifest, networks=networks))
     with pytest.raises(BadArtefact, match="vae.decode"):
         load_engine(backend, other, "vae.decode")
 
@@ -116,7 +119,7 @@ def test_graphs_whose_names_are_not_the_manifests_are_refused(side, backend, bun
     ids=["empty", "hollow", "null"],
 )
 def test_torch_refuses_a_source_that_describes_no_model(source, bundle):
-    other = Bundle(bundle.folder, dataclasses.replace(bundle.manifest, source=source))
+    other = dataclasses.replace(bundle, manifest=dataclasses.replace(bundle.manifest, source=source))
     with pytest.raises(BadArtefact):
         load_engine("torch", other, "vae.decode")
 

@@ -1,5 +1,6 @@
 """ONNX Runtime bound to tensors by their addresses, on the CPU; and the guard against its silent way back to it."""
 
+import dataclasses
 import sys
 from types import SimpleNamespace
 
@@ -10,6 +11,7 @@ import torch
 
 from cdiff_rt.engines.backends import load_engine
 from cdiff_rt.engines.base import Placement
+from cdiff_rt.engines.graphs import graph_of
 from cdiff_rt.engines.ort import OrtDeviceEngine, _open, _provider, load_cuda
 from cdiff_rt.errors import BadArtefact, BadEnvironment
 from cdiff_rt.gpu.buffers import tensors_of
@@ -69,14 +71,13 @@ def test_a_tensor_that_is_not_contiguous_is_no_address_to_bind(engine):
 def test_a_session_that_fell_back_to_the_cpu_is_an_error(bundle):
     spec = bundle.manifest.networks["vae.decode"]
     with pytest.raises(BadEnvironment, match="CUDAExecutionProvider does not start, it fell back to the CPU; install"):
-        _open(bundle.path(spec.file), spec, onnxruntime.SessionOptions(), [("CUDAExecutionProvider", {})])
+        _open(graph_of(bundle, "vae.decode"), spec, onnxruntime.SessionOptions(), [("CUDAExecutionProvider", {})])
 
 
-def test_a_graph_that_is_none_is_the_bundles_fault(bundle, tmp_path):
+def test_a_graph_that_is_none_is_the_bundles_fault(bundle):
     spec = bundle.manifest.networks["vae.decode"]
-    (tmp_path / "vae.decode.onnx").write_bytes(b"nothing")
     with pytest.raises(BadArtefact, match="onnxruntime refuses it"):
-        OrtDeviceEngine(tmp_path / "vae.decode.onnx", spec, "cpu")
+        OrtDeviceEngine(dataclasses.replace(graph_of(bundle, "vae.decode"), model=b"nothing"), spec, "cpu")
 
 
 def test_on_cuda_it_works_on_torchs_stream_and_without_tf32(monkeypatch):

@@ -158,7 +158,7 @@ def test_rtx_is_asked_whether_a_graph_can_capture_it(answer, bundle, tmp_path, m
     standin = standin_trt.install(monkeypatch, "tensorrt_rtx", "1.7.1")
     made = EngineCache(tmp_path / "engines")
     single = dataclasses.replace(bundle.manifest, networks={"vae.decode": bundle.manifest.networks["vae.decode"]})
-    build_engines(Bundle(bundle.folder, single), "tensorrt-rtx", ["8.6", "12.1"], cache=made)
+    build_engines(dataclasses.replace(bundle, manifest=single), "tensorrt-rtx", ["8.6", "12.1"], cache=made)
     engine = load_rtx(bundle, "vae.decode", Placement("cpu"), made)
     assert engine.capturable
     standin.refuses = set() if answer else {"is_stream_capturable"}
@@ -441,7 +441,7 @@ def test_on_a_gpu_it_is_valid_agrees_and_can_be_captured(network, flavour, bundl
         pytest.skip(str(error))
     single = dataclasses.replace(bundle.manifest, networks={network: bundle.manifest.networks[network]})
     made = EngineCache(tmp_path / "engines")
-    build_engines(Bundle(bundle.folder, single), flavour.name, [here], cache=made)
+    build_engines(dataclasses.replace(bundle, manifest=single), flavour.name, [here], cache=made)
     load = {"tensorrt": load_tensorrt, "tensorrt-rtx": load_rtx}[flavour.name]
     with torch.cuda.stream(torch.cuda.Stream()):
         engine = load(bundle, network, Placement("cuda"), made)

@@ -1,5 +1,6 @@
 """Ladder L3: every network of the embedded model as a TensorRT-RTX engine, built here, without a GPU."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -14,7 +15,6 @@ from cdiff_rt.engines.trt_build import build_plan
 from cdiff_rt.errors import BadArtefact, BadEnvironment, BadRequest
 from cdiff_rt.export import gpu_engines as engines_module
 from cdiff_rt.export.gpu_engines import EngineReport, build_engines
-from cdiff_rt.manifest import Bundle
 from tests.conformance.golden import Golden
 from tests.conformance.test_full_size import checkpoint, measured
 from tests.engines import standin_trt
@@ -113,7 +113,7 @@ def test_what_was_built_is_not_built_again(built, bundle, monkeypatch):
 
 @pytest.mark.slow
 def test_an_expert_in_bf16(bundle, tmp_path):
-    one = Bundle(bundle.folder, with_networks(bundle, "expert.mask", "vae.decode"))
+    one = dataclasses.replace(bundle, manifest=with_networks(bundle, "expert.mask", "vae.decode"))
     cache = EngineCache(tmp_path / "engines")
     expert, decoder = build_engines(one, "tensorrt-rtx", TARGETS, precision="bf16", cache=cache)
     assert len(expert.report.fused_attentions) == ATTENTIONS["expert.mask"] and not expert.report.softmaxes
@@ -163,7 +163,9 @@ def test_a_boost_of_the_manifest_is_built_into_the_step(bundle, full):
     import dataclasses
 
     boosted = dataclasses.replace(bundle.manifest.influence, boost=2.0)
-    other = Bundle(bundle.folder, dataclasses.replace(with_networks(bundle, *EXPERTS), influence=boosted))
+    other = dataclasses.replace(
+        bundle, manifest=dataclasses.replace(with_networks(bundle, *EXPERTS), influence=boosted)
+    )
     assert build_engines(other, "tensorrt", whole_step=True)[-1].network == "step-boosted.mask+text"
 
 
@@ -282,7 +284,7 @@ from cdiff_rt.manifest import Bundle
 
 bundle, folder, network = Bundle.open(Path(sys.argv[1])), Path(sys.argv[2]), sys.argv[3]
 networks = {network: bundle.manifest.networks[network]}
-one = Bundle(bundle.folder, dataclasses.replace(bundle.manifest, networks=networks))
+one = dataclasses.replace(bundle, manifest=dataclasses.replace(bundle.manifest, networks=networks))
 cache = EngineCache(folder / "engines")
 (made,) = build_engines(one, "tensorrt-rtx", ["8.6", "8.9", "12.0"], cache=cache)
 lists = ("kernels", "fused_attentions", "softmaxes", "casts", "copies")

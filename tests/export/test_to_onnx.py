@@ -7,9 +7,9 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from cdiff_rt.engines.weights import part_of
 from cdiff_rt.export.to_onnx import OPSET, example_inputs
 from cdiff_rt.manifest import NetworkSpec, TensorSpec
-from cdiff_rt.nets.collaborative import part_of
 
 NETWORKS = ["vae.encode", "vae.decode"] + [
     f"{part}.{name}" for part in ("condition", "time", "expert") for name in ("mask", "text")

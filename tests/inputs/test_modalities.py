@@ -1,4 +1,5 @@
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ from PIL import Image
 from cdiff_rt.errors import BadInput
 from cdiff_rt.inputs.modalities import KINDS, LONGEST_TEXT, read_label_map, read_words
 from cdiff_rt.inputs.palette import PALETTE
-from cdiff_rt.manifest import Bundle, Modality
+from cdiff_rt.manifest import Modality
 
 LABELS = Modality("mask", "labels", decays=True, anchor=False, size=32, classes=19)
 WORDS = Modality("text", "words", decays=False, anchor=True, tokens=8, vocabulary="vocab.txt")
@@ -114,9 +115,9 @@ def test_a_text_that_is_cut_is_warned_about(bundle, notices):
     assert notices.messages == ["text: too long, the last 2 word pieces are left out"]
 
 
-def test_the_vocabulary_is_the_bundles(tmp_path, bundle):
-    (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\nghost\n")
-    ids = read_words("ghost", WORDS, Bundle(tmp_path, bundle.manifest))
+def test_the_vocabulary_is_the_bundles(bundle):
+    other = replace(bundle, content={"vocab.txt": b"[PAD]\n[UNK]\n[CLS]\n[SEP]\nghost\n"})
+    ids = read_words("ghost", WORDS, other)
     assert ids.tolist() == [[2, 4, 3, 0, 0, 0, 0, 0]]
 
 

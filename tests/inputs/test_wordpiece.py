@@ -1,5 +1,6 @@
 import pytest
 
+from cdiff_rt.errors import BadArtefact
 from cdiff_rt.inputs.wordpiece import WordPiece, split_words
 
 PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "un", "##aff", "##able", "una", "##ffable", "man", ",", "中", "cafe"]
@@ -73,8 +74,32 @@ def test_split_words(text, expected):
 
 def test_a_piece_of_a_vocabulary_file_has_its_line_as_id(tmp_path):
     path = tmp_path / "vocab.txt"
-    path.write_text("".join(f"{piece}\n" for piece in ["[PAD]", "\u2028", "\x85x", "man"]), encoding="utf-8")
-    assert WordPiece.from_file(path).index == {"[PAD]": 0, "\u2028": 1, "\x85x": 2, "man": 3}
+    path.write_text("".join(f"{piece}\n" for piece in [*PIECES, "\u2028", "\x85x"]), encoding="utf-8")
+    assert WordPiece.from_file(path).index == {piece: i for i, piece in enumerate([*PIECES, "\u2028", "\x85x"])}
+
+
+VOCABULARY = "\n".join(PIECES)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", r"no \[PAD\]"),
+        (VOCABULARY.replace("[UNK]", "[unk]").encode(), r"no \[UNK\]"),
+        (VOCABULARY.replace("[CLS]", " [CLS]").encode(), r"no \[CLS\]"),
+        (VOCABULARY.replace("[SEP]", "x").encode(), r"no \[SEP\]"),
+        (VOCABULARY.replace("[PAD]", "\ufeff[PAD]").encode(), r"no \[PAD\]"),
+        (VOCABULARY.encode("utf-16"), "not UTF-8 text at byte 0"),
+        (VOCABULARY.encode().replace(b"cafe", b"caf\xe9\n"), "not UTF-8 text at byte 68"),
+        (f"{VOCABULARY}\n\n".encode(), "line 15 is empty"),
+        (VOCABULARY.replace("un\n", "\n", 1).encode(), "line 6 is empty"),
+        (f"{VOCABULARY}\nman".encode(), "line 11 stands again below"),
+        (f"{VOCABULARY}\n[PAD]".encode(), "line 1 stands again below"),
+    ],
+)
+def test_what_is_no_vocabulary_is_refused_in_words(content, words):
+    with pytest.raises(BadArtefact, match=f"^vocabulary v.txt: .*{words}"):
+        WordPiece.read(content, "v.txt")
 
 
 def test_the_embedded_vocabulary_reads_its_own_sentences(bundle):
