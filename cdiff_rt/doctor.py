@@ -6,10 +6,10 @@ from importlib import metadata
 import numpy as np
 
 from cdiff_rt.engines.backends import BACKENDS, why_not
-from cdiff_rt.engines.base import cores
 from cdiff_rt.engines.cuda import compute_capability, why_no_device
 from cdiff_rt.errors import CdiffError
 from cdiff_rt.manifest import DEFAULT_MODEL, MODELS, Bundle
+from cdiff_rt.process import cores
 from cdiff_rt.runners import load_runner
 from cdiff_rt.version import __version__
 

@@ -1,6 +1,5 @@
 """What an engine is: one network of a bundle on one backend, on the CPU or on a device."""
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -50,11 +49,6 @@ class DeviceEngine(Protocol):
         ...
 
     def close(self) -> None: ...
-
-
-def cores() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 _ALWAYS_FP32 = ("condition", "time")  # once per image or schedule; a timestep's sines don't survive fp16

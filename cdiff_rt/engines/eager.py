@@ -13,6 +13,8 @@ from cdiff_rt.engines.base import DTYPES, Placement, Precision, check_inputs, de
 from cdiff_rt.errors import BadArtefact
 from cdiff_rt.manifest import Bundle, NetworkSpec
 from cdiff_rt.nets.collaborative import ModelConfig, build_part, part_functions, part_of
+from cdiff_rt.notes import log
+from cdiff_rt.process import forked_with
 
 # (folder, part of the model, device, type) -> the module, as long as an engine uses it: a modality's networks share their weights.
 _loaded: WeakValueDictionary[tuple[Path, str, str, torch.dtype], nn.Module] = WeakValueDictionary()
@@ -85,8 +87,17 @@ def load_part(bundle: Bundle, part: str) -> nn.Module:
     return module.eval().requires_grad_(False)
 
 
+def use_threads(wanted: int) -> None:
+    """So many in this process. Of those that a parent had before it forked this one none are left, and PyTorch would
+    wait for them for ever; then it is one."""
+    if wanted > 1 and "torch" in forked_with:
+        log.warning("threads: this process was forked from one that used PyTorch, so it has one; use spawn for more")
+        wanted = 1
+    torch.set_num_threads(wanted)
+
+
 def load(bundle: Bundle, network: str, placement: Placement, compiled: bool = False) -> EagerEngine:
-    torch.set_num_threads(placement.threads)
+    use_threads(placement.threads)
     module = _module(bundle, network, "cpu", torch.float32)
     return EagerEngine(bundle.manifest.networks[network], network, module, placement.precision, compiled)
 

@@ -11,19 +11,22 @@ from typing import Any
 import numpy as np
 
 from cdiff_rt.engines.base import Placement, Precision, check_inputs, precision_of
+from cdiff_rt.engines.recent import Recent
 from cdiff_rt.errors import BadArtefact, BadEnvironment, OutOfResource
 from cdiff_rt.manifest import Bundle, NetworkSpec
 
 HINTS: dict[Precision, str] = {"fp32": "f32", "bf16": "bf16"}
 FP32_OUTPUTS = {"logit"}  # of networks in bf16: 2 % of a step's operations, and a softmax exponentiates their errors
 REPORTER = "openvino_telemetry"
+MOST_SIZES = 4  # of batches, for each of which a network is compiled
 
 
 class VinoEngine:
     """The network of an ONNX file whose hash was checked. Arrays are fp32 in either precision.
 
-    It is compiled for each size of batch, at its first call: fixed sizes are faster, above all in bf16. There, what adds
-    up or amplifies errors stays fp32: the sums of residual blocks, and what gives `FP32_OUTPUTS`, attention excepted.
+    It is compiled for each size of batch, at its first call: fixed sizes are faster, above all in bf16. The last few are
+    kept. In bf16, what adds up or amplifies errors stays fp32: the sums of residual blocks, and what gives
+    `FP32_OUTPUTS`, attention excepted.
     """
 
     def __init__(self, path: Path, spec: NetworkSpec, threads: int, precision: Precision) -> None:
@@ -33,7 +36,7 @@ class VinoEngine:
             "NUM_STREAMS": 1,
             "ENABLE_CPU_PINNING": False,  # engines run side by side, and pinned threads would meet on one core
         }
-        self._requests: dict[int, list[Any]] = {}
+        self._requests = Recent[int, list[Any]](MOST_SIZES)
         self._compiled(1)  # so that what is wrong with a graph shows when it is loaded
 
     def __call__(self, **inputs: np.ndarray) -> dict[str, np.ndarray]:
@@ -53,9 +56,8 @@ class VinoEngine:
         self._requests.clear()
 
     def _compiled(self, batch: int) -> list[Any]:
-        if batch not in self._requests:
-            self._requests[batch] = _compile(self._path, self.spec, batch, self._precision, self._settings)
-        return self._requests[batch]
+        make = lambda: _compile(self._path, self.spec, batch, self._precision, self._settings)
+        return self._requests.get(batch, make)
 
 
 def _compile(path: Path, spec: NetworkSpec, batch: int, precision: Precision, settings: dict[str, Any]) -> list[Any]:
