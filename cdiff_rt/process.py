@@ -6,12 +6,13 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 # Libraries read these when they are imported. Whoever has set one of them is left with it.
 SILENT = {"ORT_DISABLE_TELEMETRY": "1", "RAY_USAGE_STATS_ENABLED": "0", "HF_HUB_DISABLE_TELEMETRY": "1"}
 MOST_THREADS = 32  # the operators of a step are too small for more; who asks for more gets them
-SPARE = 4  # threads that a limit of the system must leave for others
+POOLS = 2  # of threads, that PyTorch has; with others, the second half is left for those that come later
 
 forked_with: set[str] = set()  # libraries that a parent had imported when it forked this process
 
@@ -38,14 +39,35 @@ def usual_threads() -> int:
 
 
 def startable(wanted: int) -> int:
-    """Of so many threads, as many as the system lets be started beside this one now, and at least this one.
+    """Of so many threads for a library, this one among them, as many as the system allows now; at least this one.
 
     Limits of users and of containers count what others run too, so it is tried. A library that is refused a thread
     waits for it for ever, or ends the process.
     """
+    found = min(wanted, 1 + _started(POOLS * wanted if wanted > 1 else 0) // POOLS)
+    if found < wanted:
+        _tell_of_limit()
+    return found
+
+
+@cache
+def startable_once(wanted: int) -> int:
+    """The same, for libraries whose threads are this process's and stay."""
+    return startable(wanted)
+
+
+@cache  # so once a process
+def _tell_of_limit() -> None:
+    from cdiff_rt.notes import log
+
+    log.warning("threads: a limit of this user or container leaves few, so images take longer; see `ulimit -u`")
+
+
+def _started(wanted: int) -> int:
+    """How many threads could be started, all of which have ended."""
     end, started = threading.Event(), list[threading.Thread]()
     try:
-        for _ in range(wanted - 1 + SPARE if wanted > 1 else 0):
+        for _ in range(wanted):
             thread = threading.Thread(target=end.wait, daemon=True)
             thread.start()
             started.append(thread)
@@ -55,7 +77,7 @@ def startable(wanted: int) -> int:
         end.set()
         for thread in started:
             thread.join()
-    return max(1, min(wanted, 1 + len(started) - SPARE))
+    return len(started)
 
 
 # --- control groups --------------------------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ OF_THE_WHOLE = {"conformance", "examples"}  # folders of tests
 MAY_IMPORT: dict[str, set[str]] = {
     "version": set(),
     "notes": set(),
-    "process": set(),
+    "process": {"notes"},
     "turns": {"errors"},
     "errors": set(),
     "schema": set(),

@@ -4,7 +4,6 @@ import importlib
 import importlib.util
 import shutil
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, Literal
 
 from cdiff_rt.engines.base import DTYPES, DeviceEngine, Engine, Placement, Precision
@@ -12,7 +11,7 @@ from cdiff_rt.engines.cuda import why_no_device
 from cdiff_rt.errors import BadEnvironment, BadRequest
 from cdiff_rt.manifest import Bundle, Manifest
 from cdiff_rt.notes import log
-from cdiff_rt.process import startable, usual_threads
+from cdiff_rt.process import usual_threads
 
 ANY = tuple(DTYPES)
 
@@ -132,20 +131,8 @@ def load_engine(
     """
     check_backend(backend)
     assert BACKENDS[backend].device == "cpu"
-    placement = Placement("cpu", check_precision(backend, precision), threads=_startable(threads or usual_threads()))
+    placement = Placement("cpu", check_precision(backend, precision), threads=threads or usual_threads())
     return _load(backend, bundle, network, placement)
-
-
-def _startable(wanted: int) -> int:
-    found = startable(wanted)
-    if found < wanted:
-        _tell_of_limit(wanted)
-    return found
-
-
-@cache  # so once a process
-def _tell_of_limit(wanted: int) -> None:
-    log.warning("threads: fewer than %d can be started here, so images take longer; see `ulimit -u`", wanted)
 
 
 def load_device_engine(backend: str, bundle: Bundle, network: str, placement: Placement) -> DeviceEngine:

@@ -1,6 +1,7 @@
 """PyTorch, eagerly, from the same weights as the bundle's ONNX graphs: the baseline and the check of the others."""
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from weakref import WeakValueDictionary
 
@@ -14,7 +15,7 @@ from cdiff_rt.errors import BadArtefact
 from cdiff_rt.manifest import Bundle, NetworkSpec
 from cdiff_rt.nets.collaborative import ModelConfig, build_part, part_functions, part_of
 from cdiff_rt.notes import log
-from cdiff_rt.process import forked_with
+from cdiff_rt.process import forked_with, startable_once
 
 # (folder, part of the model, device, type) -> the module, as long as an engine uses it: a modality's networks share their weights.
 _loaded: WeakValueDictionary[tuple[Path, str, str, torch.dtype], nn.Module] = WeakValueDictionary()
@@ -91,9 +92,14 @@ def use_threads(wanted: int) -> None:
     """So many in this process. Of those that a parent had before it forked this one none are left, and PyTorch would
     wait for them for ever; then it is one."""
     if wanted > 1 and "torch" in forked_with:
-        log.warning("threads: this process was forked from one that used PyTorch, so it has one; use spawn for more")
+        _tell_of_fork()
         wanted = 1
-    torch.set_num_threads(wanted)
+    torch.set_num_threads(startable_once(wanted))
+
+
+@cache  # so once a process
+def _tell_of_fork() -> None:
+    log.warning("threads: this process was forked from one that used PyTorch, so it has one; use spawn for more")
 
 
 def load(bundle: Bundle, network: str, placement: Placement, compiled: bool = False) -> EagerEngine:

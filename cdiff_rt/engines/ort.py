@@ -9,6 +9,7 @@ import numpy as np
 from cdiff_rt.engines.base import Placement, check_inputs, device_spec
 from cdiff_rt.errors import BadArtefact, BadEnvironment, OutOfResource
 from cdiff_rt.manifest import Bundle, NetworkSpec
+from cdiff_rt.process import startable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,7 +23,7 @@ class OrtEngine:
 
         self.spec = spec
         options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
+        options.intra_op_num_threads = startable(threads)
         # Threads that spin while they wait would take the cores from the other engines of the step.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self._session = _open(path, spec, options, ["CPUExecutionProvider"])

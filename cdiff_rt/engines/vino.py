@@ -1,6 +1,8 @@
 """OpenVINO: from the bundle's plain graphs, in fp32, or in bf16 where the CPU multiplies that."""
 
+import errno
 import itertools
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +16,7 @@ from cdiff_rt.engines.base import Placement, Precision, check_inputs, precision_
 from cdiff_rt.engines.recent import Recent
 from cdiff_rt.errors import BadArtefact, BadEnvironment, OutOfResource
 from cdiff_rt.manifest import Bundle, NetworkSpec
+from cdiff_rt.process import startable_once
 
 HINTS: dict[Precision, str] = {"fp32": "f32", "bf16": "bf16"}
 FP32_OUTPUTS = {"logit"}  # of networks in bf16: 2 % of a step's operations, and a softmax exponentiates their errors
@@ -32,7 +35,7 @@ class VinoEngine:
     def __init__(self, path: Path, spec: NetworkSpec, threads: int, precision: Precision) -> None:
         self.spec, self._path, self._precision = spec, path, precision
         self._settings = {
-            "INFERENCE_NUM_THREADS": threads,
+            "INFERENCE_NUM_THREADS": startable_once(threads),
             "NUM_STREAMS": 1,
             "ENABLE_CPU_PINNING": False,  # engines run side by side, and pinned threads would meet on one core
         }
@@ -76,6 +79,8 @@ def _compile(path: Path, spec: NetworkSpec, batch: int, precision: Precision, se
             requests.append(compiled.create_infer_request())
         return requests
     except RuntimeError as error:
+        if os.strerror(errno.EAGAIN) in str(error):
+            raise OutOfResource("threads", "openvino cannot start its own", "raise the limit of `ulimit -u`") from error
         raise _refused(spec, f"openvino refuses it ({' '.join(str(error).split())[:200]})") from error
 
 
