@@ -14,11 +14,10 @@ import numpy as np
 from PIL import Image
 
 from cdiff_rt import schema
+from cdiff_rt.engines.backends import load_graph
 from cdiff_rt.engines.base import Engine
-from cdiff_rt.engines.ort import OrtEngine
 from cdiff_rt.errors import BadArtefact, BadRequest
 from cdiff_rt.manifest import NetworkSpec, TensorSpec, check_file
-from cdiff_rt.process import usual_threads
 
 NAME, MASKS, JUDGE, WEIGHTS = "exam.json", "masks.png", "judge.onnx", "judge.safetensors"
 EXAMS = Path(__file__).parent / "exams"
@@ -80,7 +79,7 @@ class Exam:
             raise BadArtefact(f"exam {folder}", f"{NAME} cannot be used ({error})", REMEDY) from None
         if len(labels) != len(paper.questions):
             raise BadArtefact(f"exam {folder}", f"{len(labels)} masks, {len(paper.questions)} sentences", REMEDY)
-        judge = OrtEngine(folder / JUDGE, judge_spec(paper.size, paper.classes, paper.attributes), usual_threads())
+        judge = load_graph(folder / JUDGE, judge_spec(paper.size, paper.classes, paper.attributes))
         return cls(paper, labels, answers, judge)
 
     def conditions(self, number: int) -> dict[str, np.ndarray | str]:

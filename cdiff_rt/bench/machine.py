@@ -4,8 +4,9 @@ import os
 import platform
 from pathlib import Path
 
-from cdiff_rt.doctor import LIBRARIES, version_of
+from cdiff_rt.doctor import LIBRARIES
 from cdiff_rt.engines.cuda import compute_capability, device_name, why_no_device
+from cdiff_rt.extras import version_of
 from cdiff_rt.process import cores
 from cdiff_rt.version import __version__
 

@@ -23,7 +23,6 @@ from cdiff_rt.commands.options import (
     threads_option,
 )
 from cdiff_rt.commands.terminal import Progress, save
-from cdiff_rt.errors import BadEnvironment
 from cdiff_rt.settings import Influence, Settings
 
 EDITING = "Editing"
@@ -152,15 +151,14 @@ def by_imagic(
     watch: Any,
     threads: int | None,
 ) -> Any:
-    try:
-        from cdiff_rt.editing import imagic
-    except ModuleNotFoundError as error:
-        remedy = "run `pip install '.[torch]'` in the checkout"
-        raise BadEnvironment("imagic", f"{error.name} is not installed", remedy) from None
-    from cdiff_rt.engines.eager import use_threads
+    from cdiff_rt.extras import needed
     from cdiff_rt.pipeline import Pipeline
     from cdiff_rt.process import usual_threads
     from cdiff_rt.run import OnDevice
+
+    with needed("imagic", "torch"):
+        from cdiff_rt.editing import imagic
+        from cdiff_rt.engines.eager import use_threads
 
     use_threads(threads or usual_threads())
     tuning = imagic.Tuning(*iterations, seed=settings.seed)

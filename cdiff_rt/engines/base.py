@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 
+from cdiff_rt.errors import OutOfResource
 from cdiff_rt.manifest import NetworkSpec, TensorSpec
 
 if TYPE_CHECKING:
@@ -70,6 +71,14 @@ def device_spec(spec: NetworkSpec, network: str, placement: Placement) -> Networ
         return TensorSpec(tensor.name, shape, dtype if changes else tensor.dtype)
 
     return NetworkSpec(spec.file, tuple(map(typed, spec.inputs)), tuple(map(typed, spec.outputs)))
+
+
+def out_of_memory(spec: NetworkSpec, inputs: dict[str, np.ndarray], error: Exception) -> OutOfResource:
+    """What a library's error means when a checked network gets checked inputs."""
+    reason = " ".join(str(error).split())[:200] or "memory ran out"
+    batches = [len(inputs[t.name]) for t in spec.inputs if t.shape[0] == "batch"]
+    smaller = f"choose a smaller batch than {batches[0]}" if batches and batches[0] > 1 else "free some memory"
+    return OutOfResource(f"running {spec.file}", reason, smaller)
 
 
 def check_inputs(spec: NetworkSpec, inputs: dict[str, np.ndarray]) -> None:

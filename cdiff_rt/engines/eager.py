@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cdiff_rt import schema
-from cdiff_rt.engines.base import DTYPES, Placement, Precision, check_inputs, device_spec, precision_of
+from cdiff_rt.engines.base import DTYPES, Placement, Precision, check_inputs, device_spec, out_of_memory, precision_of
 from cdiff_rt.errors import BadArtefact
 from cdiff_rt.manifest import Bundle, NetworkSpec
 from cdiff_rt.nets.collaborative import ModelConfig, build_part, part_functions, part_of
@@ -36,8 +36,13 @@ class EagerEngine:
 
     def __call__(self, **inputs: np.ndarray) -> dict[str, np.ndarray]:
         check_inputs(self.spec, inputs)
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=self._autocast):
-            outputs = self._function(*(torch.from_numpy(inputs[tensor.name]) for tensor in self.spec.inputs))
+        try:
+            with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=self._autocast):
+                outputs = self._function(*(torch.from_numpy(inputs[tensor.name]) for tensor in self.spec.inputs))
+        except RuntimeError as error:
+            if "memory" not in str(error):
+                raise
+            raise out_of_memory(self.spec, inputs, error) from error
         return {tensor.name: value.float().numpy() for tensor, value in zip(self.spec.outputs, outputs, strict=True)}
 
     def close(self) -> None:

@@ -1,13 +1,15 @@
 """ONNX Runtime: on the CPU the default backend, which needs neither PyTorch nor a GPU; and on CUDA."""
 
+import ctypes
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cdiff_rt.engines.base import Placement, check_inputs, device_spec
-from cdiff_rt.errors import BadArtefact, BadEnvironment, OutOfResource
+from cdiff_rt.engines.base import Placement, check_inputs, device_spec, out_of_memory
+from cdiff_rt.errors import BadArtefact, BadEnvironment
+from cdiff_rt.extras import install
 from cdiff_rt.manifest import Bundle, NetworkSpec
 from cdiff_rt.process import startable
 
@@ -33,9 +35,8 @@ class OrtEngine:
         check_inputs(self.spec, inputs)
         try:
             outputs = self._session.run(self._outputs, inputs)
-        except Exception as error:  # see above; a checked network with checked inputs fails for want of memory
-            reason = str(error).splitlines()[0]
-            raise OutOfResource(f"running {self.spec.file}", reason, "choose a smaller batch") from error
+        except Exception as error:  # see below
+            raise out_of_memory(self.spec, inputs, error) from error
         return dict(zip(self._outputs, outputs, strict=True))
 
     def close(self) -> None:
@@ -92,12 +93,27 @@ def _open(path: Path, spec: NetworkSpec, options: Any, providers: list) -> Any:
         raise _refused(spec, f"onnxruntime refuses it ({str(error).splitlines()[0]})") from error
     wanted = providers[0] if isinstance(providers[0], str) else providers[0][0]
     if session.get_providers()[0] != wanted:  # it goes on without, and says so in a log only
-        remedy = "install a CUDA and cuDNN that it was built for, or choose another backend"
-        raise BadEnvironment("onnxruntime", f"{wanted} does not start, it fell back to the CPU", remedy)
+        raise BadEnvironment("onnxruntime", *_why_no(wanted))
     found = [tensor.name for tensor in (*session.get_inputs(), *session.get_outputs())]
     if set(found) != {tensor.name for tensor in (*spec.inputs, *spec.outputs)}:
         raise _refused(spec, f"its inputs and outputs are {', '.join(found)}")
     return session
+
+
+def _why_no(provider: str) -> tuple[str, str]:
+    """Why one does not start, and the remedy."""
+    import onnxruntime as ort
+
+    if provider not in ort.get_available_providers():
+        return f"it is a build without {provider}", f"run {install('gpu')}, or choose another backend"
+    folder, cause = Path(ort.__file__).parent / "capi", ""
+    try:  # as it does itself, and then says in a log only what was missing
+        for library in ("shared", "cuda"):
+            ctypes.CDLL(str(folder / f"libonnxruntime_providers_{library}.so"), ctypes.RTLD_GLOBAL)
+    except OSError as error:
+        cause = f" ({error})"
+    remedy = "install that library, and a CUDA and cuDNN that it was built for, or choose another backend"
+    return f"{provider} does not start, it fell back to the CPU{cause}", remedy
 
 
 def _refused(spec: NetworkSpec, reason: str) -> BadArtefact:

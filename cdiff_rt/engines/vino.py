@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from cdiff_rt.engines.base import Placement, Precision, check_inputs, precision_of
+from cdiff_rt.engines.base import Placement, Precision, check_inputs, out_of_memory, precision_of
 from cdiff_rt.engines.recent import Recent
 from cdiff_rt.errors import BadArtefact, BadEnvironment, OutOfResource
 from cdiff_rt.manifest import Bundle, NetworkSpec
@@ -49,9 +49,8 @@ class VinoEngine:
         requests = self._compiled(batches[0] if batches else 1)
         try:
             found = [request.infer(inputs, share_inputs=True) for request in requests]
-        except Exception as error:  # a checked network with checked inputs fails for want of memory
-            reason = " ".join(str(error).split())[:200]
-            raise OutOfResource(f"running {self.spec.file}", reason, "choose a smaller batch") from error
+        except RuntimeError as error:
+            raise out_of_memory(self.spec, inputs, error) from error
         named = {name: outputs[name] for outputs in found for names in outputs.names() for name in names}
         return {tensor.name: named[tensor.name] for tensor in self.spec.outputs}
 
@@ -81,6 +80,9 @@ def _compile(path: Path, spec: NetworkSpec, batch: int, precision: Precision, se
     except RuntimeError as error:
         if os.strerror(errno.EAGAIN) in str(error):
             raise OutOfResource("threads", "openvino cannot start its own", "raise the limit of `ulimit -u`") from error
+        if "alloc" in str(error):
+            seen = f"no memory for it at batch {batch}"
+            raise OutOfResource(f"loading {spec.file}", seen, "free some memory, or choose a smaller batch") from error
         raise _refused(spec, f"openvino refuses it ({' '.join(str(error).split())[:200]})") from error
 
 

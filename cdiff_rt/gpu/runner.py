@@ -12,7 +12,7 @@ from cdiff_rt.engines.backends import check_precision, load_device_engine
 from cdiff_rt.engines.base import DeviceEngine, Placement
 from cdiff_rt.engines.cache import step_network
 from cdiff_rt.engines.recent import Recent
-from cdiff_rt.errors import BadRequest, OutOfResource
+from cdiff_rt.errors import BadEnvironment, BadRequest, OutOfResource
 from cdiff_rt.gpu.buffers import sizes_of, tensors_of
 from cdiff_rt.gpu.graph import Captured
 from cdiff_rt.gpu.loop import Loop, LoopShape, loop_of_experts, loop_of_step
@@ -56,7 +56,7 @@ class DeviceRunner:
         self._calls = Recent[tuple[str, tuple[tuple[str, int], ...]], Call](MOST_CALLS)
         self._loops = Recent[LoopShape, Loop](MOST_LOOPS)
         # Not the default stream: it cannot be captured, and onnxruntime takes its number for none.
-        self._stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
+        self._stream = _stream(self._device) if self._device.type == "cuda" else None
 
     def call(self, network: str, **inputs: np.ndarray) -> dict[str, np.ndarray]:
         """One network of the bundle, fp32 or int64 in and fp32 out."""
@@ -161,6 +161,16 @@ class DeviceRunner:
             b.known.copy_(torch.from_numpy(np.stack(noisy) * run.known.keep))
             b.free.copy_(torch.from_numpy(1 - run.known.keep))
         loop.restart(torch.from_numpy(run.start).to(self._device))
+
+
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """Raises BadEnvironment where PyTorch does not reach the GPU."""
+    try:
+        return torch.cuda.Stream(device)
+    except (RuntimeError, AssertionError) as error:  # PyTorch's own, for an old driver and for a build without CUDA
+        reason = " ".join(str(error).split())[:200]
+        remedy = "install a PyTorch with a CUDA that the driver knows (docs/gpu.md), or choose a backend for the CPU"
+        raise BadEnvironment("torch", reason, remedy) from error
 
 
 def _watched(loop: Loop, table: SolverTable, i: int) -> StepState:

@@ -76,7 +76,7 @@ def test_a_call_that_fails_is_for_want_of_memory(bundle):
             raise RuntimeError("bad_alloc\nwhile running")
 
     engine._requests.put(1, [Failing()])
-    with pytest.raises(OutOfResource, match="running vae.decode.onnx: bad_alloc while running; choose a smaller batch"):
+    with pytest.raises(OutOfResource, match="running vae.decode.onnx: bad_alloc while running; free some memory"):
         engine(z=np.zeros((1, 16, 16, 16), np.float32))
 
 
