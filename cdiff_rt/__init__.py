@@ -7,8 +7,13 @@ import importlib
 import sys
 from typing import TYPE_CHECKING
 
+from cdiff_rt.process import remember_forks, report_to_nobody
+
 if sys.version_info < (3, 11):  # noqa: UP036 - pip asks, a checkout on the path does not
     raise SystemExit(f"cdiff-rt needs Python 3.11 or later; this is {sys.version.split()[0]}")
+
+report_to_nobody()  # before anything imports a library that would
+remember_forks()
 
 if TYPE_CHECKING:
     from cdiff_rt.errors import BadArtefact, BadEnvironment, BadInput, BadRequest, CdiffError, OutOfResource

@@ -1,15 +1,15 @@
 """What is installed, which backends work here, and why others don't."""
 
 import platform
-from importlib import metadata
 
 import numpy as np
 
 from cdiff_rt.engines.backends import BACKENDS, why_not
-from cdiff_rt.engines.base import cores
 from cdiff_rt.engines.cuda import compute_capability, why_no_device
 from cdiff_rt.errors import CdiffError
+from cdiff_rt.extras import install, version_of
 from cdiff_rt.manifest import DEFAULT_MODEL, MODELS, Bundle
+from cdiff_rt.process import cores
 from cdiff_rt.runners import load_runner
 from cdiff_rt.version import __version__
 
@@ -38,17 +38,10 @@ def examine() -> tuple[list[str], bool]:
     return lines, bool(working)
 
 
-def version_of(library: str) -> str:
-    try:
-        return metadata.version(library)
-    except metadata.PackageNotFoundError:
-        return "not installed"
-
-
 def _state(backend: str, bundle: Bundle | None) -> str:
     reason = why_not(backend)
     if reason:
-        return reason if reason == why_no_device() else f"{reason}: `pip install '.[{BACKENDS[backend].extra}]'`"
+        return reason if reason == why_no_device() else f"{reason}: {install(BACKENDS[backend].extra)}"
     if bundle is None:
         return "no intact model to try it on"
     try:

@@ -15,9 +15,9 @@ import numpy as np
 from PIL import Image
 
 from cdiff_rt import schema
-from cdiff_rt.engines.base import Engine, cores
+from cdiff_rt.engines.backends import load_graph
+from cdiff_rt.engines.base import Engine
 from cdiff_rt.engines.graphs import Graph
-from cdiff_rt.engines.ort import OrtEngine
 from cdiff_rt.errors import BadArtefact, BadRequest
 from cdiff_rt.intact import read_intact
 from cdiff_rt.manifest import NetworkSpec, TensorSpec
@@ -83,7 +83,7 @@ class Exam:
         if len(labels) != len(paper.questions):
             raise BadArtefact(f"exam {folder}", f"{len(labels)} masks, {len(paper.questions)} sentences", REMEDY)
         spec = judge_spec(paper.size, paper.classes, paper.attributes)
-        judge = OrtEngine(Graph.of(content, JUDGE, WEIGHTS), spec, cores())
+        judge = load_graph(Graph.of(content, JUDGE, WEIGHTS), spec)
         return cls(paper, labels, answers, judge)
 
     def conditions(self, number: int) -> dict[str, np.ndarray | str]:

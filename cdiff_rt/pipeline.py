@@ -1,9 +1,6 @@
 """The whole way from conditions to images: `Pipeline.from_pretrained().generate(mask=..., text=...)`."""
 
-import os
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -13,7 +10,7 @@ import numpy as np
 from cdiff_rt.editing import inversion, regions
 from cdiff_rt.engines.backends import resolve
 from cdiff_rt.engines.base import Precision
-from cdiff_rt.errors import BadArtefact, BadEnvironment, BadRequest, check_type
+from cdiff_rt.errors import BadArtefact, BadRequest, check_type
 from cdiff_rt.inputs import images
 from cdiff_rt.inputs.inpainting import Inpainting
 from cdiff_rt.inputs.modalities import KINDS, Condition, chosen_of
@@ -27,6 +24,7 @@ from cdiff_rt.sampling import noise
 from cdiff_rt.sampling.loop import Callback, KnownRegion
 from cdiff_rt.sampling.solvers import SolverTable
 from cdiff_rt.settings import SETTINGS, Influence, Settings, unknown_argument
+from cdiff_rt.turns import Turns
 from cdiff_rt.version import __version__
 
 DEFAULT_BACKEND = "onnxruntime"
@@ -44,8 +42,8 @@ class Pipeline:
     """A bundle and a backend. Engines load at first use and stay loaded until `close`, or the end of a `with` block.
 
     Several threads may use one: their calls take turns, for each uses all cores or the whole GPU. A forked process may
-    not, since the engines' threads are not copied; a pickled pipeline opens its bundle anew wherever it arrives. To
-    cancel a run, raise an exception in its callback: the pipeline stays usable.
+    not, since the engines' threads are not copied; a pickled pipeline opens its bundle anew wherever it arrives. A
+    callback may begin a run within its own. To cancel one, raise an exception there: the pipeline stays usable.
     """
 
     def __init__(self, bundle: Bundle, backend: str = DEFAULT_BACKEND, on_device: OnDevice | None = None) -> None:
@@ -54,24 +52,22 @@ class Pipeline:
         self.bundle, self.manifest, self._on_device = bundle, bundle.manifest, on_device
         self.backend = resolve(backend, bundle.manifest, on_device.precision if on_device else None)
         self._runner = load_runner(bundle, self.backend, on_device)
-        self._lock, self._process, self._closed = threading.RLock(), os.getpid(), False
+        self._turns = Turns("pipeline")
 
     def __reduce__(self) -> tuple:
         """Another process opens the bundle anew, and loads its own engines."""
         return _reopened, (self.bundle.folder.absolute(), self.bundle.manifest_hash, self.backend, self._on_device)
 
     def __enter__(self) -> Self:
-        with self._at_work():
+        with self._turns.take():
             return self
 
     def __exit__(self, *error: object) -> None:
         self.close()
 
     def close(self) -> None:
-        """Lets go of engines and their memory. What was generated stays; nothing more can be."""
-        with self._lock:
-            self._runner.close()
-            self._closed = True
+        """Lets go of engines and their memory, after the runs of other threads. What was generated stays."""
+        self._turns.close(self._runner.close)
 
     @classmethod
     def from_pretrained(
@@ -81,13 +77,15 @@ class Pipeline:
         backend: str = DEFAULT_BACKEND,
         precision: Precision | None = None,
         whole_step: bool = False,
+        threads: int | None = None,
     ) -> "Pipeline":
         """`model` is the name of an embedded model or a bundle's folder; `backend` "auto" is the fastest here.
 
-        On a GPU, `precision` is that of the engines and `whole_step` takes one for the whole step (docs/gpu.md).
+        On a GPU, `precision` is that of the engines and `whole_step` takes one for the whole step (docs/gpu.md). On a
+        CPU, a run has so many `threads`; by default one for each processor that it may use, up to 32.
         Raises BadArtefact if the bundle isn't intact, BadEnvironment if the backend doesn't work here.
         """
-        return cls(Bundle.open(find_model(model)), backend, OnDevice(precision, whole_step))
+        return cls(Bundle.open(find_model(model)), backend, OnDevice(precision, whole_step, threads=threads))
 
     def generate(
         self,
@@ -107,7 +105,7 @@ class Pipeline:
         `x_T` [batch, C, *latent] takes the place of the seed's first noise, `contexts` [batch, T, K] by modality that of
         what the encoders make. Raises BadRequest or BadInput.
         """
-        with self._at_work(), collected() as warnings:
+        with self._turns.take(), collected() as warnings:
             settings, wanted = self._request(settings, conditions, given)
             check_type("inpaint", inpaint, Inpainting | None, "give a cdiff_rt.Inpainting")
             check_type("callback_on_step_end", callback_on_step_end, Callable | None, "give a function")
@@ -161,7 +159,7 @@ class Pipeline:
         `alphas`; the solver has to add noise. `progress` is called after every step of the inversion and of the edit,
         the callback after those of the edit. Raises BadRequest or BadInput.
         """
-        with self._at_work(), collected() as warnings:
+        with self._turns.take(), collected() as warnings:
             settings, wanted = self._request(settings, conditions, given)
             strength, alphas = inversion.check(settings, strength, alphas, method)
             check_type("source", source, Mapping | None, "give a dict from names to conditions")
@@ -195,7 +193,7 @@ class Pipeline:
 
     def decode(self, latents: np.ndarray, rounding: str = "truncate") -> np.ndarray:
         """[B, C, *latent] of the loop -> [B, H, W, 3] uint8."""
-        with self._at_work():
+        with self._turns.take():
             scaled = latents / np.float32(self.manifest.latent_scale)
             decoded = self._runner.call("vae.decode", z=scaled)["image"]
             self._check_finite(decoded, "decoding", "the image is")
@@ -203,7 +201,7 @@ class Pipeline:
 
     def encode(self, pixels: np.ndarray) -> np.ndarray:
         """[H, W, 3] uint8, as large as the model's images -> latents of the loop [1, C, *latent]."""
-        with self._at_work():
+        with self._turns.take():
             encoded = self._runner.call("vae.encode", image=images.from_uint8(pixels))
             return encoded["mean"] * np.float32(self.manifest.latent_scale)
 
@@ -218,17 +216,6 @@ class Pipeline:
         model = {"model": name, "model_hash": self.bundle.manifest_hash, "size": size}
         place = {"backend": self.backend, "precision": self._runner.precision}
         return place | model | {"version": __version__}
-
-    @contextmanager
-    def _at_work(self) -> Iterator[None]:
-        """One thread at a time, in the process that opened this. Raises BadEnvironment, BadRequest."""
-        if os.getpid() != self._process:
-            remedy = "open one there, or start processes by spawn"
-            raise BadEnvironment("pipeline", "it was opened before this process was forked", remedy)
-        with self._lock:
-            if self._closed:
-                raise BadRequest("pipeline", "it is closed", "open another")
-            yield
 
     def _request(
         self, settings: Settings | None, conditions: Conditions | None, given: Mapping[str, Any]

@@ -50,11 +50,14 @@ class Runner(Protocol):
 
 @dataclass(frozen=True)
 class OnDevice:
-    """How a backend runs; all but the precision is for those on a GPU."""
+    """How a backend runs."""
 
     precision: Precision | None = None  # of its engines; None: the backend's default
-    whole_step: bool = False  # one engine for the whole step of a fixed set of experts, instead of one for each
-    graphs: bool = True  # whether the loop is captured as a CUDA graph
+    whole_step: bool = (
+        False  # on a GPU: one engine for the whole step of a fixed set of experts, instead of one for each
+    )
+    graphs: bool = True  # on a GPU: whether the loop is captured as a CUDA graph
+    threads: int | None = None  # on the CPU; None: see process.usual_threads
 
 
 def adjustment_of(

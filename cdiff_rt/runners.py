@@ -1,23 +1,89 @@
 """Runners: on the CPU the loop of sampling/loop.py over a backend's engines, on a GPU that of gpu/."""
 
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from queue import Empty, SimpleQueue
+from threading import Thread
+from typing import Any, Self
 
 import numpy as np
 
 from cdiff_rt.engines.backends import BACKENDS, check_backend, check_precision, load_engine
-from cdiff_rt.engines.base import Engine, Precision, cores
-from cdiff_rt.errors import BadRequest
+from cdiff_rt.engines.base import Engine, Precision
+from cdiff_rt.errors import BadRequest, check_range
 from cdiff_rt.manifest import Bundle
+from cdiff_rt.process import usual_threads
 from cdiff_rt.run import OnDevice, Run, Runner
 from cdiff_rt.sampling.experts import Experts
 from cdiff_rt.sampling.loop import Callback, sample
 
+MOST_THREADS = 1024
+
+
+class SideBySide:
+    """Threads that help the one that calls `map`, for as long as the block lasts.
+
+    An executor of the standard library takes no more work once the main thread has ended, and other threads may outlive
+    it. Where no thread can be started, the caller does all the work.
+    """
+
+    def __init__(self, helpers: int) -> None:
+        self._todo: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._threads = [Thread(target=self._help, daemon=True) for _ in range(helpers)]
+
+    def __enter__(self) -> Self:
+        try:
+            for thread in self._threads:
+                thread.start()
+        except RuntimeError:
+            self._threads = [thread for thread in self._threads if thread.is_alive()]
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for _ in self._threads:
+            self._todo.put(None)
+        for thread in self._threads:
+            thread.join()
+
+    def map(self, function: Callable[..., Any], *columns: Any) -> list[Any]:
+        """As `map`; returns or raises when all calls have ended."""
+        rows = list(zip(*columns, strict=True))
+        ended: SimpleQueue[tuple[int, Any, BaseException | None]] = SimpleQueue()
+
+        def work(i: int) -> None:
+            try:
+                ended.put((i, function(*rows[i]), None))
+            except BaseException as error:  # noqa: BLE001 - which the caller raises
+                ended.put((i, None, error))
+
+        for i in range(len(rows)):
+            self._todo.put(partial(work, i))
+        while (call := self._next()) is not None:
+            call()
+        outcomes = sorted((ended.get() for _ in rows), key=lambda outcome: outcome[0])
+        for _, _, error in outcomes:
+            if error:
+                raise error
+        return [result for _, result, _ in outcomes]
+
+    def _next(self) -> Callable[[], None] | None:
+        try:
+            return self._todo.get_nowait()
+        except Empty:
+            return None
+
+    def _help(self) -> None:
+        while (call := self._todo.get()) is not None:
+            call()
+
 
 class HostRunner:
-    def __init__(self, bundle: Bundle, backend: str, precision: Precision | None = None) -> None:
+    def __init__(
+        self, bundle: Bundle, backend: str, precision: Precision | None = None, threads: int | None = None
+    ) -> None:
         self._bundle, self._backend, self.precision = bundle, backend, check_precision(backend, precision)
+        self._threads = threads or usual_threads()
         self._engines: dict[tuple[str, int], Engine] = {}
 
     def call(self, network: str, **inputs: np.ndarray) -> dict[str, np.ndarray]:
@@ -33,8 +99,8 @@ class HostRunner:
         self._engines.clear()
 
     def _engine(self, network: str, share: int = 1) -> Engine:
-        """`share` engines run at a time and share the cores."""
-        threads = max(1, cores() // share)
+        """`share` engines run at a time and share the threads."""
+        threads = max(1, self._threads // share)
         if (network, threads) not in self._engines:
             self._engines[network, threads] = load_engine(
                 self._backend, self._bundle, network, threads=threads, precision=self.precision
@@ -60,7 +126,7 @@ class HostRunner:
                 names, engines, contexts, projections
             )  # on this thread: a library may have threads bound to it
         else:
-            with ThreadPoolExecutor(side_by_side) as pool:
+            with SideBySide(side_by_side - 1) as pool:
                 yield Experts(names, engines, contexts, projections, pool.map)
 
 
@@ -69,11 +135,15 @@ def load_runner(bundle: Bundle, backend: str, how: OnDevice | None = None) -> Ru
     how = how or OnDevice()
     check_backend(backend)
     check_precision(backend, how.precision)
+    if how.threads is not None:
+        check_range("threads", how.threads, 1, MOST_THREADS)
     if how.whole_step and not BACKENDS[backend].whole_step:
         able = ", ".join(name for name, other in BACKENDS.items() if other.whole_step)
         raise BadRequest("whole_step", f"{backend} has no engine of the whole step", f"choose one of {able}")
     if BACKENDS[backend].device == "cpu":
-        return HostRunner(bundle, backend, how.precision)
+        return HostRunner(bundle, backend, how.precision, how.threads)
+    if how.threads:
+        raise BadRequest("threads", f"{how.threads} with {backend}, which runs on a GPU", "leave them out")
     from cdiff_rt.gpu.runner import DeviceRunner
 
     return DeviceRunner(bundle, backend, how)

@@ -82,7 +82,7 @@ def test_a_replayed_graph_gives_what_launching_each_time_gives(backend, pipeline
     captured, launched = pipelines(backend), pipelines(backend, graphs=False)
     for settings in ({}, {"seed": 1}, {"seed": 2, "mask": mask[::-1].copy()}, {"text": "A woman in her twenties."}):
         np.testing.assert_array_equal(run(captured, mask, **settings).latents, run(launched, mask, **settings).latents)
-    (loop,) = captured._runner._loops.values()
+    (loop,) = captured._runner._loops
     assert loop._captured.graph is not None
 
 
@@ -97,7 +97,7 @@ def test_a_callback_gets_the_same_results(backend, pipelines, mask):
 def test_an_image_is_one_launch_of_the_host_and_no_wait(backend, pipelines, mask):
     pipeline = pipelines(backend)
     run(pipeline, mask)
-    (loop,) = pipeline._runner._loops.values()
+    (loop,) = pipeline._runner._loops
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:

@@ -17,6 +17,7 @@ from cdiff_rt.engines.cache import step_network
 from cdiff_rt.engines.trt import FLAVOURS
 from cdiff_rt.engines.trt_build import Report, build_plan
 from cdiff_rt.errors import BadRequest
+from cdiff_rt.extras import needed
 from cdiff_rt.manifest import Bundle, Manifest, find_model
 
 TARGET, CAPABILITIES, STEPS = "tensorrt-rtx", ("8.9",), 50
@@ -44,9 +45,14 @@ class Budget:
 def count(model: str) -> Budget:
     """Builds the engines of a step anew, without a GPU. Raises BadEnvironment, BadArtefact or BadRequest."""
     bundle = Bundle.open(find_model(model))
+    with needed("bench budget", TARGET):
+        return _count(bundle)
+
+
+def _count(bundle: Bundle) -> Budget:
     names = [modality.name for modality in bundle.manifest.modalities]
     if not names:
-        raise BadRequest("model", model, "it has no modality")
+        raise BadRequest("model", bundle.manifest.name, "it has no modality")
     experts = [_built(bundle, f"expert.{name}") for name in names]
     whole = _built(bundle, step_network(names))
     eager = count_eager(bundle.manifest)

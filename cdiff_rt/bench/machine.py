@@ -4,9 +4,10 @@ import os
 import platform
 from pathlib import Path
 
-from cdiff_rt.doctor import LIBRARIES, version_of
-from cdiff_rt.engines.base import cores
+from cdiff_rt.doctor import LIBRARIES
 from cdiff_rt.engines.cuda import compute_capability, device_name, why_no_device
+from cdiff_rt.extras import version_of
+from cdiff_rt.process import cores
 from cdiff_rt.version import __version__
 
 BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # the last is Arm's

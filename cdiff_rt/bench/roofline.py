@@ -18,10 +18,11 @@ from typing import Any
 from cdiff_rt import schema
 from cdiff_rt.bench.machine import multiplies_bf16
 from cdiff_rt.bench.task import What
-from cdiff_rt.engines.base import Precision, cores
+from cdiff_rt.engines.base import Precision
 from cdiff_rt.errors import BadEnvironment
 from cdiff_rt.manifest import Manifest
 from cdiff_rt.notes import log
+from cdiff_rt.process import cores
 
 KERNEL_S = 0.4  # each kernel is run for so long, and its fastest run counts
 PRODUCTS = ((2048, 2048, 2048), (1024, 1536, 384), (4096, 576, 576))  # [m, k] x [k, n]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cdiff_rt.bench.latency import WARM_UP, Comparison, Timing
 from cdiff_rt.bench.machine import machine
-from cdiff_rt.errors import BadEnvironment
+from cdiff_rt.errors import BadEnvironment, CdiffError
 
 TEXT = "This man has a long beard. He is in his fifties."
 
@@ -25,11 +25,22 @@ def measure(model: str, repeats: int) -> Comparison:
     return Comparison(machine(), settings | {"warm-up": WARM_UP, "repeats": repeats}, timings)
 
 
+def _told(command: str, stderr: str, code: int) -> CdiffError:
+    """What the command ended with, as it would be here: its one line, and its exit code."""
+    kinds = {kind.exit_code: kind for kind in CdiffError.__subclasses__()}
+    *_, line = stderr.splitlines() or [""]
+    what, colon, rest = line.removeprefix("error: ").partition(": ")
+    seen, semicolon, remedy = rest.rpartition("; ")
+    if code in kinds and line.startswith("error: ") and colon and semicolon:
+        return kinds[code](what, seen, remedy)
+    return BadEnvironment(f"cdiff-rt {command}", f"it ended with {code}: {line[-200:]}", "see `cdiff-rt doctor`")
+
+
 def seconds(arguments: list[str]) -> float:
-    """The wall time of a command in a new process. Raises BadEnvironment if it fails."""
+    """The wall time of a command in a new process. Raises what that ends with, if it fails."""
     start = time.perf_counter()
     command = [sys.executable, "-m", "cdiff_rt", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise BadEnvironment(f"cdiff-rt {arguments[0]}", " ".join(done.stderr.split())[-200:], "see `cdiff-rt doctor`")
+        raise _told(arguments[0], done.stderr, done.returncode)
     return time.perf_counter() - start

@@ -120,15 +120,20 @@ def read_old(path: Path) -> list[dict[str, Any]]:
     """What `write_json` wrote. Raises BadInput."""
     try:
         data = json.loads(path.read_text())
-        assert isinstance(data, list)
-        for comparison in data:
-            assert comparison["machine"]["cpu"] and comparison["settings"]["batch"]
-            assert all(row["case"] and row["ms"] and min(row["ms"]) > 0 for row in comparison["timings"])
-    except (OSError, ValueError, TypeError, KeyError, AssertionError) as error:
+        known = isinstance(data, list) and all(_is_comparison(comparison) for comparison in data)
+        if not known:
+            raise ValueError("it is no list of comparisons")
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise BadInput(
             f"comparison {path}", f"it cannot be read ({error or type(error).__name__})", "give a file of --json"
         ) from None
     return data
+
+
+def _is_comparison(data: Any) -> bool:
+    """Raises TypeError, KeyError or ValueError for much that is none."""
+    timed = all(row["case"] and row["ms"] and min(row["ms"]) > 0 for row in data["timings"])
+    return bool(data["machine"]["cpu"] and data["settings"]["batch"] and timed)
 
 
 def against(comparison: Comparison, old: list[dict[str, Any]]) -> str:

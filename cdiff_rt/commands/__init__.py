@@ -1,6 +1,7 @@
 """The commands: a file for each, with its options and what of them contradicts each other."""
 
 import logging
+import os
 
 import click
 
@@ -13,6 +14,9 @@ from cdiff_rt.commands.options import HELP_NAMES
 from cdiff_rt.commands.terminal import Commands, OneLine
 from cdiff_rt.notes import log
 from cdiff_rt.version import __version__
+
+# Of numpy, which multiplies no matrices here, and would start a thread for each processor of the machine.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 @click.group(cls=Commands, context_settings=HELP_NAMES)

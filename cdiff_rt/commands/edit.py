@@ -20,9 +20,9 @@ from cdiff_rt.commands.options import (
     option,
     output_options,
     settings,
+    threads_option,
 )
 from cdiff_rt.commands.terminal import Progress, save
-from cdiff_rt.errors import BadEnvironment
 from cdiff_rt.settings import Influence, Settings
 
 EDITING = "Editing"
@@ -78,6 +78,7 @@ Examples:
 @output_options
 @model_option
 @backend_option
+@threads_option
 def edit(
     image: Path,
     out: Path,
@@ -86,6 +87,7 @@ def edit(
     work: Path | None,
     iterations: tuple[int, int],
     backend: str,
+    threads: int | None,
     model: str,
     save_influence: bool,
     save_latent: bool,
@@ -113,14 +115,14 @@ def edit(
     inversion.check(wished, options["strength"], values)
     kinds = (InfluenceRecorder,) if save_influence else ()
     output_paths(out, wished.seed, range(1 if strip else len(values)), beside=Beside(kinds, save_latent), force=force)
-    pipeline = Pipeline.from_pretrained(model, backend=backend)
+    pipeline = Pipeline.from_pretrained(model, backend=backend, threads=threads)
     with ExitStack() as stack:
         recorders = [stack.enter_context(kind(out, pipeline.decode)) for kind in kinds]
         watch = recorders[0] if recorders else None
         if method == "imagic":
             wished = Settings().amended(changed, pipeline.manifest.influence)
             place = work or out.with_suffix(".imagic")
-            result = by_imagic(pipeline, image, place, iterations, conditions, wished, values, watch)
+            result = by_imagic(pipeline, image, place, iterations, conditions, wished, values, watch, threads)
         else:
             more = {**options, **changed, "conditions": conditions, "source": source, "alphas": values}
             result = by_inversion(pipeline, image, wished.sampling().steps, callback_on_step_end=watch, **more)
@@ -147,18 +149,22 @@ def by_imagic(
     settings: Settings,
     alphas: list[float],
     watch: Any,
+    threads: int | None,
 ) -> Any:
-    try:
-        from cdiff_rt.editing import imagic
-    except ModuleNotFoundError as error:
-        remedy = "run `pip install '.[torch]'` in the checkout"
-        raise BadEnvironment("imagic", f"{error.name} is not installed", remedy) from None
+    from cdiff_rt.extras import needed
     from cdiff_rt.pipeline import Pipeline
+    from cdiff_rt.process import usual_threads
+    from cdiff_rt.run import OnDevice
 
+    with needed("imagic", "torch"):
+        from cdiff_rt.editing import imagic
+        from cdiff_rt.engines.eager import use_threads
+
+    use_threads(threads or usual_threads())
     tuning = imagic.Tuning(*iterations, seed=settings.seed)
     with Progress(len(conditions) * tuning.iterations, "tuning") as progress:
         tuned = imagic.tune(pipeline.bundle, pipeline.read_photo(image), conditions, work, tuning, progress)
-    generate = Pipeline(tuned.bundle, pipeline.backend).generate
+    generate = Pipeline(tuned.bundle, pipeline.backend, OnDevice(threads=threads)).generate
     return imagic.edit(tuned, generate, settings, conditions, alphas=alphas, callback_on_step_end=watch)
 
 

@@ -7,7 +7,6 @@ import click
 
 from cdiff_rt.commands.options import MODEL, PATH, PRECISIONS, GroupedCommand, given, option
 from cdiff_rt.commands.terminal import Progress
-from cdiff_rt.errors import BadEnvironment
 
 BUNDLE, ENGINES = "A bundle from checkpoints", "Engines for GPUs"
 OF_ENGINES = ("compute_capability", "engine_precision", "engine_batch", "whole_step")
@@ -102,13 +101,12 @@ def export(
     A bundle holds ONNX networks, their weights and a manifest. TensorRT engines are built from one.
     """
     check_export(bool(checkpoints), out, model, target)
-    try:
+    from cdiff_rt.extras import needed
+    from cdiff_rt.manifest import Bundle, find_model
+
+    with needed("export", target or "export"):
         from cdiff_rt.export.bundle import export_checkpoint, read_freeu
         from cdiff_rt.export.gpu_engines import build_engines
-    except ModuleNotFoundError as error:
-        remedy = "run `pip install '.[export]'` in the checkout"
-        raise BadEnvironment("export", f"{error.name} is not installed", remedy) from None
-    from cdiff_rt.manifest import Bundle, find_model
 
     if out:
         multiple = head_multiple or (16 if target else 1)

@@ -23,12 +23,13 @@ from cdiff_rt.commands.options import (
     option,
     output_options,
     settings,
+    threads_option,
 )
 from cdiff_rt.commands.terminal import Progress, follow, save
 from cdiff_rt.settings import Influence, Settings
 
 WITH_JOBS = ("resume", "shard", "workers", "ray_address")
-ALSO_WITH_JOBS = ("jobs", "out", "backend", "precision", "whole_step", "model", "force")
+ALSO_WITH_JOBS = ("jobs", "out", "backend", "precision", "whole_step", "threads", "model", "force")
 
 
 @click.command(
@@ -52,6 +53,7 @@ Examples:
 @option(
     MODEL, "--precision", "Compute in this number format, if the backend supports it.", type=click.Choice(PRECISIONS)
 )
+@threads_option
 @option(MODEL, "--whole-step", "Run each step as a single engine; TensorRT backends only (docs/gpu.md).", is_flag=True)
 @option(MANY, "--jobs", "Make an image for each row of this JSON Lines file (docs/jobs.md).", type=PATH)
 @option(MANY, "--resume", "Skip the rows whose image exists and is up to date.", is_flag=True)
@@ -67,7 +69,7 @@ def generate(jobs: Path | None, **options: Any) -> None:
     """Make faces from a mask, a sentence, or both."""
     check_jobs(jobs)
     conditions, changed = conditions_of(options), chosen_settings(options)
-    opened = {name: options.pop(name) for name in ("model", "backend", "precision", "whole_step")}
+    opened = {name: options.pop(name) for name in ("model", "backend", "precision", "whole_step", "threads")}
     many = {name: options.pop(name) for name in WITH_JOBS}
     if jobs:
         return run_jobs(opened, jobs, options["out"], force=options["force"], **many)

@@ -145,6 +145,12 @@ backend_option = option(
     "Run on this library (see `cdiff-rt doctor`), or auto for the fastest that works.",
     default="onnxruntime",
 )
+threads_option = option(
+    MODEL,
+    "--threads",
+    "Use so many threads of the CPU. Default: one for each processor that may be used, up to 32.",
+    type=click.IntRange(1, 1024),
+)
 json_option = option(OUTPUT, "--json", "json_file", "Write all results to this JSON file.", type=PATH)
 
 

@@ -6,14 +6,18 @@ The judge knows painted portraits only; of anything else it says something, too.
 import numpy as np
 
 from cdiff_rt.editing.inversion import Reading
-from cdiff_rt.errors import CdiffError
+from cdiff_rt.errors import BadEnvironment, CdiffError
 from cdiff_rt.exam import UNASKED, Exam
+from cdiff_rt.notes import log
 
 
 def reading_for(model: str) -> Reading | None:
     """Of a model's name; None where there is no exam for it, or nothing to run its judge with."""
     try:
         exam = Exam.of(model)
+    except BadEnvironment as error:
+        log.warning("what the picture shows is not estimated: %s", error)
+        return None
     except CdiffError:
         return None
     return lambda photo: described(exam, photo)

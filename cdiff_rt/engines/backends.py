@@ -6,11 +6,14 @@ import shutil
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from cdiff_rt.engines.base import DTYPES, DeviceEngine, Engine, Placement, Precision, cores
+from cdiff_rt.engines.base import DTYPES, DeviceEngine, Engine, Placement, Precision
 from cdiff_rt.engines.cuda import why_no_device
+from cdiff_rt.engines.graphs import Graph
 from cdiff_rt.errors import BadEnvironment, BadRequest
-from cdiff_rt.manifest import Bundle, Manifest
+from cdiff_rt.extras import install
+from cdiff_rt.manifest import Bundle, Manifest, NetworkSpec
 from cdiff_rt.notes import log
+from cdiff_rt.process import usual_threads
 
 ANY = tuple(DTYPES)
 
@@ -87,13 +90,15 @@ def resolve(backend: str, manifest: Manifest, precision: Precision | None = None
 
 def why_not(backend: str) -> str | None:
     """What keeps a backend from working here, or None. Imports no library."""
+    if BACKENDS[backend].device == "cuda" and (reason := why_no_device()):
+        return reason  # first, for nobody should install gigabytes to learn of it
     missing = [name for name in BACKENDS[backend].requires if importlib.util.find_spec(name) is None]
     if missing:
         return f"{', '.join(missing)} not installed"
     programs = BACKENDS[backend].programs
     if programs and not any(map(shutil.which, programs)):
         return f"no compiler: none of {', '.join(programs)} is on the path"
-    return why_no_device() if BACKENDS[backend].device == "cuda" else None
+    return None
 
 
 def check_backend(backend: str) -> None:
@@ -118,20 +123,34 @@ def _remedy(backend: str, reason: str) -> str:
         return "choose a backend that needs no GPU: see `cdiff-rt doctor`"
     if BACKENDS[backend].programs and reason.startswith("no compiler"):
         return "install one or choose another backend"
-    return f"run `pip install '.[{BACKENDS[backend].extra}]'` in the checkout or choose another"
+    able = [name for name in BACKENDS if name != backend and why_not(name) is None]
+    other = f"choose one that is: {', '.join(able)}" if able else "choose another"
+    return f"run {install(BACKENDS[backend].extra)}, or {other}"
 
 
 def load_engine(
     backend: str, bundle: Bundle, network: str, *, threads: int | None = None, precision: Precision | None = None
 ) -> Engine:
-    """The engine of one network, on `threads` of the machine's cores (None: all), in `precision` or the backend's own.
+    """The engine of one network, on so many threads (None: as many as is usual), in `precision` or the backend's own.
 
     Raises as `check_backend` and `check_precision` do.
     """
     check_backend(backend)
     assert BACKENDS[backend].device == "cpu"
-    placement = Placement("cpu", check_precision(backend, precision), threads=threads or cores())
+    placement = Placement("cpu", check_precision(backend, precision), threads=threads or usual_threads())
     return _load(backend, bundle, network, placement)
+
+
+def load_graph(graph: Graph, spec: NetworkSpec) -> Engine:
+    """The engine of a graph that is no bundle's, on a CPU. Raises BadEnvironment where no library runs one."""
+    if why_not("onnxruntime") and why_not("openvino") is None:
+        from cdiff_rt.engines.vino import VinoEngine
+
+        return VinoEngine(graph, spec, usual_threads(), "fp32")
+    check_backend("onnxruntime")
+    from cdiff_rt.engines.ort import OrtEngine
+
+    return OrtEngine(graph, spec, usual_threads())
 
 
 def load_device_engine(backend: str, bundle: Bundle, network: str, placement: Placement) -> DeviceEngine:

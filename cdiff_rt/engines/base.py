@@ -1,6 +1,5 @@
 """What an engine is: one network of a bundle on one backend, on the CPU or on a device."""
 
-import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -52,11 +51,6 @@ class DeviceEngine(Protocol):
         ...
 
     def close(self) -> None: ...
-
-
-def cores() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 _ALWAYS_FP32 = ("condition", "time")  # once per image or schedule; a timestep's sines don't survive fp16
@@ -138,10 +132,13 @@ def ran_out(error: Exception) -> bool:
     return isinstance(error, MemoryError) or bool(_NO_MEMORY.search(str(error)))
 
 
-def failure(spec: NetworkSpec, library: str, error: Exception, *, running: bool = False) -> CdiffError:
-    """What a library's exception means: there is no memory, or else the network is at fault."""
+def failure(
+    spec: NetworkSpec, library: str, error: Exception, inputs: Mapping[str, np.ndarray] | None = None
+) -> CdiffError:
+    """What a library's exception means, in loading or with `inputs`: there is no memory, or the network is at fault."""
     reason = " ".join(str(error).split())[:200] or type(error).__name__
-    if ran_out(error):
-        remedy = "choose a smaller batch" if running else MORE_MEMORY
-        return OutOfResource(f"{'running' if running else 'loading'} {spec.file}", reason, remedy)
-    return refused(spec, f"{library} {'cannot run' if running else 'refuses'} it ({reason})")
+    if not ran_out(error):
+        return refused(spec, f"{library} {'refuses it' if inputs is None else 'cannot run it'} ({reason})")
+    batches = [len(inputs[tensor.name]) for tensor in spec.inputs if tensor.shape[0] == "batch"] if inputs else []
+    remedy = f"choose a smaller batch than {batches[0]}" if batches and batches[0] > 1 else MORE_MEMORY
+    return OutOfResource(f"{'loading' if inputs is None else 'running'} {spec.file}", reason, remedy)

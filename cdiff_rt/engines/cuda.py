@@ -1,6 +1,7 @@
 """Is there an NVIDIA GPU here? Asked of the driver itself, so that no library has to be loaded to find out."""
 
 import ctypes
+import os
 import sys
 from functools import cache
 
@@ -21,9 +22,9 @@ def why_no_device() -> str | None:
     driver = _driver()
     if driver is None:
         return "no NVIDIA driver is installed"
-    count = ctypes.c_int()
+    count, shown = ctypes.c_int(), os.environ.get("CUDA_VISIBLE_DEVICES")
     if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)) or not count.value:
-        return "the NVIDIA driver finds no GPU"
+        return "the NVIDIA driver finds no GPU" + ("" if shown is None else f", and CUDA_VISIBLE_DEVICES is {shown!r}")
     return None
 
 
@@ -33,7 +34,8 @@ def compute_capability(device: int = 0) -> str:
     assert driver is not None and why_no_device() is None
     for attribute in (MAJOR, MINOR):
         value = ctypes.c_int()
-        assert driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, device) == 0
+        failed = driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, device)
+        assert not failed
         parts.append(str(value.value))
     return ".".join(parts)
 
@@ -42,5 +44,6 @@ def device_name(device: int = 0) -> str:
     """Such as "NVIDIA H100 80GB HBM3"; of a device that is there."""
     driver, name = _driver(), ctypes.create_string_buffer(256)
     assert driver is not None and why_no_device() is None
-    assert driver.cuDeviceGetName(name, len(name), device) == 0
+    failed = driver.cuDeviceGetName(name, len(name), device)
+    assert not failed
     return name.value.decode()

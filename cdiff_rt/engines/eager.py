@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -27,6 +28,8 @@ from cdiff_rt.engines.weights import fp32, part_of, places
 from cdiff_rt.errors import BadArtefact, OutOfResource
 from cdiff_rt.manifest import REBUILD, Bundle, NetworkSpec, digest
 from cdiff_rt.nets.collaborative import ModelConfig, build_part, part_functions
+from cdiff_rt.notes import log
+from cdiff_rt.process import forked_with, startable_once
 
 # (weights, what they make, part of it, device, type) -> the module, as long as an engine uses it: a modality's networks
 # share their weights.
@@ -52,7 +55,7 @@ class EagerEngine:
             try:
                 outputs = self._function(*(torch.from_numpy(inputs[tensor.name]) for tensor in self.spec.inputs))
             except (RuntimeError, IndexError, MemoryError) as error:
-                raise failure(self.spec, "torch", error, running=True) from error
+                raise failure(self.spec, "torch", error, inputs) from error
         arrays = {t.name: value.float().numpy() for t, value in zip(self.spec.outputs, outputs, strict=True)}
         check_outputs(self.spec, arrays)
         return arrays
@@ -123,8 +126,22 @@ def at_most(count: int) -> Iterator[None]:
         hook.remove()
 
 
+def use_threads(wanted: int) -> None:
+    """So many in this process. Of those that a parent had before it forked this one none are left, and PyTorch would
+    wait for them for ever; then it is one."""
+    if wanted > 1 and "torch" in forked_with:
+        _tell_of_fork()
+        wanted = 1
+    torch.set_num_threads(startable_once(wanted))
+
+
+@cache  # so once a process
+def _tell_of_fork() -> None:
+    log.warning("threads: this process was forked from one that used PyTorch, so it has one; use spawn for more")
+
+
 def load(bundle: Bundle, network: str, placement: Placement, compiled: bool = False) -> EagerEngine:
-    torch.set_num_threads(placement.threads)
+    use_threads(placement.threads)
     module = _module(bundle, network, "cpu", torch.float32)
     return EagerEngine(bundle.manifest.networks[network], network, module, placement.precision, compiled)
 

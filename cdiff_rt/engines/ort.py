@@ -1,6 +1,8 @@
 """ONNX Runtime: on the CPU the default backend, which needs neither PyTorch nor a GPU; and on CUDA."""
 
+import ctypes
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -8,7 +10,9 @@ import numpy as np
 from cdiff_rt.engines.base import Placement, check_inputs, check_signature, device_spec, failure
 from cdiff_rt.engines.graphs import Graph, graph_of
 from cdiff_rt.errors import BadEnvironment
+from cdiff_rt.extras import install
 from cdiff_rt.manifest import Bundle, NetworkSpec
+from cdiff_rt.process import startable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,7 +26,7 @@ class OrtEngine:
 
         self.spec = spec
         options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
+        options.intra_op_num_threads = startable(threads)
         # Threads that spin while they wait would take the cores from the other engines of the step.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self._session = _open(graph, spec, options, ["CPUExecutionProvider"])
@@ -33,7 +37,7 @@ class OrtEngine:
         try:
             outputs = self._session.run(self._outputs, inputs)
         except Exception as error:  # onnxruntime's own exceptions share no base class but this
-            raise failure(self.spec, "onnxruntime", error, running=True) from error
+            raise failure(self.spec, "onnxruntime", error, inputs) from error
         return dict(zip(self._outputs, outputs, strict=True))
 
     def close(self) -> None:
@@ -91,12 +95,27 @@ def _open(graph: Graph, spec: NetworkSpec, options: Any, providers: list) -> Any
         raise failure(spec, "onnxruntime", error) from error
     wanted = providers[0] if isinstance(providers[0], str) else providers[0][0]
     if session.get_providers()[0] != wanted:  # it goes on without, and says so in a log only
-        remedy = "install a CUDA and cuDNN that it was built for, or choose another backend"
-        raise BadEnvironment("onnxruntime", f"{wanted} does not start, it fell back to the CPU", remedy)
+        raise BadEnvironment("onnxruntime", *_why_no(wanted))
     tensors = (*session.get_inputs(), *session.get_outputs())
     sizes = {t.name: tuple(size if isinstance(size, int) else None for size in t.shape) for t in tensors}
     check_signature(spec, {t.name: (_DTYPES.get(t.type, t.type), sizes[t.name]) for t in tensors})
     return session
+
+
+def _why_no(provider: str) -> tuple[str, str]:
+    """Why one does not start, and the remedy."""
+    import onnxruntime as ort
+
+    if provider not in ort.get_available_providers():
+        return f"it is a build without {provider}", f"run {install('gpu')}, or choose another backend"
+    folder, cause = Path(ort.__file__).parent / "capi", ""
+    try:  # as it does itself, and then says in a log only what was missing
+        for library in ("shared", "cuda"):
+            ctypes.CDLL(str(folder / f"libonnxruntime_providers_{library}.so"), ctypes.RTLD_GLOBAL)
+    except OSError as error:
+        cause = f" ({error})"
+    remedy = "install that library, and a CUDA and cuDNN that it was built for, or choose another backend"
+    return f"{provider} does not start, it fell back to the CPU{cause}", remedy
 
 
 _DTYPES = {"tensor(float)": "float32", "tensor(int64)": "int64"}

@@ -13,6 +13,7 @@ from cdiff_rt.engines.cache import EngineCache, LoadedPlan, recipe
 from cdiff_rt.engines.cuda import compute_capability, why_no_device
 from cdiff_rt.engines.user_files import log
 from cdiff_rt.errors import BadArtefact, BadEnvironment, BadRequest, OutOfResource
+from cdiff_rt.extras import install
 from cdiff_rt.manifest import MODELS, Bundle, NetworkSpec
 
 if TYPE_CHECKING:
@@ -49,9 +50,7 @@ def library(flavour: Flavour) -> Any:
     try:
         return importlib.import_module(flavour.module)
     except (ImportError, OSError) as error:
-        reason = " ".join(str(error).split())
-        remedy = f"run `pip install '.[{flavour.name}]'` in the checkout"
-        raise BadEnvironment(flavour.name, reason, remedy) from None
+        raise BadEnvironment(flavour.name, " ".join(str(error).split()), f"run {install(flavour.name)}") from None
 
 
 def check_device(device: str) -> None:

@@ -1,6 +1,8 @@
 """OpenVINO: from the bundle's plain graphs, in fp32, or in bf16 where the CPU multiplies that."""
 
+import errno
 import itertools
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,29 +13,33 @@ import numpy as np
 
 from cdiff_rt.engines.base import Placement, Precision, Signature, check_inputs, check_signature, failure, precision_of
 from cdiff_rt.engines.graphs import Graph, at_address, graph_of
-from cdiff_rt.errors import BadEnvironment
+from cdiff_rt.engines.recent import Recent
+from cdiff_rt.errors import BadEnvironment, OutOfResource
 from cdiff_rt.manifest import Bundle, NetworkSpec
+from cdiff_rt.process import startable_once
 
 HINTS: dict[Precision, str] = {"fp32": "f32", "bf16": "bf16"}
 FP32_OUTPUTS = {"logit"}  # of networks in bf16: 2 % of a step's operations, and a softmax exponentiates their errors
 REPORTER = "openvino_telemetry"
+MOST_SIZES = 4  # of batches, for each of which a network is compiled
 
 
 class VinoEngine:
     """The network of a graph that was checked. Arrays are fp32 in either precision.
 
-    It is compiled for each size of batch, at its first call: fixed sizes are faster, above all in bf16. There, what adds
-    up or amplifies errors stays fp32: the sums of residual blocks, and what gives `FP32_OUTPUTS`, attention excepted.
+    It is compiled for each size of batch, at its first call: fixed sizes are faster, above all in bf16. The last few are
+    kept. In bf16, what adds up or amplifies errors stays fp32: the sums of residual blocks, and what gives
+    `FP32_OUTPUTS`, attention excepted.
     """
 
     def __init__(self, graph: Graph, spec: NetworkSpec, threads: int, precision: Precision) -> None:
         self.spec, self._graph, self._precision = spec, graph, precision
         self._settings = {
-            "INFERENCE_NUM_THREADS": threads,
+            "INFERENCE_NUM_THREADS": startable_once(threads),
             "NUM_STREAMS": 1,
             "ENABLE_CPU_PINNING": False,  # engines run side by side, and pinned threads would meet on one core
         }
-        self._requests: dict[int, list[Any]] = {}
+        self._requests = Recent[int, list[Any]](MOST_SIZES)
         self._compiled(1)  # so that what is wrong with a graph shows when it is loaded
 
     def __call__(self, **inputs: np.ndarray) -> dict[str, np.ndarray]:
@@ -44,7 +50,7 @@ class VinoEngine:
         try:
             found = [request.infer(inputs, share_inputs=True) for request in requests]
         except Exception as error:
-            raise failure(self.spec, "openvino", error, running=True) from error
+            raise failure(self.spec, "openvino", error, inputs) from error
         named = {name: outputs[name] for outputs in found for names in outputs.names() for name in names}
         return {tensor.name: named[tensor.name] for tensor in self.spec.outputs}
 
@@ -52,9 +58,8 @@ class VinoEngine:
         self._requests.clear()
 
     def _compiled(self, batch: int) -> list[Any]:
-        if batch not in self._requests:
-            self._requests[batch] = _compile(self._graph, self.spec, batch, self._precision, self._settings)
-        return self._requests[batch]
+        make = lambda: _compile(self._graph, self.spec, batch, self._precision, self._settings)
+        return self._requests.get(batch, make)
 
 
 def _compile(graph: Graph, spec: NetworkSpec, batch: int, precision: Precision, settings: dict[str, Any]) -> list[Any]:
@@ -71,6 +76,8 @@ def _compile(graph: Graph, spec: NetworkSpec, batch: int, precision: Precision, 
             requests.append(compiled.create_infer_request())
         return requests
     except (RuntimeError, MemoryError) as error:
+        if os.strerror(errno.EAGAIN) in str(error):
+            raise OutOfResource("threads", "openvino cannot start its own", "raise the limit of `ulimit -u`") from error
         raise failure(spec, "openvino", error) from error
 
 

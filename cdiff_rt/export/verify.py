@@ -4,13 +4,14 @@ import numpy as np
 import torch
 
 from cdiff_rt.engines.backends import load_engine
-from cdiff_rt.engines.base import Engine, cores
+from cdiff_rt.engines.base import Engine
 from cdiff_rt.engines.graphs import graph_of
 from cdiff_rt.engines.ort import OrtEngine
 from cdiff_rt.errors import BadArtefact
 from cdiff_rt.export.to_onnx import example_inputs
 from cdiff_rt.export.watch import Watch, counted, unwatched
 from cdiff_rt.manifest import Bundle
+from cdiff_rt.process import usual_threads
 
 TOLERANCE = 5e-5  # relative error of one network call in fp32, as in tests/conformance; most lie near 1e-6
 
@@ -46,7 +47,7 @@ def graph_errors(bundle: Bundle, network: str) -> dict[str, float]:
     reference = outputs(load_engine("torch", bundle, network))
     errors = {}
     for file in spec.files:
-        ours = outputs(OrtEngine(graph_of(bundle, network, file), spec, cores()))
+        ours = outputs(OrtEngine(graph_of(bundle, network, file), spec, usual_threads()))
         found = [relative_error(ours[name], reference[name]) for name in reference]
         errors[file] = float(np.max(found))  # NaN if one is, where max() may not say so
     return errors

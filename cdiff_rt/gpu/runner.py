@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from typing import TypeVar
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
@@ -11,7 +11,8 @@ from torch import Tensor
 from cdiff_rt.engines.backends import check_precision, load_device_engine
 from cdiff_rt.engines.base import DeviceEngine, Placement
 from cdiff_rt.engines.cache import step_network
-from cdiff_rt.errors import BadRequest, OutOfResource
+from cdiff_rt.engines.recent import Recent
+from cdiff_rt.errors import BadEnvironment, BadRequest, OutOfResource
 from cdiff_rt.gpu.buffers import sizes_of, tensors_of
 from cdiff_rt.gpu.graph import Captured
 from cdiff_rt.gpu.loop import Loop, LoopShape, loop_of_experts, loop_of_step
@@ -21,7 +22,7 @@ from cdiff_rt.sampling.loop import Callback, StepState
 from cdiff_rt.sampling.numbers import pack
 from cdiff_rt.sampling.solvers import C_HIST, C_NOISE, E_OUT, E_X, SolverTable
 
-Made = TypeVar("Made")
+MOST_LOOPS, MOST_CALLS = 8, 32  # that are kept, each with buffers of its own
 
 
 class Call:
@@ -45,16 +46,17 @@ class Call:
 
 
 class DeviceRunner:
-    """Engines, buffers and graphs of a bundle on a device; they are made at first use and stay."""
+    """Engines, buffers and graphs of a bundle on a device; they are made at first use, and the last few stay."""
 
     def __init__(self, bundle: Bundle, backend: str, how: OnDevice, *, device: str = "cuda") -> None:
         self._bundle, self._backend, self._how, self._device = bundle, backend, how, torch.device(device)
         self.precision = check_precision(backend, how.precision)
-        self._engines: dict[tuple[str, int], DeviceEngine] = {}
-        self._calls: dict[tuple[str, tuple[tuple[str, int], ...]], Call] = {}
-        self._loops: dict[LoopShape, Loop] = {}
+        # An engine stays as long as something is bound to it.
+        self._engines: WeakValueDictionary[tuple[str, int], DeviceEngine] = WeakValueDictionary()
+        self._calls = Recent[tuple[str, tuple[tuple[str, int], ...]], Call](MOST_CALLS)
+        self._loops = Recent[LoopShape, Loop](MOST_LOOPS)
         # Not the default stream: it cannot be captured, and onnxruntime takes its number for none.
-        self._stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
+        self._stream = _stream(self._device) if self._device.type == "cuda" else None
 
     def call(self, network: str, **inputs: np.ndarray) -> dict[str, np.ndarray]:
         """One network of the bundle, fp32 or int64 in and fp32 out."""
@@ -63,8 +65,8 @@ class DeviceRunner:
 
     def sample(self, run: Run, callback: Callback | None = None) -> np.ndarray:
         """x_T -> x_0 [B, C, *latent]. With a callback, step by step and uncaptured: the same results."""
-        with self._at_work():
-            loop = self._loop(run)
+        shape = self._shape(run)
+        with self._at_work(), self._loop(shape) as loop:
             self._stage(loop, run)
             if callback and loop.outs is None:
                 remedy = "leave the engine of the whole step out"
@@ -80,7 +82,7 @@ class DeviceRunner:
         with self._at_work():
             self._loops.clear()
             self._calls.clear()
-            for engine in self._engines.values():
+            for engine in list(self._engines.values()):
                 engine.close()
             self._engines.clear()
 
@@ -90,25 +92,41 @@ class DeviceRunner:
             with torch.inference_mode(), torch.cuda.stream(self._stream) if self._stream else nullcontext():
                 yield
         except torch.OutOfMemoryError as error:
+            self._loops.clear()  # so that a smaller one finds room
             what = f"memory of {self._device}"
             raise OutOfResource(what, str(error).splitlines()[0], "choose a smaller batch or fewer steps") from error
 
     def _outputs(self, network: str, inputs: dict[str, np.ndarray]) -> dict[str, Tensor]:
         spec = self._bundle.manifest.networks[network]
         sizes = sizes_of(spec, inputs)
-        engine = self._engine(network, sizes.get("batch", 1))
         key = network, tuple(sorted(sizes.items()))
-        call = _made(self._calls, key, lambda: Call(engine, sizes, self._device, network, self._how.graphs))
-        return call(inputs)
+
+        def make() -> Call:
+            engine = self._engine(network, sizes.get("batch", 1))
+            return Call(engine, sizes, self._device, network, self._how.graphs)
+
+        return self._calls.get(key, make)(inputs)
 
     def _engine(self, network: str, batch: int) -> DeviceEngine:
-        placement = Placement(str(self._device), self.precision, batch)
-        load = lambda: load_device_engine(self._backend, self._bundle, network, placement)
-        return _made(self._engines, (network, batch), load)
+        engine = self._engines.get((network, batch))
+        if engine is None:
+            placement = Placement(str(self._device), self.precision, batch)
+            engine = load_device_engine(self._backend, self._bundle, network, placement)
+            self._engines[network, batch] = engine
+        return engine
 
-    def _loop(self, run: Run) -> Loop:
+    @contextmanager
+    def _loop(self, shape: LoopShape) -> Iterator[Loop]:
+        """One that nobody else has meanwhile: a callback may begin a run of its own."""
+        loop = self._loops.take(shape) or self._new_loop(shape)
+        try:
+            yield loop
+        finally:
+            self._loops.put(shape, loop)
+
+    def _shape(self, run: Run) -> LoopShape:
         table, adjust, batch = run.table, run.adjust, len(run.start)
-        shape = LoopShape(
+        return LoopShape(
             modalities=tuple(modality.name for modality in run.modalities),
             latent_shape=self._bundle.manifest.latent_shape,
             batch=batch,
@@ -118,7 +136,6 @@ class DeviceRunner:
             boosted=adjust.boost is not None,
             known=run.known is not None,
         )
-        return _made(self._loops, shape, lambda: self._new_loop(shape))
 
     def _new_loop(self, shape: LoopShape) -> Loop:
         if self._how.whole_step:
@@ -146,6 +163,16 @@ class DeviceRunner:
         loop.restart(torch.from_numpy(run.start).to(self._device))
 
 
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """Raises BadEnvironment where PyTorch does not reach the GPU."""
+    try:
+        return torch.cuda.Stream(device)
+    except (RuntimeError, AssertionError) as error:  # PyTorch's own, for an old driver and for a build without CUDA
+        reason = " ".join(str(error).split())[:200]
+        remedy = "install a PyTorch with a CUDA that the driver knows (docs/gpu.md), or choose a backend for the CPU"
+        raise BadEnvironment("torch", reason, remedy) from error
+
+
 def _watched(loop: Loop, table: SolverTable, i: int) -> StepState:
     """Does step i and tells what happened."""
     b, row = loop.buffers, table.coefficients[i].astype(np.float32)
@@ -161,13 +188,3 @@ def _watched(loop: Loop, table: SolverTable, i: int) -> StepState:
 def _host(value: Tensor) -> np.ndarray:
     """A copy in fp32 that later work leaves as it is."""
     return value.detach().float().cpu().clone().numpy()
-
-
-Key = TypeVar("Key")
-
-
-def _made(kept: dict[Key, Made], key: Key, make: Callable[[], Made]) -> Made:
-    """What is kept under a key; made first if there is none."""
-    if key not in kept:
-        kept[key] = make()
-    return kept[key]

@@ -5,7 +5,6 @@ unfinished Ray gives to another, which makes the same image in the same place.
 """
 
 import logging
-import os
 import pickle
 import socket
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ import numpy as np
 
 from cdiff_rt.engines.backends import BACKENDS
 from cdiff_rt.errors import BadEnvironment, CdiffError, check_range
+from cdiff_rt.extras import needed
 from cdiff_rt.jobs.file import Job
 from cdiff_rt.jobs.run import Assignment, How, Outcome, make, prepare, write_outcomes
 from cdiff_rt.outputs.files import disk_errors
@@ -28,7 +28,6 @@ MOST_WORKERS = 4096
 MOST_BLOCKS = 10_000  # a block is what a worker gets at a time: one row, or of a million a hundred
 DEATHS = 3  # of workers at one row, which then is to blame
 STORE = 2**27  # bytes of shared memory: rows and outcomes are small
-NO_TELEMETRY = ("RAY_USAGE_STATS_ENABLED", "0")  # of the environment, which is where Ray reads it when it starts
 
 
 def run_on_ray(
@@ -50,11 +49,8 @@ def run_on_ray(
 
 def run(work: Assignment, pipeline: Pipeline, workers: int, address: str | None = None) -> Iterator[Outcome]:
     check_range("workers", workers, 1, MOST_WORKERS)
-    try:
+    with needed("ray", "ray"):
         import ray.data  # noqa: F401
-    except ModuleNotFoundError as error:
-        remedy = "run `pip install '.[ray]'` in the checkout"
-        raise BadEnvironment("ray", f"{str(error.name).split('.')[0]} is not installed", remedy) from None
     if address:
         _check_address(address)
     return write_outcomes(work, _outcomes(replace(work, out=work.out.absolute()), pipeline, workers, address))
@@ -140,7 +136,6 @@ def _cluster(workers: int, address: str | None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    os.environ.setdefault(*NO_TELEMETRY)
     own = {"num_cpus": workers, "include_dashboard": False, "object_store_memory": STORE}
     ray.init(address or "local", log_to_driver=False, logging_level=logging.ERROR, **({} if address else own))
     context = ray.data.DataContext.get_current()

@@ -159,14 +159,14 @@ def test_engines_check_their_inputs(backend, bundle):
         load_engine(backend, bundle, "vae.decode")(z=Z[:, :3])
 
 
-def test_engines_get_all_cores_unless_told_otherwise(bundle, monkeypatch):
+def test_engines_get_the_usual_threads_unless_told_otherwise(bundle, monkeypatch):
     seen = []
     module = type("Module", (), {"load": lambda bundle, network, placement: seen.append(placement.threads)})
     monkeypatch.setitem(sys.modules, "fake_backend", module)
     monkeypatch.setitem(BACKENDS, "torch", Backend("fake_backend:load", (), "cpu"))
     load_engine("torch", bundle, "vae.decode")
     load_engine("torch", bundle, "vae.decode", threads=1)
-    assert seen == [engines.cores(), 1]
+    assert seen == [engines.usual_threads(), 1]
 
 
 def test_auto_is_the_first_that_works_and_says_why_others_do_not(bundle, monkeypatch, caplog):

@@ -75,8 +75,8 @@ def test_a_call_that_fails_is_for_want_of_memory(bundle):
         def infer(self, inputs, share_inputs):
             raise RuntimeError("bad_alloc\nwhile running")
 
-    engine._requests[1] = [Failing()]
-    with pytest.raises(OutOfResource, match="running vae.decode.onnx: bad_alloc while running; choose a smaller batch"):
+    engine._requests.put(1, [Failing()])
+    with pytest.raises(OutOfResource, match="running vae.decode.onnx: bad_alloc while running; free some memory"):
         engine(z=np.zeros((1, 16, 16, 16), np.float32))
 
 

@@ -89,11 +89,11 @@ def test_runs_of_one_structure_share_a_loop_and_do_not_disturb_each_other(bundle
         mask=mask[::-1].copy(), text="A woman.", steps=4, seed=3, influence=Influence("none", 1.0)
     )
     again = pipeline.generate(mask=mask, text=TEXT, steps=4)
-    assert len(pipeline._runner._loops) == 1 and difference(other, first) > 0.1
+    assert len([*pipeline._runner._loops]) == 1 and difference(other, first) > 0.1
     np.testing.assert_array_equal(first.latents, again.latents)
     pipeline.generate(mask=mask, text=TEXT, steps=5)
     pipeline.generate(mask=mask, text=TEXT, steps=4, eta=0.0)
-    assert len(pipeline._runner._loops) == 3
+    assert len([*pipeline._runner._loops]) == 3
 
 
 def test_half_precision_keeps_latents_in_fp32_and_stays_near(bundle, mask, pipeline):
