@@ -109,6 +109,8 @@ def _read_png(data: bytes) -> Content:
             xmp = xmp or (text if keyword == b"XML:com.adobe.xmp" else b"")
         elif kind[:1].isupper() or kind in _KEPT:
             kept.append(whole)
+    if kept[0][17] == 3 and not any(part[4:8] == b"PLTE" for part in kept):
+        raise ValueError("its pixels are of a palette, and it has none")
     turn, more = _turn(exif, xmp)
     if turn:
         kept.insert(1, _chunk(b"eXIf", turn))

@@ -178,7 +178,8 @@ def _parse_array(data: bytes, name: str) -> np.ndarray:
         if version > (3, 0):
             raise ValueError(f"version {version[0]}.{version[1]} of the format")
         of_version = np.lib.format.read_array_header_1_0 if version < (2, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = of_version(file)
+        with warnings.catch_warnings(action="ignore"):  # about headers of Python 2
+            shape, fortran, dtype = of_version(file)
     except Exception as error:  # noqa: BLE001 - its header is a Python expression, and numpy says little of what it raises
         raise BadInput(name, f"it cannot be read as an array ({error})", help_) from None
     if dtype.kind not in "iuf" or min(shape, default=0) < 0:
