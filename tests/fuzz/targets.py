@@ -206,17 +206,17 @@ def checkpoints() -> list[bytes]:
 
     weights = {"a.weight": torch.arange(6.0).reshape(2, 3), "b": torch.ones(3, dtype=torch.float16)}
     made = []
-    for content, zipped in ((weights, True), ({"state_dict": weights, "epoch": 3}, True), (weights, False)):
+    one = {"a.weight": weights["a.weight"]}
+    for content, zipped in ((weights, True), ({"state_dict": weights, "epoch": 3}, True), (one, False)):
         file = io.BytesIO()
         torch.save(content, file, _use_new_zipfile_serialization=zipped)
-        made.append(without_addresses(file.getvalue()))
+        made.append(without_address(file.getvalue()))
     return made
 
 
-def without_addresses(data: bytes) -> bytes:
+def without_address(data: bytes) -> bytes:
     """The old format calls a storage by its address, which is another each time."""
-    names = list(dict.fromkeys(re.findall(rb"X.\0\0\0\d{9,}", data)))
-    return re.sub(rb"X.\0\0\0\d{9,}", lambda found: b"X\1\0\0\0%d" % names.index(found[0]), data)
+    return re.sub(rb"X.\0\0\0\d{9,}", b"X\1\0\0\x000", data)
 
 
 def repair_zip(data: bytes) -> bytes:
