@@ -30,7 +30,7 @@ def to_srgb(name: str, image: Image.Image, remarks: tuple[str, ...] = ()) -> Cha
 
 def _on_white(opaque: Change, part: Image.Image) -> Image.Image:
     layer = part.convert("RGBA")
-    whole = opaque(part if part.mode in ("L", "LA", "CMYK") else layer)
+    whole = opaque(layer)
     whole.putalpha(layer.getchannel("A"))
     return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), whole).convert("RGB")
 

@@ -229,10 +229,11 @@ def _read_webp(data: bytes) -> Content:
         if len(kept) > MOST_PARTS:
             raise ValueError(f"it has more than {MOST_PARTS} chunks")
     turn, remarks = _turn(exif, xmp)
-    kept.append(struct.pack("<4sI", b"EXIF", len(turn)) + turn + b"\0" * (len(turn) % 2) if turn else b"")
-    return Content(
-        "WEBP", size, struct.pack("<4sI4s", b"RIFF", 4 + sum(map(len, kept)), b"WEBP") + b"".join(kept), remarks
-    )
+    if turn and kept and bytes(kept[0][:4]) == b"VP8X":  # a flag of it tells that there is EXIF
+        kept[0] = bytes(kept[0][:8]) + bytes([kept[0][8] | 8]) + bytes(kept[0][9:])
+        kept.append(struct.pack("<4sI", b"EXIF", len(turn)) + turn)
+    body = b"".join(kept)
+    return Content("WEBP", size, struct.pack("<4sI4s", b"RIFF", 4 + len(body), b"WEBP") + body, remarks)
 
 
 def _webp_size(kind: bytes, start: bytes) -> tuple[int, int]:
