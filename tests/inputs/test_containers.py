@@ -58,13 +58,25 @@ def test_every_cut_of_a_photo_is_refused(kind, how):
             read_photo(whole[:length], 24)
 
 
+def test_a_webp_that_is_cut_says_how_short_it_is():
+    whole = saved(Image.fromarray(PHOTO), "WEBP")
+    with pytest.raises(BadInput, match=f"cut short: {len(whole) - 1} of {len(whole)} bytes"):
+        read_photo(whole[:-1], 24)
+
+
+# left, top and the steps from there, as the standard lists them
+INTERLACED = list(
+    zip((0, 4, 0, 2, 0, 1, 0), (0, 0, 4, 0, 2, 0, 1), (8, 8, 4, 4, 2, 2, 1), (8, 8, 8, 4, 4, 2, 2), strict=True)
+)
+
+
 @pytest.mark.parametrize("interlaced", [0, 1])
 @pytest.mark.parametrize(
     ("bits", "colour_type", "samples"), [(1, 0, 1), (8, 0, 1), (8, 2, 3), (8, 4, 2), (8, 6, 4), (16, 2, 3)]
 )
 @pytest.mark.parametrize(("width", "height"), [(1, 1), (3, 5), (9, 8), (16, 17)])
 def test_pixels_that_are_missing_are_counted(width, height, bits, colour_type, samples, interlaced):
-    passes = containers._ADAM7 if interlaced else ((0, 0, 1, 1),)
+    passes = INTERLACED if interlaced else ((0, 0, 1, 1),)
     grid = np.zeros((height, width))
     parts = [grid[top::down, left::right].shape for left, top, right, down in passes]
     length = sum(high * (1 + -(-wide * bits * samples // 8)) for high, wide in parts if high and wide)
