@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 from hypothesis import settings
 from PIL import Image
+from tests.bad_files import MASKS, zeros_png
 
 from cdiff_rt.export.checkpoint import Checkpoint
 from cdiff_rt.manifest import DEFAULT_MODEL, MODELS, Bundle
 from cdiff_rt.pipeline import Pipeline
 from tests import tiny
-from tests.bad_files import MASKS, zeros_png
 from tests.shared import once, shared_folder
 
 ROOT = Path(__file__).parents[1]

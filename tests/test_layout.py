@@ -25,7 +25,7 @@ HOMES = {
 }
 LIGHT = {"array_api_compat", "click", "numpy", "PIL"}
 LARGEST_FILE = 300  # lines
-OF_THE_WHOLE = {"conformance", "examples"}  # folders of tests
+OF_THE_WHOLE = {"conformance", "examples", "fuzz"}  # folders of tests
 
 # room -> the rooms that its files may import. A file of cdiff_rt itself is a room of its own, by its name.
 MAY_IMPORT: dict[str, set[str]] = {

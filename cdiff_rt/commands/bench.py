@@ -21,6 +21,7 @@ from cdiff_rt.commands.options import (
     setting,
     together,
 )
+from cdiff_rt.commands.terminal import say
 from cdiff_rt.settings import tier_names
 
 CASES, RUNS = "What is compared", "How it is measured"
@@ -200,9 +201,9 @@ def tell(
     old = timings.read_old(earlier) if earlier else None
     timed = []
     for comparison in measure():
-        click.echo(timings.table(comparison) + "\n")
+        say(timings.table(comparison) + "\n")
         if old:
-            click.echo(timings.against(comparison, old) + "\n")
+            say(timings.against(comparison, old) + "\n")
         timed.append(comparison)
     for file, write in ((json_file, timings.write_json), (csv_file, timings.write_csv), (plot, write_plot)):
         if file:
@@ -215,7 +216,7 @@ def conclude(
     """Prints what was found, and writes it on request."""
     check_folders(json_file)
     found = measure()
-    click.echo(table(found))
+    say(table(found))
     if json_file:
         write(found, json_file)
 

@@ -5,6 +5,7 @@ import sys
 import click
 
 from cdiff_rt.commands.options import GroupedCommand
+from cdiff_rt.commands.terminal import say
 
 
 @click.command(cls=GroupedCommand)
@@ -17,6 +18,6 @@ def doctor() -> None:
 
     lines, healthy = examine()
     for line in lines:
-        click.echo(line)
+        say(line)
     if not healthy:
         sys.exit(5)

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import click
 
 from cdiff_rt.commands.options import MODEL, PATH, PRECISIONS, GroupedCommand, given, option
-from cdiff_rt.commands.terminal import Progress
+from cdiff_rt.commands.terminal import Progress, say
 
 BUNDLE, ENGINES = "A bundle from checkpoints", "Engines for GPUs"
 OF_ENGINES = ("compute_capability", "engine_precision", "engine_batch", "whole_step")
@@ -114,13 +114,13 @@ def export(
             checkpoints, out, freeu=read_freeu(freeu), head_multiple=multiple, watch=Progress, **settings
         )
         for network, difference in report.items():
-            click.echo(f"{network:20} onnxruntime against torch: relative error {difference:.1e}")
-        click.echo(out)
+            say(f"{network:20} onnxruntime against torch: relative error {difference:.1e}")
+        say(out)
     if target:
         bundle, capabilities = Bundle.open(find_model(model or str(out))), (compute_capability or "").split(",")
         how = {"precision": engine_precision, "batches": engine_batch, "whole_step": whole_step}
         for line in build_engines(bundle, target, [c for c in capabilities if c], **how):  # type: ignore[arg-type]
-            click.echo(line)
+            say(line)
 
 
 def check_export(checkpoints: bool, out: Path | None, model: str | None, target: str | None) -> None:

@@ -46,14 +46,27 @@ class Commands(click.Group):
 def fail(message: str, code: int) -> NoReturn:
     if "--debug" in sys.argv:
         log.exception("the error came from")
-    click.echo("error: " + " ".join(message.split()), err=True)
+    click.echo(f"error: {shown(' '.join(message.split()))}", err=True)
     sys.exit(code)
+
+
+def shown(text: object) -> str:
+    """A name of a file or tensor may hold what a terminal obeys, or what hides a part of it: such is spelled out."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
+
+
+def say(text: object) -> None:
+    """Prints a result, one or several lines."""
+    click.echo("\n".join(map(shown, str(text).split("\n"))))
 
 
 class OneLine(logging.Formatter):
     def formatMessage(self, record: logging.LogRecord) -> str:
         kind = "warning" if record.levelno >= logging.WARNING else "note"
-        return f"{kind}: {' '.join(super().formatMessage(record).split())}"
+        return f"{kind}: {shown(' '.join(super().formatMessage(record).split()))}"
+
+    def formatException(self, ei: Any) -> str:
+        return "\n".join(map(shown, super().formatException(ei).split("\n")))
 
 
 class Progress:
@@ -93,9 +106,9 @@ class Progress:
 def save(result: Any, out: Path, recorders: list, **how: Any) -> None:
     """Writes a result and what was recorded, and prints the paths."""
     for path in result.save(out, recorders=recorders, **how):
-        click.echo(click.format_filename(path))
+        say(path)
         for recorder in recorders:
-            click.echo(click.format_filename(recorder.folder_of(path)))
+            say(recorder.folder_of(path))
 
 
 def follow(work: "Assignment", outcomes: Iterable["Outcome"]) -> None:
@@ -109,8 +122,8 @@ def follow(work: "Assignment", outcomes: Iterable["Outcome"]) -> None:
         for outcome in outcomes:
             progress()
             failed += [outcome.error] if outcome.error else []
-    made, results = len(work.jobs) - len(failed), click.format_filename(work.results)
-    click.echo(f"{results}: {made} made, {len(work.kept)} there already, {len(failed)} failed")
+    made = len(work.jobs) - len(failed)
+    say(f"{work.results}: {made} made, {len(work.kept)} there already, {len(failed)} failed")
     if failed:
-        remedy = f"mend these rows, whose errors are in {results}, and go on with --resume"
+        remedy = f"mend these rows, whose errors are in {work.results}, and go on with --resume"
         raise BadInput("jobs", f"{len(failed)} of {len(work.jobs)} failed, the first by: {failed[0]}", remedy)

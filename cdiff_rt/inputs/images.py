@@ -1,23 +1,45 @@
 """Pictures that come in: photos and regions, from files, bytes, Pillow's images or arrays."""
 
 import io
+import math
+import os
 import stat
 import struct
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from cdiff_rt.errors import BadInput
+from cdiff_rt.inputs import containers
+from cdiff_rt.inputs.colours import to_srgb
+from cdiff_rt.inputs.containers import ORIENTATION
 from cdiff_rt.notes import log
 
-ORIENTATION = 0x0112  # the EXIF tag
 LARGEST_FILE = 64 * 2**20  # bytes
 LARGEST_IMAGE = 25_000_000  # pixels; checked before decoding
+LARGEST_DECODED = 2**23  # pixels of a JPEG; a larger one is decoded at half its width and height
+STRIP = 2**20  # pixels that are converted at once
+REMARKS = "remarks"  # on a picture's colours, among Pillow's infos
 PHOTO_FORMATS = ("PNG", "JPEG", "WEBP")  # by Pillow's names
+FORMATS = (*PHOTO_FORMATS, "BMP")  # that a decoder sees; of others, the name is told
+# What Pillow raises, whose readers of headers check little.
+DAMAGE = (OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+REAL = "give real numbers, e.g. of type float32"
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 Picture = str | Path | bytes | Image.Image | np.ndarray  # a path, a file's content, or pixels
@@ -50,28 +72,46 @@ def read_photo(picture: Picture, size: int) -> np.ndarray:
         if image.format not in (*PHOTO_FORMATS, None) or frames > 1:
             raise BadInput(f"photo {name}", f"format {image.format}, {frames} frames", help_)
         check_size(name, "photo", image)
+        width, height = image.size
+        if image.format == "JPEG" and width * height > LARGEST_DECODED:
+            image.draft(None, (width // 2, height // 2))
         image.load()
         if image.mode.startswith(("I", "F")):
             raise BadInput(f"photo {name}", f"pixels of mode {image.mode}", "save it with 8 bits per channel")
-        turned = ImageOps.exif_transpose(image)
-        square = Image.fromarray(centre_square(np.asarray(_opaque(turned))))
-        _tell(name, image, turned, size)
+        square, turn = _centre(name, image), _turn_of(name, image)
+        _tell(name, image, (width, height), size)
+    square = square.transpose(turn) if turn is not None else square
     return np.asarray(square if square.width == size else square.resize((size, size), Image.Resampling.LANCZOS))
 
 
-def _opaque(image: Image.Image) -> Image.Image:
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    layer = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+def _centre(name: str, image: Image.Image) -> Image.Image:
+    """The centre square as sRGB, of which few rows at once need more memory than they take."""
+    change = to_srgb(name, image, image.info.get(REMARKS, ()))
+    side = min(image.size)
+    left, top = ((length - side) // 2 for length in image.size)
+    square = Image.new("RGB", (side, side))
+    rows = max(1, STRIP // side)
+    for row in range(0, side, rows):
+        end = min(row + rows, side)
+        square.paste(change(image.crop((left, top + row, left + side, top + end))), (0, row))
+    return square
 
 
-def _tell(name: str, image: Image.Image, turned: Image.Image, size: int) -> None:
-    """What becomes of a photo."""
-    width, height = turned.size
-    if image.getexif().get(ORIENTATION, 1) != 1:
+def _turn_of(name: str, image: Image.Image) -> Image.Transpose | None:
+    try:
+        orientation = image.getexif().get(ORIENTATION, 1)
+    except DAMAGE as error:
+        log.warning("photo %s: its EXIF data cannot be read (%s); it is taken as upright", name, error)
+        return None
+    if turn := _TURNS.get(orientation):
         log.info("photo %s: turned as its EXIF data says", name)
-    if turned.has_transparency_data:
+    return turn
+
+
+def _tell(name: str, image: Image.Image, shape: tuple[int, int], size: int) -> None:
+    """What becomes of a photo."""
+    width, height = shape
+    if not is_opaque(image):
         log.warning("photo %s: it is partly transparent; it lies on white", name)
     if width != height:
         log.warning("photo %s: %dx%d is not square, its centre is used", name, width, height)
@@ -90,65 +130,140 @@ def read_region(picture: Picture) -> np.ndarray:
         return picture.astype(np.float32)
     help_, name = "paint it in black and white only and save it as PNG", name_of(picture)
     with opened(picture, "region", help_) as image:
-        if image.format not in ("PNG", None) or image.mode not in ("1", "L", "P", "RGB"):
+        modes = ("1", "L", "P", "RGB", "LA", "RGBA")
+        if image.format not in ("PNG", None) or image.mode not in modes:
             raise BadInput(f"region {name}", f"format {image.format}, mode {image.mode}", help_)
         check_size(name, "region", image)
         image.load()
-        grey = np.asarray(image.convert("L"))
-    levels = set(np.unique(grey).tolist())
+        if not is_opaque(image):
+            raise BadInput(f"region {name}", "it is partly transparent", help_)
+        grey = image.convert("L")
+    levels = {level for level, count in enumerate(grey.histogram()) if count}
     if not levels <= {0, 255}:
         strange = ", ".join(map(str, sorted(levels - {0, 255})[:5]))
         raise BadInput(f"region {name}", f"grey levels {strange} besides black and white", help_)
-    return (centre_square(grey) == 255).astype(np.float32)
+    return (centre_square(np.asarray(grey)) == 255).astype(np.float32)
+
+
+def is_opaque(image: Image.Image) -> bool:
+    """Whether every pixel is, also in a picture that could be transparent."""
+    if not image.has_transparency_data:
+        return True
+    alpha = image if "A" in image.getbands() else image.convert("RGBA")
+    return alpha.getchannel("A").getextrema() == (255, 255)
 
 
 def read_array(value: Picture, what: str) -> np.ndarray:
-    """The array of a .npy file, or of its content, numbers only. Raises BadInput."""
-    if isinstance(value, np.ndarray):
-        return value
+    """The array of a .npy file, or of its content: real numbers, all finite in float32. Raises BadInput."""
+    name = f"{what} {name_of(value)}"
     if isinstance(value, Image.Image):
         raise BadInput(what, "a picture", "give an array or a .npy file")
-    if isinstance(value, str | Path):
-        check_plain_file(Path(value), what)
+    array = value if isinstance(value, np.ndarray) else _parse_array(read_file(value, what), name)
+    if array.dtype.kind == "c":
+        raise BadInput(name, f"elements of type {array.dtype}", REAL)
+    with np.errstate(over="ignore"):
+        if array.dtype.kind == "f" and not np.isfinite(array.astype(np.float32)).all():
+            raise BadInput(name, "some numbers are not finite, or too large for float32", "correct them")
+    return array
+
+
+def _parse_array(data: bytes, name: str) -> np.ndarray:
+    """Of as many elements as are there: what a header says takes no memory."""
+    help_ = "write one array of numbers by numpy.save"
+    if data.startswith(b"PK"):
+        raise BadInput(name, "it is an archive, as numpy.savez writes, not one array", help_)
+    file = io.BytesIO(data)
     try:
-        return np.load(io.BytesIO(value) if isinstance(value, bytes) else value, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        seen = f"it cannot be read as an array ({error})"
-        raise BadInput(f"{what} {name_of(value)}", seen, "write it by numpy.save") from None
+        version = np.lib.format.read_magic(file)
+        if version > (3, 0):
+            raise ValueError(f"version {version[0]}.{version[1]} of the format")
+        of_version = np.lib.format.read_array_header_1_0 if version < (2, 0) else np.lib.format.read_array_header_2_0
+        with warnings.catch_warnings(action="ignore"):  # about headers of Python 2
+            shape, fortran, dtype = of_version(file)
+    except Exception as error:  # noqa: BLE001 - its header is a Python expression, and numpy says little of what it raises
+        raise BadInput(name, f"it cannot be read as an array ({error})", help_) from None
+    if dtype.kind not in "iuf" or min(shape, default=0) < 0:
+        raise BadInput(name, f"elements of type {dtype}, shape {shape}", REAL)
+    count, there = math.prod(shape), len(data) - file.tell()
+    if count * dtype.itemsize != there:
+        seen = f"its header promises {count} elements of type {dtype}, and {there} bytes follow"
+        raise BadInput(name, seen, "it is damaged or cut short; write it again by numpy.save")
+    values = np.frombuffer(data, dtype, count, file.tell()).astype(dtype.newbyteorder("="))
+    return values.reshape(shape, order="F" if fortran else "C")
 
 
 @contextmanager
 def opened(picture: str | Path | bytes | Image.Image, what: str, help_: str) -> Iterator[Image.Image]:
-    """A picture of somebody's to read; whatever Pillow has against it is BadInput."""
+    """A picture of somebody's to read; whatever Pillow has against it is BadInput.
+
+    A file is read once. It is whole, and has at most LARGEST_IMAGE pixels, before memory is taken for them.
+    """
     if not isinstance(picture, str | Path | bytes | Image.Image):
         seen = f"a {type(picture).__name__}"
         raise BadInput(what, seen, "give a path, a file's content as bytes, a Pillow image or an array")
-    if isinstance(picture, str | Path):
-        check_plain_file(Path(picture), what)
+    name = name_of(picture)
     try:
         with warnings.catch_warnings(action="ignore"):  # Pillow's, about what is refused in our own words
             if isinstance(picture, Image.Image):
                 yield picture
-            else:
-                with Image.open(io.BytesIO(picture) if isinstance(picture, bytes) else picture) as image:
-                    yield image
-    except (OSError, ValueError, SyntaxError, struct.error, Image.DecompressionBombError) as error:
-        raise BadInput(f"{what} {name_of(picture)}", f"it cannot be read as an image ({error})", help_) from None
+                return
+            content = containers.read(read_file(picture, what))
+            if content.format not in FORMATS:
+                raise BadInput(f"{what} {name}", f"format {content.format}", help_)
+            check_size(name, what, content)
+            content.check_pixels()
+            with Image.open(io.BytesIO(content.data), formats=(content.format,)) as image:
+                image.info[REMARKS] = content.remarks
+                yield image
+    except DAMAGE as error:
+        raise BadInput(f"{what} {name}", f"it cannot be read as an image ({error})", help_) from None
+
+
+def read_file(file: str | Path | bytes, what: str) -> bytes:
+    """The content of a plain file, or of what is one's content. Raises BadInput."""
+    if isinstance(file, bytes):
+        _check_length(len(file), what, f"{what} of {len(file)} bytes", LARGEST_FILE)
+        return file
+    with _opened_plain(Path(file), what, LARGEST_FILE) as stream:
+        return stream.read(LARGEST_FILE)
 
 
 def check_plain_file(path: Path, what: str, largest: int = LARGEST_FILE) -> None:
-    """Raises BadInput unless it is one and has 1 to `largest` bytes."""
+    """Raises BadInput unless it is one, can be read, and has 1 to `largest` bytes."""
+    with _opened_plain(path, what, largest):
+        pass
+
+
+@contextmanager
+def _opened_plain(path: Path, what: str, largest: int) -> Iterator[BinaryIO]:
+    """A device is not even opened, and nobody is waited for if it becomes a pipe meanwhile."""
     try:
-        status = path.stat()
-    except (OSError, ValueError):
+        _check_kind(path, what, os.stat(path))
+        flags = getattr(os, "O_NONBLOCK", 0)
+        with open(path, "rb", opener=lambda name, mode: os.open(name, mode | flags)) as file:
+            _check_kind(path, what, os.fstat(file.fileno()))
+            _check_length(os.fstat(file.fileno()).st_size, what, f"{what} {path.name}", largest)
+            yield file
+    except FileNotFoundError:
         raise BadInput(f"{what} {path}", "there is no such file", "check the path") from None
+    except ValueError as error:  # a NUL
+        raise BadInput(f"{what} {path}", f"there is no such file ({error})", "check the path") from None
+    except OSError as error:
+        raise BadInput(f"{what} {path}", f"it cannot be read ({error.strerror})", "check the path") from None
+
+
+def _check_kind(path: Path, what: str, status: os.stat_result) -> None:
     if not stat.S_ISREG(status.st_mode):
-        raise BadInput(f"{what} {path}", "this is not a file", "give the path of a file")
-    if not 0 < status.st_size <= largest:
-        raise BadInput(f"{what} {path.name}", f"{status.st_size} bytes", f"a {what} has 1 to {largest} bytes")
+        kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe or a device"
+        raise BadInput(f"{what} {path}", f"this is not a file, but {kind}", "give the path of a file")
 
 
-def check_size(name: str, what: str, image: Image.Image) -> None:
+def _check_length(length: int, what: str, name: str, largest: int) -> None:
+    if not 0 < length <= largest:
+        raise BadInput(name, f"{length} bytes", f"a {what} has 1 to {largest} bytes")
+
+
+def check_size(name: str, what: str, image: Image.Image | containers.Content) -> None:
     width, height = image.size
     if width * height > LARGEST_IMAGE:
         most = f"scale it to at most {LARGEST_IMAGE // 1_000_000} megapixels"

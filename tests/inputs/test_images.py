@@ -69,7 +69,7 @@ def soft(path):
         (
             lambda path: images.read_array(path, "sketch"),
             lambda path: np.save(path.open("wb"), np.array([print], object), allow_pickle=True),
-            "cannot be read as an array",
+            "elements of type object",
         ),
     ],
 )  # fmt: skip
