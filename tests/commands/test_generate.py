@@ -35,11 +35,6 @@ def texts_of(path: Path) -> dict[str, str]:
         return image.text
 
 
-def test_bad_masks_are_one_line_and_exit_code_3(bad_mask, out):
-    check_refused(run("generate", "--mask", bad_mask.path, "--out", out), 3, *bad_mask.words)
-    assert not out.exists()
-
-
 @pytest.mark.parametrize(
     ("text", "words"),
     [
