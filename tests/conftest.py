@@ -21,6 +21,7 @@ from cdiff_rt.export.checkpoint import Checkpoint
 from cdiff_rt.manifest import DEFAULT_MODEL, MODELS, Bundle
 from cdiff_rt.pipeline import Pipeline
 from tests import tiny
+from tests.bad_files import MASKS, zeros_png
 from tests.shared import once, shared_folder
 
 ROOT = Path(__file__).parents[1]
