@@ -103,10 +103,12 @@ def test_a_bare_state_dict_reads_as_torch_reads_it(tmp_path, new):
     assert_same(open_tensors(path), weights())
 
 
+@pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
 @pytest.mark.parametrize("new", [True, False])
-def test_another_protocol_of_pickle_is_refused_with_a_remedy(tmp_path, new):
-    torch.save(weights(), tmp_path / "model.pt", _use_new_zipfile_serialization=new, pickle_protocol=4)
-    assert re.search("torch.save .* pickle protocol", refused(tmp_path / "model.pt"))
+def test_every_protocol_of_pickle_is_read(tmp_path, new, protocol):
+    path = tmp_path / "model.pt"
+    torch.save({"state_dict": weights()}, path, _use_new_zipfile_serialization=new, pickle_protocol=protocol)
+    assert_same(open_tensors(path), weights())
 
 
 def test_numbers_of_a_big_endian_machine_come_right(tmp_path):
@@ -223,7 +225,8 @@ def packed(pickled, **how):
 
 
 GOOD = beside(b"N")
-BEYOND = "beyond torch's safe loader"
+BEYOND = "nothing that torch.save writes"
+OUTSIDE, LENGTH = "of fewer stored elements", "the data of w have another length"
 BAD = {
     "missing": (lambda _: None, "no such file"),
     "folder": (Path.mkdir, "a folder or a device"),
@@ -235,7 +238,7 @@ BAD = {
     "random": (content(random.Random(0).randbytes(500)), "neither a safetensors file nor a torch checkpoint"),
     "text pickle": (content(b"cos\nsystem\n(S'true'\ntR."), "neither a safetensors file nor a torch checkpoint"),
     "other pickle": (content(pickle.dumps({"a": 1})), "torch.save did not write"),
-    "other zip": (packed(GOOD, replaced=[(b"data.pkl", b"dato.pkl")]), "failed locating file data.pkl"),
+    "other zip": (packed(GOOD, replaced=[(b"data.pkl", b"dato.pkl")]), "a zip file without data.pkl, of dato.pkl"),
     "compressed": (packed(GOOD, compression=zipfile.ZIP_DEFLATED), "compressed, encrypted or doubled"),
     "encrypted": (
         packed(GOOD, replaced=[(b"PK\1\2\x14\3\x14\0\0", b"PK\1\2\x14\3\x14\0\1")]),
@@ -245,20 +248,20 @@ BAD = {
     "spoiled pickle": (packed(GOOD, replaced=[(b"callbacks", b"callbackz")]), "damaged or cut short"),
     "unfinished pickle": (packed(GOOD[:-1]), BEYOND),
     "no state dict": (saved({"epoch": 3}), "no tensors inside"),
-    "empty state dict": (saved({"state_dict": {}, "w": torch.zeros(2)}), "no tensors inside"),
+    "empty state dict": (saved({"state_dict": {}}), "no tensors inside"),
     "a list": (saved([torch.zeros(2)]), "no tensors inside"),
     "optimizer only": (saved({"optimizer_states": {"w": torch.zeros(2)}}), "no tensors inside"),
     "expanded": (saved({"w": torch.zeros(1).expand(10**9)}), "w has shape [1000000000] and stride [0]"),
-    "offset outside": (packed(bare(tensor(offset=1))), BEYOND),
-    "stride outside": (packed(bare(tensor(stride=(2,)))), BEYOND),
+    "offset outside": (packed(bare(tensor(offset=1))), OUTSIDE),
+    "stride outside": (packed(bare(tensor(stride=(2,)))), OUTSIDE),
     "negative offset": (packed(bare(tensor(offset=-1))), BEYOND),
     "negative stride": (packed(bare(tensor(offset=1, stride=(-1,)))), BEYOND),
     "axes and strides": (packed(bare(tensor(size=(1, 2)))), BEYOND),
     "size is no tuple": (packed(bare(tensor(size=2))), BEYOND),
     "forged storage": (packed(bare(tensor(stored=value(("float32", "0", 2))))), BEYOND),
-    "missing storage": (packed(GOOD, keys="1"), "failed locating file data/0"),
-    "storage beyond the end": (packed(bare(tensor(size=(999,), stored=storage(FLOATS, elements=999)))), BEYOND),
-    "storage of no length": (packed(bare(tensor(stored=storage(FLOATS, elements=-1)))), BEYOND),
+    "missing storage": (packed(GOOD, keys="1"), "the data of w are missing"),
+    "storage beyond the end": (packed(bare(tensor(size=(999,), stored=storage(FLOATS, elements=999)))), LENGTH),
+    "storage of no length": (packed(bare(tensor(stored=storage(FLOATS, elements=-1)))), LENGTH),
     "sparse": (saved({"w": torch.eye(2).to_sparse()}), "w is no plain tensor of a CPU"),
     "without data": (saved({"w": torch.zeros(2, device="meta")}), "w is no plain tensor of a CPU"),
     "complex": (saved({"w": torch.zeros(2, dtype=torch.complex64)}), "unknown type complex64"),
@@ -326,7 +329,7 @@ def test_a_file_without_checksums_is_read_with_a_note(tmp_path, caplog):
         for name in ("bare.pt", "usual.pt"):
             assert_same(open_tensors(tmp_path / name), weights())
     (note,) = caplog.messages
-    assert note.startswith("bare.pt was written without checksums")
+    assert re.match(r"bare.pt: \d+ records were written without checksums", note)
     whole = (tmp_path / "bare.pt").read_bytes()
     (tmp_path / "bare.pt").write_bytes(whole[: len(whole) // 2])
     assert "cut short" in refused(tmp_path / "bare.pt")
