@@ -53,15 +53,16 @@ def open_tensors(path: Path) -> Tensors:
 
 
 def open_hashed(path: Path, sha256: str = "") -> Tensors:
-    """The same of a file that somebody gives: what was read is told by its hash, or is refused with another.
-
-    Safetensors and old files of torch have no checksums, and of most damage they show nothing.
-    """
+    """The same of a file that somebody gives, with its hash. Raises BadArtefact if another was asked for."""
     file = File(path)
-    log.info("%s: sha256 %s", path.name, file.sha256)
     if sha256 and sha256.lower() != file.sha256:
         raise file.bad(f"its sha256 is {file.sha256}, not {sha256.lower()}", AGAIN)
     return _tensors(file, file.sha256)
+
+
+def tell(path: Path, tensors: Tensors) -> None:
+    """Which file is exported. Safetensors and old files of torch have no checksums, and most damage does not show."""
+    log.info("%s: sha256 %s", path.name, tensors.sha256)
 
 
 def _tensors(file: File, sha256: str = "") -> Tensors:
