@@ -5,6 +5,7 @@ The description is all of a manifest that isn't made by exporting: sizes, schedu
 
 import json
 import math
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -124,6 +125,8 @@ def _wrong(description: Description, tensors: int) -> Iterator[str]:
     yield from _too_large(description, tensors)
     yield from _wrong_vocabulary(description)
     vae = description.config.vae
+    if vae and vae.factor < 1:
+        yield f"an autoencoder of {vae.factor} pixels in one of a latent"
     side = description.image_size // vae.factor if vae else 0
     if bool(vae) != bool(description.image_size) or (vae and description.latent_shape != (vae.z_channels, side, side)):
         yield f"images of {description.image_size} pixels, latents {description.latent_shape} do not fit its autoencoder"
@@ -196,8 +199,9 @@ def model_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 def _check_shapes(name: str, description: Description, shapes: Mapping[str, tuple[int, ...]]) -> None:
     try:
-        expected = model_shapes(description.config)
-        _try_out(description)
+        with warnings.catch_warnings(action="ignore"):  # of torch, about empty weights
+            expected = model_shapes(description.config)
+            _try_out(description)
     except (ValueError, RuntimeError, ArithmeticError, LookupError, TypeError, AssertionError) as error:
         raise BadArtefact(f"checkpoint {name}", f"its description makes no model ({plain(error)})", _HELP) from None
     wrong = sorted(set(expected) ^ set(shapes))

@@ -67,16 +67,16 @@ def load(file: File) -> dict[object, Stored]:
 def _of_zip(file: File) -> tuple[Any, Records]:
     with zipfile.ZipFile(file.bounded(LARGEST_INDEX)) as archive:
         entries = archive.infolist()
-        odd = any(entry.compress_type or entry.flag_bits & 1 for entry in entries)
-        if odd or len({entry.filename for entry in entries}) < len(entries):
-            raise file.bad("it is a zip file with compressed, encrypted or doubled entries", HELP)
-        _check_sums(file, archive)
         found = {entry.filename.split("/", 1)[-1]: entry for entry in entries}
         if "constants.pkl" in found:
             raise file.bad("it is a TorchScript program", "save the state_dict() of what torch.jit.load gives")
         if "data.pkl" not in found:
             seen = f"it is a zip file without data.pkl, of {plain(', '.join([*found][:3]))}"
             raise file.bad(seen, HELP)
+        odd = any(entry.compress_type or entry.flag_bits & 1 for entry in entries)
+        if odd or len(found) < len(entries):
+            raise file.bad("it is a zip file with compressed, encrypted or doubled entries", HELP)
+        _check_sums(file, archive)
         if found["data.pkl"].file_size > LARGEST:
             raise ValueError(f"the pickle has {found['data.pkl'].file_size} bytes")
     places = {name: (_begin(file, entry), entry.file_size) for name, entry in found.items()}
@@ -143,7 +143,7 @@ def _state_dict(file: File, value: Any) -> dict[Any, Made]:
         if not known:
             break
         if known[1:]:
-            log.info("%s: the weights of %r are read; %s beside it are not", file.path.name, known[0], plain(known[1:]))
+            log.info("%s: the weights of %r are read; %s beside it are not", file.path.name, known[0], ", ".join(map(repr, known[1:])))
         value = inner[known[0]]
     entries = [(key, _unwrapped(thing)) for key, thing in pairs_of(value)]
     tensors = [(key, thing) for key, thing in entries if thing]
