@@ -88,7 +88,7 @@ class Weights(Mapping[str, "Tensor"]):
 
 def official_key(name: str) -> str:
     """What a weight is called in a whole checkpoint."""
-    from cdiff_rt.export.published import prefixes
+    from cdiff_rt.export.source import prefixes
 
     theirs, ours = next(pair for pair in prefixes("codiff") if name.startswith(pair[1]))
     return theirs + name.removeprefix(ours)

@@ -10,7 +10,7 @@ from cdiff_rt.commands.terminal import Progress, say
 
 BUNDLE, ENGINES = "A bundle from checkpoints", "Engines for GPUs"
 OF_ENGINES = ("compute_capability", "engine_precision", "engine_batch", "whole_step")
-OF_BUNDLE = ("precision", "diffuser_input", "freeu", "head_multiple")
+OF_BUNDLE = ("sha256", "precision", "diffuser_input", "freeu", "head_multiple")
 
 
 @click.command(
@@ -27,6 +27,13 @@ Examples:
     "checkpoints",
     "Read this checkpoint; may be repeated: each replaces the branches it holds.",
     type=PATH,
+    multiple=True,
+)
+@option(
+    BUNDLE,
+    "--sha256",
+    "Refuse a checkpoint that has another sha256; of several, give one for each, in their order.",
+    metavar="HASH",
     multiple=True,
 )
 @option(BUNDLE, "--out", "Write the bundle to this new folder, or the weights to this .safetensors file.", type=PATH)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -18,6 +19,7 @@ from cdiff_rt.export.checkpoint import (
     Checkpoint,
     Description,
     describes_itself,
+    finite,
     model_shapes,
     read_checkpoint,
     write_checkpoint,
@@ -43,6 +45,7 @@ def export_checkpoint(
     checkpoints: Sequence[Path],
     out: Path,
     *,
+    sha256: Sequence[str] = (),
     precision: Precision = "fp16",
     diffuser_input: Literal["x_t", "prediction"] | None = None,
     freeu: dict[str, FreeUConfig] | None = None,
@@ -51,7 +54,8 @@ def export_checkpoint(
 ) -> dict[str, float]:
     """Writes the bundle `out` and returns each network's relative error, ONNX Runtime against PyTorch.
 
-    `checkpoints` is one file that describes itself, or published ones (`import_published`). Weights are kept in
+    `checkpoints` is one file that describes itself, or published ones (`import_published`); `sha256`, if given, are
+    their hashes, and a file with another is refused. Weights are kept in
     `precision`; `diffuser_input` and `freeu`, by modality, change the networks; `head_multiple` pads attention's heads to
     a multiple of that width (padding.py). If `out` ends with .safetensors, one
     checkpoint that describes itself is written instead, and nothing compared. `watch` counts what takes long. Raises
@@ -62,7 +66,7 @@ def export_checkpoint(
     check_folder(out.parent)
     if out.suffix != ".safetensors":
         check_backend("onnxruntime")  # which every network is compared on
-    loaded = adapt(load(checkpoints), diffuser_input, freeu or {})
+    loaded = adapt(load(checkpoints, sha256), diffuser_input, freeu or {})
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=".cdiff-rt-") as hidden:
@@ -79,12 +83,18 @@ def export_checkpoint(
     return report
 
 
-def load(checkpoints: Sequence[Path]) -> Checkpoint:
+def load(checkpoints: Sequence[Path], sha256: Sequence[str] = ()) -> Checkpoint:
     """One that describes itself, or published ones that go together."""
     own = [path for path in checkpoints if path.is_file() and describes_itself(path)]
     if own and len(checkpoints) > 1:
         raise BadRequest("checkpoint", f"{own[0].name} is a whole model", "give it alone")
-    return read_checkpoint(own[0]) if own else import_published(checkpoints)
+    if sha256 and len(sha256) != len(checkpoints):
+        seen = f"{len(sha256)} for {len(checkpoints)} checkpoints"
+        raise BadRequest("sha256", seen, "give one for each checkpoint, in their order")
+    for text in sha256:
+        if not re.fullmatch("[0-9a-fA-F]{64}", text):
+            raise BadRequest("sha256", repr(text), "give 64 hexadecimal digits, as sha256sum prints them")
+    return read_checkpoint(own[0], *sha256) if own else import_published(checkpoints, sha256=sha256)
 
 
 def read_freeu(given: Sequence[str]) -> dict[str, FreeUConfig]:
@@ -168,12 +178,7 @@ def write_bundle(
 def stored_weights(checkpoint: Checkpoint, config: ModelConfig, precision: Precision) -> Iterator[tuple[str, Tensor]]:
     """The weights in the order of the padded model, as they are kept. Raises BadArtefact if one isn't finite."""
     for name in model_shapes(config):
-        weight = checkpoint.weights[name].float()
-        broken = int((~torch.isfinite(weight)).sum())
-        if broken:
-            what = f"checkpoint of {checkpoint.description.name}"
-            raise BadArtefact(what, f"{name} holds {broken} values that are not finite", "get or train it again")
-        kept = pad_weight(name, weight, config).to(getattr(torch, DTYPES[precision])).contiguous()
+        kept = pad_weight(name, finite(checkpoint, name), config).to(getattr(torch, DTYPES[precision])).contiguous()
         if not torch.isfinite(kept).all():
             what = f"checkpoint of {checkpoint.description.name}"
             raise BadArtefact(what, f"{name} holds values too large for fp16", "export with --precision fp32")

@@ -6,16 +6,15 @@ A "codiff" file holds everything; uni-modal files hold a branch, its encoder and
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
-import numpy as np
 from torch import Tensor
 
 from cdiff_rt.errors import BadArtefact
-from cdiff_rt.export.checkpoint import Checkpoint, Description, model_shapes
-from cdiff_rt.export.tensors import Tensors, open_tensors
-from cdiff_rt.manifest import Modality, sha256
+from cdiff_rt.export.checkpoint import Checkpoint, Description, check_types, model_shapes
+from cdiff_rt.export.source import Source, check_schedule, open_source
+from cdiff_rt.export.tensors import tell
+from cdiff_rt.manifest import Modality
 from cdiff_rt.nets.autoencoder import AutoencoderConfig
 from cdiff_rt.nets.collaborative import EncoderConfig, ExpertConfig, ModelConfig
 from cdiff_rt.nets.mask_encoder import MaskEncoderConfig
@@ -26,24 +25,6 @@ from cdiff_rt.settings import Influence
 
 VOCABULARY = "bert-base-uncased.txt"
 CLASSES, MASK_SIDE = 19, 32
-SIGNS = {"cond_stage_model.transformer.": "text", "cond_stage_model.linear.": "mask", "decoder.": "vae"}
-OFFICIAL = {"mask": "seg_mask", "text": "text", "sketch": "sketch"}  # modality -> in the names of weights
-SCHEDULE_BUFFERS = frozenset(
-    [
-        "betas",
-        "alphas_cumprod",
-        "alphas_cumprod_prev",
-        "sqrt_alphas_cumprod",
-        "sqrt_one_minus_alphas_cumprod",
-        "log_one_minus_alphas_cumprod",
-        "sqrt_recip_alphas_cumprod",
-        "sqrt_recipm1_alphas_cumprod",
-        "posterior_variance",
-        "posterior_log_variance_clipped",
-        "posterior_mean_coef1",
-        "posterior_mean_coef2",
-    ]
-)
 
 
 @dataclass(frozen=True)
@@ -99,66 +80,6 @@ def published(
 PUBLISHED = (published("512", (1, 2, 4, 4), 0.141), published("256", (1, 2, 4), 0.058))
 
 
-# --- what a file is --------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Source:
-    """A file of weights, by our names."""
-
-    path: Path
-    kind: str  # "codiff", "vae" or the modality of a branch
-    tensors: Tensors
-    keys: dict[str, str]  # our name -> official key
-
-    @cached_property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        return {ours: self.tensors.shapes[key] for ours, key in self.keys.items()}
-
-
-def open_source(path: Path) -> Source:
-    tensors = open_tensors(path)
-    kind = kind_of(tensors.shapes)
-    if kind is None:
-        seen = (
-            f"none of its {len(tensors.shapes)} keys is of Collaborative Diffusion, e.g. {next(iter(tensors.shapes))}"
-        )
-        raise BadArtefact(f"checkpoint {path.name}", seen, "give a codiff, mask, text or vae checkpoint")
-    return Source(path, kind, tensors, {ours: key for key in tensors.shapes if (ours := our_name(key, kind))})
-
-
-def kind_of(keys: Mapping[str, object]) -> str | None:
-    if any(key.startswith("model.") and "_unet.diffusion_model." in key for key in keys):
-        return "codiff"
-    return next((kind for start, kind in SIGNS.items() if any(key.startswith(start) for key in keys)), None)
-
-
-def our_name(key: str, kind: str = "codiff") -> str | None:
-    """The name here of an official key; None for what inference never uses; the key itself if it is unknown."""
-    if key in SCHEDULE_BUFFERS or ".transformer.to_logits." in key or (kind == "vae" and key.startswith("loss.")):
-        return None
-    for theirs, ours in prefixes(kind):
-        if key.startswith(theirs):
-            return ours + key.removeprefix(theirs)
-    return key
-
-
-def prefixes(kind: str) -> Iterator[tuple[str, str]]:
-    """Official prefixes and ours, in a file of this kind. What comes behind them is the same."""
-    if kind == "vae":
-        yield "", "vae."
-        return
-    yield "first_stage_model.", "vae."
-    if kind != "codiff":
-        yield "model.diffusion_model.", f"experts.{kind}.unet."
-        yield "cond_stage_model.", f"experts.{kind}.encoder."
-        return
-    for modality, official in OFFICIAL.items():
-        yield f"model.{official}_unet.diffusion_model.", f"experts.{modality}.unet."
-        yield f"model.{official}_confidence_predictor.diffusion_model.", f"experts.{modality}.diffuser."
-        yield f"cond_stage_model.{official}_cond_stage_model.", f"experts.{modality}.encoder."
-
-
 # --- which size it fits ----------------------------------------------------------------------------------------------
 
 
@@ -196,16 +117,6 @@ def recognise(source: Source, sizes: Sequence[Published]) -> Published:
     return nearest
 
 
-def check_schedule(source: Source) -> None:
-    """Raises BadArtefact if the file was trained with another noise schedule than the published one."""
-    if "alphas_cumprod" not in source.tensors.shapes:
-        return
-    found = source.tensors["alphas_cumprod"].double().numpy()
-    if found.shape != (1000,) or np.abs(found - Schedule().alpha_bars()).max() > 1e-6:
-        seen = "it was trained with another noise schedule"
-        raise BadArtefact(f"checkpoint {source.path.name}", seen, "only the published schedule is known here")
-
-
 # --- the model of several files --------------------------------------------------------------------------------------
 
 
@@ -226,15 +137,18 @@ class Renamed(Mapping[str, Tensor]):
         return len(self._places)
 
 
-def import_published(paths: Sequence[Path], sizes: Sequence[Published] = PUBLISHED) -> Checkpoint:
+def import_published(
+    paths: Sequence[Path], sizes: Sequence[Published] = PUBLISHED, sha256: Sequence[str] = ()
+) -> Checkpoint:
     """One model of published files. A later file replaces what an earlier one has of its branch.
 
     So a fine-tuned branch comes under the trained dynamic diffusers; a branch alone has none. The autoencoder is the
     first file's, unless there is a vae file. Raises BadArtefact.
     """
-    sources = [open_source(path) for path in paths]
+    sources = [open_source(path, wanted) for path, wanted in zip(paths, sha256 or [""] * len(paths), strict=True)]
     fits = [recognise(source, sizes) for source in sources]
     for source, size in zip(sources, fits, strict=True):
+        check_types(source.path.name, {key: source.tensors.dtypes[key] for key in source.keys.values()})
         check_schedule(source)
         if size != fits[0]:
             seen = f"it is of the {size.name} model, {sources[0].path.name} of the {fits[0].name} model"
@@ -247,7 +161,9 @@ def import_published(paths: Sequence[Path], sizes: Sequence[Published] = PUBLISH
     if not config.experts:
         raise BadArtefact(f"checkpoint {sources[0].path.name}", "an autoencoder alone", "add one with a branch")
     shapes = {name: source.shapes[name] for name, source in places.items()}
-    origin = {"checkpoints": [{"file": s.path.name, "sha256": sha256(s.path)} for s in sources]}
+    for source in sources:
+        tell(source.path, source.tensors)
+    origin = {"checkpoints": [{"file": s.path.name, "sha256": s.tensors.sha256} for s in sources]}
     return Checkpoint(describe(fits[0], config, origin), Renamed(places), shapes)
 
 

@@ -5,34 +5,32 @@ A file is safetensors or what torch.save makes. The latter is a pickle, which `u
 
 import json
 import math
-import stat
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from cdiff_rt.errors import BadArtefact
 from cdiff_rt.export import unpickled
-from cdiff_rt.export.unpickled import AGAIN, HELP
+from cdiff_rt.export.stored import AGAIN, CODES, DTYPES, HELP, LONGEST, File, Stored, plain
+from cdiff_rt.notes import log
 
 _HEAD = 4096  # bytes that a file is recognised by
-
-# dtype -> what safetensors calls it
-_CODES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "bool": "BOOL"}
-_CODES |= {"int64": "I64", "int32": "I32", "int16": "I16", "int8": "I8", "uint8": "U8"}
-_DTYPES = {code: dtype for dtype, code in _CODES.items()}
 
 
 class Tensors(Mapping[str, Tensor]):
     """A file's tensors by name. Each is read when it is asked for, and not kept."""
 
     def __init__(
-        self, shapes: dict[str, tuple[int, ...]], dtypes: dict[str, str], read: Callable[[str], Tensor]
+        self,
+        shapes: dict[str, tuple[int, ...]],
+        dtypes: dict[str, str],
+        read: Callable[[str], Tensor],
+        sha256: str = "",
     ) -> None:
-        self.shapes, self.dtypes, self._read = shapes, dtypes, read
+        self.shapes, self.dtypes, self._read, self.sha256 = shapes, dtypes, read, sha256
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self.shapes:
@@ -49,24 +47,39 @@ class Tensors(Mapping[str, Tensor]):
         return len(self.shapes)
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where a tensor lies in a safetensors file, in bytes, and what it is."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    offset: int
-    length: int
-
-
 def open_tensors(path: Path) -> Tensors:
     """Raises BadArtefact unless the file, whatever its name, holds tensors and nothing that could run."""
-    head = _head(path)
+    return _tensors(File(path))
+
+
+def open_hashed(path: Path, sha256: str = "") -> Tensors:
+    """The same of a file that somebody gives, with its hash. Raises BadArtefact if another was asked for."""
+    file = File(path)
+    if sha256 and sha256.lower() != file.sha256:
+        raise file.bad(f"its sha256 is {file.sha256}, not {sha256.lower()}", AGAIN)
+    return _tensors(file, file.sha256)
+
+
+def tell(path: Path, tensors: Tensors) -> None:
+    """Which file is exported. Safetensors and old files of torch have no checksums, and most damage does not show."""
+    log.info("%s: sha256 %s", path.name, tensors.sha256)
+
+
+def _tensors(file: File, sha256: str = "") -> Tensors:
+    head = bytes(file.read(0, min(file.size, _HEAD)))
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 1 << 32:
-        return _open_safetensors(path)
-    if head.startswith((unpickled.ZIP, b"\x80")):
-        return _open_torch(path)
-    raise BadArtefact(_what(path), *_stranger(head))
+        found: Mapping[Any, Stored] = _of_safetensors(file)
+    elif head.startswith((unpickled.ZIP, b"\x80")):
+        found = unpickled.load(file)
+    else:
+        raise file.bad(*_stranger(head))
+    for name, stored in found.items():
+        if type(name) is not str or not name.isprintable() or len(name) > LONGEST:
+            raise file.bad(f"{plain(name)!r}, the name of a tensor, is no short plain text", AGAIN)
+        file.check_type(name, stored.dtype)
+    shapes = {name: stored.shape for name, stored in found.items()}
+    dtypes = {name: stored.dtype for name, stored in found.items()}
+    return Tensors(shapes, dtypes, lambda name: found[name].read(file), sha256)
 
 
 def metadata(path: Path) -> dict[str, str]:
@@ -80,17 +93,9 @@ def metadata(path: Path) -> dict[str, str]:
         return {}
 
 
-def places(path: Path) -> dict[str, Place]:
-    """Where the tensors of a safetensors file of ours lie."""
-    with path.open("rb") as file:
-        (size,) = struct.unpack("<Q", file.read(8))
-        header = json.loads(file.read(size))
-    header.pop("__metadata__", None)
-    rows = {name: (row["dtype"], row["shape"], *row["data_offsets"]) for name, row in header.items()}
-    return {
-        name: Place(_DTYPES[code], tuple(shape), 8 + size + begin, end - begin)
-        for name, (code, shape, begin, end) in rows.items()
-    }
+def places(path: Path) -> dict[str, Stored]:
+    """Where the tensors of a safetensors file lie. Raises BadArtefact."""
+    return _of_safetensors(File(path))
 
 
 def write_tensors(
@@ -126,25 +131,9 @@ def _header(specs: dict[str, tuple[str, tuple[int, ...]]], metadata: dict[str, s
     end = 0
     for name, (dtype, shape) in specs.items():
         begin, end = end, end + math.prod(shape) * getattr(torch, dtype).itemsize
-        header[name] = {"dtype": _CODES[dtype], "shape": list(shape), "data_offsets": [begin, end]}
+        header[name] = {"dtype": CODES[dtype], "shape": list(shape), "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     return text + b" " * (-len(text) % 8)
-
-
-def _what(path: Path) -> str:
-    return f"checkpoint {path.name}"
-
-
-def _head(path: Path) -> bytes:
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for its writer
-            raise BadArtefact(_what(path), "it is a folder or a device, not a file", "check the path")
-        with path.open("rb") as file:
-            return file.read(_HEAD)
-    except FileNotFoundError:
-        raise BadArtefact(f"checkpoint {path}", "there is no such file", "check the path") from None
-    except OSError as error:
-        raise BadArtefact(f"checkpoint {path}", f"it cannot be read ({error.strerror})", "check the path") from None
 
 
 def _stranger(head: bytes) -> tuple[str, str]:
@@ -159,35 +148,22 @@ def _stranger(head: bytes) -> tuple[str, str]:
     return "it is neither a safetensors file nor a torch checkpoint", HELP
 
 
-def _open_safetensors(path: Path) -> Tensors:
+def _of_safetensors(file: File) -> dict[str, Stored]:
+    """The library checks the header, and that tensors lie one behind the other up to the end."""
     from safetensors import SafetensorError, safe_open
 
     try:
-        file = safe_open(path, "pt")
-        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-        codes = {name: part.get_dtype() for name, part in slices.items()}
-        shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
-    except (SafetensorError, OSError) as error:
-        raise BadArtefact(_what(path), f"it is damaged or cut short ({error})", AGAIN) from None
-    if not shapes:
-        raise BadArtefact(_what(path), "there are no tensors inside", HELP)
-    dtypes = {name: _DTYPES.get(code, code) for name, code in codes.items()}
-    return Tensors(shapes, _known(path, dtypes), file.get_tensor)
-
-
-def _open_torch(path: Path) -> Tensors:
-    weights = unpickled.load(path)
-    shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
-    dtypes = {name: str(weight.dtype).removeprefix("torch.") for name, weight in weights.items()}
-
-    def read(name: str) -> Tensor:
-        return weights[name].resolve_neg().clone(memory_format=torch.contiguous_format)
-
-    return Tensors(shapes, _known(path, dtypes), read)
-
-
-def _known(path: Path, dtypes: dict[str, str]) -> dict[str, str]:
-    for name, dtype in dtypes.items():
-        if dtype not in _CODES:
-            raise BadArtefact(_what(path), f"{name!a} has the unknown type {dtype}", f"use {', '.join(_CODES)}")
-    return dtypes
+        with safe_open(file.path, "pt"):
+            pass
+        (size,) = struct.unpack("<Q", file.read(0, 8))
+        header = json.loads(file.read(8, size))
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        raise file.bad(f"it is damaged or cut short ({plain(error)})", AGAIN) from None
+    header.pop("__metadata__", None)
+    if not header:
+        raise file.bad("there are no tensors inside", HELP)
+    rows = {name: (row["dtype"], row["shape"], *row["data_offsets"]) for name, row in header.items()}
+    return {
+        name: Stored(DTYPES.get(code, code), tuple(shape), 8 + size + begin, end - begin)
+        for name, (code, shape, begin, end) in rows.items()
+    }

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from cdiff_rt.export.tensors import Place, open_tensors, places
+from cdiff_rt.export.stored import Stored
+from cdiff_rt.export.tensors import open_tensors, places
 from cdiff_rt.manifest import NetworkSpec
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ def quiet_exporter() -> Iterator[None]:
         registry.setLevel(level)
 
 
-def _weights_of(model: "ir.Model", prefix: str, places: dict[str, Place]) -> "Iterator[tuple[ir.Value, str]]":
+def _weights_of(model: "ir.Model", prefix: str, places: dict[str, Stored]) -> "Iterator[tuple[ir.Value, str]]":
     """The graph's initializers that are weights of the model, with their names in the file."""
     for value in model.graph.initializers.values():
         name = prefix + str(value.name).removeprefix(_PREFIX)
@@ -137,7 +138,7 @@ def _simplify(model: "ir.Model") -> None:
     optimize_ir(model, num_iterations=1, should_fold=lambda node: False if any(map(is_weight, node.inputs)) else None)
 
 
-def _point_into(taken: "list[tuple[ir.Value, str]]", weights: str, places: dict[str, Place]) -> None:
+def _point_into(taken: "list[tuple[ir.Value, str]]", weights: str, places: dict[str, Stored]) -> None:
     """The graph's weights become pointers to the tensors of the file."""
     from onnxscript import ir
 

@@ -1,203 +1,213 @@
-"""Weights out of files that torch.save wrote, whoever sent them. A pickle is a program; nothing of it is run.
+"""Weights out of files that torch.save wrote, whoever sent them: which bytes of the file each tensor is.
 
-torch's safe loader imports nothing and calls only what stands in a table under the name that the file says. Of those,
-torch's own make tensors, and all others are given here: they mean an inert class. So no process of its own is needed. A
-name of the standard library that no weights need shows what the file is for, and it is refused. What a file made for it
-can still do is to take memory or time, or to end the process.
+The pickle inside is read as data (inert.py), so torch's loader has no part in it. A zip file's checksums are compared,
+and every tensor must lie in the record that it names.
 """
 
-import pickle
-import sys
+import io
+import math
+import struct
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Self
-
-import torch
-from torch import Tensor
-from torch._weights_only_unpickler import get_globals_in_pkl
-from torch.serialization import (
-    MAGIC_NUMBER,
-    add_safe_globals,
-    clear_safe_globals,
-    get_safe_globals,
-    get_unsafe_globals_in_checkpoint,
-)
+from dataclasses import dataclass
+from typing import Any
 
 from cdiff_rt.errors import BadArtefact
+from cdiff_rt.export.inert import LARGEST, PERSISTENT, Attack, Made, content, pairs_of
+from cdiff_rt.export.stored import AGAIN, HELP, File, Stored, plain
 from cdiff_rt.notes import log
 
 ZIP = b"PK\3\4"
-LEGACY = pickle.dumps(MAGIC_NUMBER, 2)
-PICKLES_OF_LEGACY = 5  # magic number, version, system, content, keys of storages
-LONGEST = 300  # letters of a name, or of what is shown of an error
+LARGEST_INDEX = 8 << 20  # bytes of a zip file's central directory: about 100,000 records
+MAGIC, VERSION = 0x1950A86A20F9469CFC6C, 1001  # of the files that torch wrote before zip files
+LOCAL = struct.Struct("<4s22xHH")  # what stands before a record: signature, lengths of its name and of more
+# What the mapping of weights is called where a file holds more, in the order in which it is taken.
+WRAPPERS = (
+    *("state_dict", "model", "model_state_dict", "module", "net", "weights", "params"),
+    *("ema", "ema_state_dict", "model_ema", "params_ema"),
+)
 
-AGAIN = "download it again"
-HELP = "give a safetensors file, or one that torch.save wrote of a state dict"
-
-# module of the standard library -> what files of weights name of it. Of other modules' names all are harmless here.
-_HARMLESS = {
-    "_codecs": "encode",
-    "_operator": "getitem",
-    "argparse": "Namespace",
-    # getattr is how members of some enums are pickled
-    "builtins": "bool bytearray bytes complex dict float frozenset getattr int list object range set slice str tuple",
-    "collections": "ChainMap Counter OrderedDict UserDict UserList defaultdict deque",
-    "copyreg": "_reconstructor",
-    "datetime": "date datetime time timedelta timezone",
-    "decimal": "Decimal",
-    "enum": "Enum Flag IntEnum IntFlag StrEnum",
-    "fractions": "Fraction",
-    "functools": "partial",
-    "pathlib": "Path PosixPath PurePath PurePosixPath PureWindowsPath WindowsPath",
-    "pathlib._local": "Path PosixPath PurePath PurePosixPath PureWindowsPath WindowsPath",
-    "re": "_compile",
-    "types": "SimpleNamespace",
-    "typing": "Any Dict List Optional Tuple Union",
-    "uuid": "SafeUUID UUID",
-}
-HARMLESS = {f"{module}.{name}" for module, names in _HARMLESS.items() for name in names.split()}
+_SIZES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4, "int16": 2}
+_SIZES |= {"int8": 1, "uint8": 1, "bool": 1, "complex64": 8, "complex128": 16}
+_KINDS = {"Double": "float64", "Float": "float32", "Half": "float16", "BFloat16": "bfloat16", "Bool": "bool"}
+_KINDS |= {"ComplexFloat": "complex64", "ComplexDouble": "complex128"}
+_KINDS |= {"Long": "int64", "Int": "int32", "Short": "int16", "Char": "int8", "Byte": "uint8"}
+_PARAMETERS = {f"torch._utils._rebuild_parameter{more}" for more in ("", "_with_state")}
+_SUBCLASSES = {f"torch._tensor._rebuild_from_type{more}" for more in ("", "_v2")}
+_PLAIN = {f"torch._utils._rebuild_tensor{more}" for more in ("", "_v2", "_v3")}
+_TENSORS = ("torch._utils._rebuild", "torch._tensor._rebuild")  # how the names of what makes one begin
 
 
-class _LikeDict(type):
-    """The loader sets items of what it makes only if the class equals dict; classes of a file may be subclasses."""
+@dataclass(frozen=True)
+class Records:
+    """Where storages lie: by key the offset and the length in bytes."""
 
-    def __eq__(cls, other: object) -> bool:
-        return cls is other or other is dict
-
-    __hash__ = type.__hash__
-
-
-class Inert(metaclass=_LikeDict):
-    """Stands for all that is no tensor. It can be made and filled, and keeps nothing."""
-
-    def __new__(cls, *_: object, **__: object) -> Self:
-        return super().__new__(cls)
-
-    def __setstate__(self, _: object) -> None: ...
-
-    def __setitem__(self, _: object, __: object) -> None: ...
+    places: dict[str, tuple[int, int]]
+    swapped: bool = False
 
 
-def _deque(*_: object) -> list:
-    """The loader appends to nothing but a list."""
-    return []
-
-
-def load(path: Path) -> dict[str, Tensor]:
-    """The file's weights. Those of a zip file are views into it, read when they are used. Raises BadArtefact."""
-    with _in_words(path):
-        with path.open("rb") as file:
-            head = file.read(len(LEGACY))
-        zipped = head.startswith(ZIP)
-        sizes = _check_zip(path) if zipped else None
-        if not zipped and head != LEGACY:
-            raise _bad(path, "it is a pickle that torch.save did not write, or not in its own pickle protocol", HELP)
-        with _nothing_allowed():
-            names = set(get_unsafe_globals_in_checkpoint(path)) if zipped else _names_in_legacy(path)
-            _refuse_attacks(path, names)
-            add_safe_globals(list(_meanings(names)))
-            content = _load(path, zipped)
-        weights = {name: Tensor.detach(weight) for name, weight in _state_dict(content).items()}
-        _check(path, weights, sizes)
-        return weights
-
-
-@contextmanager
-def _in_words(path: Path) -> Iterator[None]:
+def load(file: File) -> dict[object, Stored]:
+    """The file's weights by name, which may be anything. Raises BadArtefact."""
     try:
-        yield
+        value, records = _of_zip(file) if file.read(0, 4) == ZIP else _of_legacy(file)
+        weights = _state_dict(file, value)
+        return {name: _stored(file, name, made, records) for name, made in weights.items()}
     except BadArtefact:
         raise
+    except Attack as attack:
+        seen = f"loaded the usual way it would run {plain(attack)}"
+        raise file.bad(seen, "nothing of it was run; get the weights from somebody you trust") from None
     except Exception as error:  # noqa: BLE001 - a broken file can raise anything
-        known = error.__context__ if isinstance(error, pickle.UnpicklingError) else None  # without torch's advice
-        reason = f"{type(error).__name__}: {known or error}".splitlines()[0]
-        seen = f"it is damaged, cut short or beyond torch's safe loader ({_plain(reason)})"
-        raise _bad(path, seen, f"{AGAIN}, or {HELP}, with its own pickle protocol") from None
+        seen = f"it is damaged, cut short or nothing that torch.save writes ({type(error).__name__}: {plain(error)})"
+        raise file.bad(seen, f"{AGAIN}, or {HELP}") from None
 
 
-@contextmanager
-def _nothing_allowed() -> Iterator[None]:
-    """Of what libraries have told the loader to make."""
-    allowed = get_safe_globals()
-    clear_safe_globals()
-    try:
-        yield
-    finally:
-        clear_safe_globals()
-        add_safe_globals(allowed)
+# --- the two formats -------------------------------------------------------------------------------------------------
 
 
-def _bad(path: Path, seen: str, remedy: str) -> BadArtefact:
-    return BadArtefact(f"checkpoint {path.name}", seen, remedy)
-
-
-def _plain(text: str) -> str:
-    return ascii(text)[1:-1][:LONGEST]
-
-
-def _check_zip(path: Path) -> set[int]:
-    """By its checksums, before anything is read -> how many bytes its records have."""
-    with zipfile.ZipFile(path) as archive:
+def _of_zip(file: File) -> tuple[Any, Records]:
+    with zipfile.ZipFile(file.bounded(LARGEST_INDEX)) as archive:
         entries = archive.infolist()
-        packed = any(entry.compress_type or entry.flag_bits & 1 for entry in entries)
-        if packed or len({entry.filename for entry in entries}) < len(entries):
-            raise _bad(path, "it is a zip file with compressed, encrypted or doubled entries", HELP)
-        if not any(entry.CRC for entry in entries):  # torch.serialization.set_crc32_options(False)
-            log.info("%s was written without checksums: whether it is damaged cannot be told", path.name)
-        elif spoiled := archive.testzip():
-            raise _bad(path, f"it is damaged or cut short ({_plain(spoiled)})", AGAIN)
-        return {entry.file_size for entry in entries}
+        found = {entry.filename.split("/", 1)[-1]: entry for entry in entries}
+        if "constants.pkl" in found:
+            raise file.bad("it is a TorchScript program", "save the state_dict() of what torch.jit.load gives")
+        if "data.pkl" not in found:
+            seen = f"it is a zip file without data.pkl, of {plain(', '.join([*found][:3]))}"
+            raise file.bad(seen, HELP)
+        odd = any(entry.compress_type or entry.flag_bits & 1 for entry in entries)
+        if odd or len(found) < len(entries):
+            raise file.bad("it is a zip file with compressed, encrypted or doubled entries", HELP)
+        _check_sums(file, archive)
+        if found["data.pkl"].file_size > LARGEST:
+            raise ValueError(f"the pickle has {found['data.pkl'].file_size} bytes")
+    places = {name: (_begin(file, entry), entry.file_size) for name, entry in found.items()}
+    value, _ = content(io.BytesIO(file.read(*places["data.pkl"])))
+    swapped = "byteorder" in places and file.read(*places["byteorder"]) == b"big"
+    data = {name.removeprefix("data/"): place for name, place in places.items() if name.startswith("data/")}
+    return value, Records(data, swapped)
 
 
-def _names_in_legacy(path: Path) -> set[str]:
-    with path.open("rb") as file:
-        return set().union(*(get_globals_in_pkl(file) for _ in range(PICKLES_OF_LEGACY)))
+def _check_sums(file: File, archive: zipfile.ZipFile) -> None:
+    unknown, name = 0, file.path.name
+    for entry in archive.infolist():
+        if not entry.CRC and entry.file_size:  # torch.serialization.set_crc32_options(False), and other writers
+            unknown += 1
+            continue
+        try:
+            with archive.open(entry) as record:
+                while record.read(1 << 20):
+                    pass
+        except (zipfile.BadZipFile, EOFError):
+            raise file.bad(f"it is damaged or cut short ({plain(entry.filename)})", AGAIN) from None
+    if unknown:
+        log.info(
+            "%s: %d records were written without checksums: whether these are damaged cannot be told", name, unknown
+        )
 
 
-def _refuse_attacks(path: Path, names: Iterable[str]) -> None:
-    for name in sorted(names):
-        if name not in HARMLESS and name.split(".")[0] in sys.stdlib_module_names:
-            seen = f"loaded the usual way it would run {_plain(name)}"
-            raise _bad(path, seen, "nothing of it was run; get the weights from somebody you trust")
+def _begin(file: File, entry: zipfile.ZipInfo) -> int:
+    signature, *more = LOCAL.unpack(file.read(entry.header_offset, LOCAL.size))
+    if signature != ZIP:
+        raise ValueError(f"no record begins at {entry.header_offset}")
+    return entry.header_offset + LOCAL.size + sum(more)
 
 
-def _meanings(names: Iterable[str]) -> Iterator[tuple[Callable, str]]:
-    for name in names:
-        yield (_deque if name == "collections.deque" else Inert), name
+def _of_legacy(file: File) -> tuple[Any, Records]:
+    """Five pickles (a number, a version, the system, the content, the storages' keys), then the storages."""
+    head = io.BytesIO(file.read(0, min(file.size, LARGEST)))
+    if content(head)[0] != MAGIC:
+        raise file.bad("it is a pickle that torch.save did not write", HELP)
+    version, system = content(head)[0], content(head)[0]
+    if version != VERSION or ("little_endian", False) in pairs_of(system):
+        raise ValueError("another version or byte order")
+    value, persistent = content(head)
+    storages = [it for it in persistent if not isinstance(it, tuple) or it[:1] != ("module",)]  # else source code
+    sizes = {key: size for key, (_, size, _) in map(_storage, storages)}
+    keys, places, offset = content(head)[0], {}, head.tell()
+    for key in keys:
+        (count,) = struct.unpack("<q", file.read(offset, 8))
+        places[key] = offset + 8, count * sizes[key]
+        offset += 8 + count * sizes[key]
+    if offset > file.size:
+        raise ValueError(f"{offset} bytes are named, there are {file.size}")
+    return value, Records(places)
 
 
-def _load(path: Path, zipped: bool) -> object:
-    if zipped and path.suffix != ".safetensors":  # by that name, torch would take it for one
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    with path.open("rb") as file:
-        return torch.load(file, map_location="cpu", weights_only=True)
+# --- the weights among what a file holds -----------------------------------------------------------------------------
 
 
-def _state_dict(content: object) -> dict[str, Tensor]:
+def _state_dict(file: File, value: Any) -> dict[Any, Made]:
     """The tensors to keep. Beside a model's, Lightning's files hold the optimizer's."""
-    # Methods of `dict`, for a file may put others into an OrderedDict.
-    if not isinstance(content, dict):
-        return {}
-    inner = dict.get(content, "state_dict")
-    if isinstance(inner, dict):
-        return {name: value for name, value in dict.items(inner) if isinstance(value, Tensor)}
-    plain = all(isinstance(value, Tensor) for value in dict.values(content))
-    return {name: value for name, value in dict.items(content)} if plain else {}
+    for _ in range(8):
+        inner = {key: thing for key, thing in pairs_of(value) if type(key) is str and _is_mapping(thing)}
+        known = [key for key in WRAPPERS if key in inner]
+        if not known:
+            break
+        if known[1:]:
+            log.info("%s: the weights of %r are read; %s beside it are not", file.path.name, known[0], ", ".join(map(repr, known[1:])))
+        value = inner[known[0]]
+    entries = [(key, _unwrapped(thing)) for key, thing in pairs_of(value)]
+    tensors = [(key, thing) for key, thing in entries if thing]
+    if not tensors:
+        raise file.bad(f"there are no tensors inside, neither a state_dict nor a mapping, but {_told(value)}", HELP)
+    if not all(type(key) is str for key, _ in tensors):  # before they are hashed, which recurses
+        raise file.bad("the name of a tensor is no short plain text", AGAIN)
+    return dict(tensors)
 
 
-def _check(path: Path, weights: dict[str, Tensor], sizes: set[int] | None) -> None:
-    if not weights:
-        raise _bad(path, "there are no tensors inside, neither a state_dict nor a mapping from names to tensors", HELP)
-    for name, weight in weights.items():
-        if type(name) is not str or not name.isprintable() or len(name) > LONGEST:
-            raise _bad(path, "the name of a tensor is no short plain text", AGAIN)
-        if weight.layout is not torch.strided or weight.device.type != "cpu" or weight.is_nested:
-            raise _bad(path, f"{name} is no plain tensor of a CPU", HELP)
-        stored = weight.untyped_storage().nbytes()
-        if sizes is not None and stored not in sizes:  # torch would go on reading in the next record
-            raise _bad(path, f"the data of {name} have another length than it says, {stored} bytes", AGAIN)
-        if weight.numel() * weight.itemsize > stored:
-            seen = f"{name} has shape {list(weight.shape)} and stride {list(weight.stride())}, of fewer stored elements"
-            raise _bad(path, seen, "save it again with contiguous tensors")
+def _is_mapping(thing: Any) -> bool:
+    return isinstance(thing, Made) and not _unwrapped(thing) and next(pairs_of(thing), None) is not None
+
+
+def _told(value: Any) -> str:
+    """What there is instead."""
+    keys = [plain(key) for key, _ in pairs_of(value) if type(key) is str]
+    if keys:
+        return f"entries {', '.join(keys[:5])}" + (f" and {len(keys) - 5} more" if len(keys) > 5 else "")
+    if isinstance(value, Made) and value.name != "builtins.dict":
+        return f"an object of the class {plain(value.name)}; of a module, save its state_dict()"
+    return f"a {'dict' if isinstance(value, Made) else type(value).__name__} without any"
+
+
+def _unwrapped(thing: Any) -> Made | None:
+    """The call that makes a tensor, without those around it; none if it makes something else."""
+    while isinstance(thing, Made) and thing.name in _PARAMETERS | _SUBCLASSES:
+        first = thing.args[0]
+        thing = first if thing.name in _PARAMETERS else Made(first.name, thing.args[2])
+    return thing if isinstance(thing, Made) and thing.name.startswith(_TENSORS) else None
+
+
+def _stored(file: File, name: object, made: Made, records: Records) -> Stored:
+    """Raises BadArtefact unless it lies within its storage, and the storage is a whole record."""
+    if made.name not in _PLAIN:
+        raise file.bad(f"{plain(name)} is no plain tensor of a CPU ({plain(made.name)})", HELP)
+    reference, start, shape, stride, *more = made.args
+    key, (kind, _, stated) = _storage(reference.args[0] if reference.name == PERSISTENT else None)
+    if made.name.endswith("_v3"):
+        kind = more[2].name.removeprefix("torch.")
+    file.check_type(name, kind)
+    if key not in records.places:
+        raise file.bad(f"the data of {plain(name)} are missing", AGAIN)
+    size, (offset, length) = _SIZES[kind], records.places[key]
+    if stated != length:
+        raise file.bad(f"the data of {plain(name)} have another length than it says, {stated} bytes", AGAIN)
+    if not all(type(n) is int and 0 <= n < 1 << 62 for n in (start, *shape, *stride)) or len(shape) != len(stride):
+        raise ValueError("sizes, strides or an offset that are none")
+    negated = bool(more) and any(bit == "neg" for bit, _ in pairs_of(more[-1]))
+    stored = Stored(kind, shape, offset, length, stride, start, negated, records.swapped)
+    if 0 not in shape and max(start + stored.extent, math.prod(shape)) * size > length:
+        seen = f"{plain(name)} has shape {[*shape]} and stride {[*stride]}, of fewer stored elements"
+        raise file.bad(seen, "save it again with contiguous tensors")
+    return stored
+
+
+def _storage(persistent: Any) -> tuple[str, tuple[str, int, int]]:
+    """A storage's key; its type, the bytes of an element, and of all."""
+    word, kind, key, _, count, *view = persistent
+    if type(word) is not str or word != "storage" or type(key) is not str or type(count) is not int:
+        raise ValueError("a reference to no storage")
+    if any(view):
+        raise ValueError("a storage that is a part of another")
+    name = kind.name.split(".")[-1].removesuffix("Storage")
+    dtype = _KINDS.get(name, name)
+    size = _SIZES.get(dtype, 1)
+    return key, (dtype, size, count * size)

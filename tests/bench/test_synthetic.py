@@ -7,7 +7,8 @@ from cdiff_rt.bench import synthetic as module
 from cdiff_rt.bench.synthetic import official_key, synthetic, weight, write
 from cdiff_rt.errors import BadRequest
 from cdiff_rt.export.checkpoint import model_shapes
-from cdiff_rt.export.published import PUBLISHED, our_name, published
+from cdiff_rt.export.published import PUBLISHED, published
+from cdiff_rt.export.source import our_name
 
 SMALL = published("small", (1, 2), 0.5, latent=8, context=16, channels=32, text_layers=1, vae_channels=32)
 

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from cdiff_rt.bench.synthetic import noise, weight
-from cdiff_rt.export.published import OFFICIAL, Published, published
+from cdiff_rt.export.published import Published, published
+from cdiff_rt.export.source import OFFICIAL
 
 SCHEDULE_FILE = "schedule.npz"
 TINY = {"latent": 16, "context": 64, "channels": 32, "text_layers": 2, "vae_channels": 32}

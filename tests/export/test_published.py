@@ -7,8 +7,10 @@ import torch
 
 from cdiff_rt.errors import BadArtefact
 from cdiff_rt.export import published as module
+from cdiff_rt.export import source
 from cdiff_rt.export.checkpoint import model_shapes
-from cdiff_rt.export.published import PUBLISHED, import_published, our_name
+from cdiff_rt.export.published import PUBLISHED, import_published
+from cdiff_rt.export.source import our_name
 from cdiff_rt.export.tensors import Tensors
 from cdiff_rt.manifest import sha256
 from cdiff_rt.nets.collaborative import CollaborativeModel
@@ -132,12 +134,11 @@ def files(monkeypatch):
     there = {}
     monkeypatch.setattr(module, "model_shapes", shapes_once)
 
-    def opened(path):
+    def opened(path, sha256=""):
         shapes = {key: tuple(shape) for key, shape in there[path.name].items()}
-        return Tensors(shapes, dict.fromkeys(shapes, "float32"), lambda key: weight(path.name, key))
+        return Tensors(shapes, dict.fromkeys(shapes, "float32"), lambda key: weight(path.name, key), "0" * 64)
 
-    monkeypatch.setattr(module, "open_tensors", opened)
-    monkeypatch.setattr(module, "sha256", lambda path: "0" * 64)
+    monkeypatch.setattr(source, "open_hashed", opened)
     return there
 
 
@@ -236,7 +237,7 @@ def test_weights_of_something_else_are_refused(files):
 
 def test_another_noise_schedule_is_refused(files, monkeypatch):
     files["a.ckpt"] = KEYS["512"]
-    monkeypatch.setattr(module, "Schedule", lambda: Schedule(beta_end=0.012))
+    monkeypatch.setattr(source, "Schedule", lambda: Schedule(beta_end=0.012))
     with pytest.raises(BadArtefact, match="another noise schedule"):
         import_published(names("a.ckpt"))
 

@@ -20,7 +20,8 @@ import pytest
 import torch
 
 from cdiff_rt.errors import BadArtefact
-from cdiff_rt.export import unpickled
+from cdiff_rt.export import inert, unpickled
+from cdiff_rt.export.inert import Made, Name, content
 from cdiff_rt.export.tensors import open_tensors
 from tests.pickles import (
     FLOATS,
@@ -42,7 +43,7 @@ from tests.pickles import (
 NAMED = [
     *("subprocess.Popen", "subprocess.getoutput", "nt.system", "pty.spawn", "importlib.import_module", "pickle.loads"),
     *("ctypes.CDLL", "_io.open", "operator.attrgetter", "copyreg.add_extension", "sys.settrace", "posix.system"),
-    *("collections.namedtuple", "typing.get_type_hints", "pathlib.os", "__builtin__.execfile", "builtins.type"),
+    *("collections.namedtuple", "typing.get_type_hints", "pathlib.os", "__builtin__.execfile", "types.FunctionType"),
     *("builtins.eval", "__builtin__.open", "shutil.rmtree", "socket.socket", "runpy.run_path", "code.interact"),
     *("webbrowser.open", "functools.reduce", "pathlib.os.system", "collections._sys.modules"),
 ]
@@ -53,25 +54,42 @@ STRANGE = [
     *("__main__.main", "pip.main", "torch.optimus.x", "torch.nested._internal.nested_tensor.NestedTensor"),
 ]
 REBUILD = named("torch._utils", "_rebuild_tensor_v2")
-BEYOND = "beyond torch's safe loader"
+BEYOND = "nothing that torch.save writes"
 TRAPS = {
     "persistent id of code": (storage(named("os", "system")), "would run os.system"),
-    "persistent id of an inert class": (storage(named("ldm", "x")), BEYOND),
-    "persistent id without a key": (storage(FLOATS, key=None), BEYOND),
-    "persistent id that is a string": (b"Pos.system\n", BEYOND),
-    "persistent id of a module": (value(("module", "os", "x.py", "import os")) + b"Q", BEYOND),
     "NEWOBJ": (named("subprocess", "Popen") + value(("touch x",)) + b"\x81", "would run subprocess.Popen"),
-    "dotted in a known package": (value("ldm") + value("os.system") + b"\x93", BEYOND),
-    "attributes of a function": (REBUILD + b"N}" + value("size") + b"]s\x86b", BEYOND),
-    "attributes of a class": (named("ldm", "x") + b"N}" + value("__call__") + b"]s\x86b", BEYOND),
-    "an inert object is called": (call("ldm", "x") + value((1,)) + b"R", BEYOND),
-    "a subclass of list is filled": (call("my", "List") + b"(K\1K\2e", "Can only extend lists"),
-    "a set in a way of later protocols": (b"\x8f(K\1\x90", "Unsupported operand"),
+    "NEWOBJ_EX": (named("subprocess", "Popen") + b")}\x92", "would run subprocess.Popen"),
     "extension": (b"\x82\x01", BEYOND),
     "length beyond the end": (b"X\xff\xff\xff\xff", BEYOND),
-    "memory by a length": (call("builtins", "bytearray", 1 << 45), BEYOND),
+    "longer than an address": (b"\x8d" + b"\xff" * 8, BEYOND),
     "negative length": (b"\x8b\xff\xff\xff\xff", BEYOND),
     "huge decimal": (b"I" + b"9" * 5000 + b"\n", BEYOND),
+    "name of a number": (value(1) + value("system") + b"\x93", BEYOND),
+    "memo of nothing": (b"j\xff\xff\xff\x7f", BEYOND),
+    "below a mark": (b"N(\x85", BEYOND),
+    "no mark": (b"t", BEYOND),
+    "out of band": (b"\x97", BEYOND),
+}
+# What other readers stumble over, or take memory for. It is data beside the weights here.
+ODD = {
+    "persistent id of an inert class": storage(named("ldm", "x")),
+    "persistent id without a key": storage(FLOATS, key=None),
+    "persistent id that is a string": b"Pos.system\n",
+    "persistent id of a module": value(("module", "os", "x.py", "import os")) + b"Q",
+    "dotted in a known package": value("ldm") + value("os.system") + b"\x93",
+    "attributes of a function": REBUILD + b"N}" + value("size") + b"]s\x86b",
+    "attributes of a class": named("ldm", "x") + b"N}" + value("__call__") + b"]s\x86b",
+    "an inert object is called": call("ldm", "x") + value((1,)) + b"R",
+    "a subclass of list is filled": call("my", "List") + b"(K\1K\2e",
+    "a set in a way of later protocols": b"\x8f(K\1\x90",
+    "memory by a length": call("builtins", "bytearray", 1 << 45),
+    "memory by a number": b"K\1r\xff\xff\xff\x7f",
+    "a million tuples": b")" + b"\x85" * 1_000_000,
+    "a million tuples as a key": b"})" + b"\x85" * 1_000_000 + b"Ns",
+    "a million lists": b"]" * 500_000 + b"a" * 499_999,
+    "a million calls": named("a", "b") + b")R" * 500_000,
+    "doubled again and again": b"N" + b"2\x86" * 100_000,
+    "in itself": b"]q\x63h\x63a",
 }
 
 
@@ -132,48 +150,43 @@ HARMLESS = {
     "module": torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.ReLU()),
     "optimizer": torch.optim.Adam([torch.zeros(1)]).state_dict(),
 }
-MADE = (dict, collections.Counter, list, tuple, set, str, bytes, bytearray, int, float, complex, bool, type(None))
-MADE += (torch.Tensor, torch.dtype, torch.device, unpickled.Inert)
+DATA = {list, tuple, str, bytes, bytearray, int, float, bool, type(None), Name, Made}
 
 
 @pytest.fixture
 def made(monkeypatch):
-    """What torch's loader has returned."""
-    loaded = []
-    load = torch.load
+    """What pickles were read as."""
+    read = []
 
-    def recorded(*args, **settings):
-        loaded.append(load(*args, **settings))
-        return loaded[-1]
+    def recorded(file):
+        read.append(content(file))
+        return read[-1]
 
-    monkeypatch.setattr(torch, "load", recorded)
-    return loaded
+    monkeypatch.setattr(unpickled, "content", recorded)
+    return read
 
 
 def parts(thing):
     yield thing
-    if isinstance(thing, dict):
-        thing = [*thing.keys(), *thing.values()]
-    if isinstance(thing, list | tuple | set):
+    if isinstance(thing, Made):
+        thing = [thing.name, thing.args, thing.pairs]
+    if isinstance(thing, list | tuple):
         for part in thing:
             yield from parts(part)
 
 
-def assert_inert(content):
-    strangers = [part for part in parts(content) if part is not unpickled.Inert and not isinstance(part, MADE)]
-    assert not strangers
+def assert_inert(read):
+    assert {type(part) for part in parts(read)} <= DATA
 
 
 @pytest.mark.parametrize("new", [True, False])
 @pytest.mark.parametrize("harmless", HARMLESS.values(), ids=HARMLESS)
 def test_what_does_no_harm_is_accepted_and_not_made(tmp_path, made, harmless, new):
-    if isinstance(harmless, torch.nn.Module) and not new:
-        pytest.skip("such a file holds source code, which the loader refuses")
     path, weights = tmp_path / "model.pt", {"w": torch.arange(3.0)}
     content = {"state_dict": weights | {"x": harmless}, "hyper_parameters": {"a": [harmless], "b": harmless}}
     torch.save(content, path, _use_new_zipfile_serialization=new)
     assert open_tensors(path)["w"].tolist() == [0, 1, 2]
-    assert len(made) == 1
+    assert made
     assert_inert(made)
 
 
@@ -216,8 +229,7 @@ def legacy(path, pickled):
 def test_nothing_of_a_file_is_run(tmp_path, name, place, written):
     path, marker = tmp_path / "model.pt", tmp_path / "marker"
     written(path, place(running(marker)[name]))
-    known = BEYOND if name in ("INST", "OBJ", "STACK_GLOBAL", "dotted", "dotted in a known module") else "would run"
-    assert known in refused(path)
+    assert "would run" in refused(path)
     assert not marker.exists()
 
 
@@ -229,11 +241,16 @@ def test_which_the_usual_way_runs(tmp_path, name):
     assert marker.exists()
 
 
+class Everything:
+    def __contains__(self, _):
+        return True
+
+
 @pytest.mark.parametrize("written", [zipped, legacy])
 @pytest.mark.parametrize("name", running(""))
 def test_what_is_not_refused_by_its_name_is_not_run_either(tmp_path, monkeypatch, made, name, written):
     path, marker = tmp_path / "model.pt", tmp_path / "marker"
-    monkeypatch.setattr(unpickled, "_refuse_attacks", lambda *_: None)
+    monkeypatch.setattr(inert, "HARMLESS", Everything())
     written(path, beside(running(marker)[name]))
     with suppress(BadArtefact):
         open_tensors(path)
@@ -255,6 +272,12 @@ def test_traps_are_refused(tmp_path, fragment, words):
     assert words in refused(tmp_path / "model.pt")
 
 
+@pytest.mark.parametrize("fragment", ODD.values(), ids=ODD)
+def test_odd_things_beside_the_weights_do_no_harm(tmp_path, fragment):
+    zipped(tmp_path / "model.pt", beside(fragment))
+    assert open_tensors(tmp_path / "model.pt")["w"].tolist() == [0, 0]
+
+
 def test_a_legacy_file_runs_nothing_in_any_of_its_pickles(tmp_path):
     path, marker = tmp_path / "model.pt", tmp_path / "marker"
     parts = [pickle.dumps(part, 2) for part in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}, {})]
@@ -262,7 +285,7 @@ def test_a_legacy_file_runs_nothing_in_any_of_its_pickles(tmp_path):
         whole = [*parts, pickle.dumps([], 2)]
         whole[count] = b"\x80\x02" + running(marker)["REDUCE"] + b"."
         path.write_bytes(b"".join(whole))
-        assert ("would run os.system" if count else "torch.save did not write") in refused(path)
+        assert "would run os.system" in refused(path)
     assert not marker.exists()
 
 
@@ -291,18 +314,6 @@ def test_attributes_given_to_a_tensor_are_ignored(tmp_path):
     made = b"(" + REBUILD + named("torch", "Tensor") + arguments + attributes + b"t"
     zipped(tmp_path / "model.pt", bare(named("torch._tensor", "_rebuild_from_type_v2") + made + b"R"))
     assert open_tensors(tmp_path / "model.pt")["w"].tolist() == [0, 0]
-
-
-def test_what_a_library_has_allowed_before_stays_allowed_but_not_here(tmp_path, made):
-    zipped(
-        tmp_path / "model.pt", within(b"](" + call("torch.distributed.tensor", "DTensor", 1) + call("a", "b", 1) + b"e")
-    )
-    allowed = torch.serialization.get_safe_globals()
-    with torch.serialization.safe_globals([(Slotted, "a.b"), (Slotted, "torch.distributed.tensor.DTensor")]):
-        assert list(open_tensors(tmp_path / "model.pt")) == ["w"]
-        assert (Slotted, "a.b") in torch.serialization.get_safe_globals()
-    assert set(torch.serialization.get_safe_globals()) == set(allowed)
-    assert_inert(made)
 
 
 @pytest.mark.parametrize("elements", [1, 3, 4])
