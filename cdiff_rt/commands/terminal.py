@@ -102,11 +102,12 @@ class Forgiving(io.FileIO):
 def forgiving(name: str) -> Iterator[None]:
     """Makes sys.stdout or sys.stderr such a stream within the block, or one to nowhere if there is none."""
     stream, raw = getattr(sys, name), None
+    buffer = getattr(stream, "buffer", None)
     if stream is None:  # a process without a terminal, or one that closed it
         setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - whoever logs may keep it
-    elif type(getattr(getattr(stream, "buffer", None), "raw", None)) is io.FileIO:
+    elif type(getattr(buffer, "raw", buffer)) is io.FileIO:
         raw = Forgiving(stream.fileno(), "w", closefd=False)
-        lines = stream.line_buffering or name == "stderr"
+        lines = stream.line_buffering or stream.write_through or name == "stderr"
         text = io.TextIOWrapper(io.BufferedWriter(raw), stream.encoding, stream.errors, line_buffering=lines)
         setattr(sys, name, text)
     try:

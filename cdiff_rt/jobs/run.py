@@ -235,7 +235,6 @@ def write_outcomes(work: Assignment, outcomes: Iterable[Outcome]) -> Iterator[Ou
     """Appends each to the results as it comes, and passes it on. Raises BadRequest if another run does so too."""
     with ExitStack() as stack:
         with disk_errors(f"writing {work.results}"):
-            work.out.mkdir(parents=True, exist_ok=True)
             stack.enter_context(files.own_folder(work.out, work.own.name))
             _begin(work)
         for outcome in outcomes:

@@ -89,7 +89,6 @@ def all_or_nothing(path: Path) -> Iterator[Path]:
     `path` itself comes last: where it is new, everything is.
     """
     with disk_errors(f"writing {path}"):
-        path.parent.mkdir(parents=True, exist_ok=True)
         with own_folder(path.parent) as mine:
             new = mine / NEW
             new.mkdir()
@@ -111,7 +110,6 @@ def new_file_or_folder(path: Path) -> Iterator[Path]:
     Raises BadRequest if something is there, and at once if a living process is writing it already.
     """
     with disk_errors(f"writing {path}"):
-        path.parent.mkdir(parents=True, exist_ok=True)
         with own_folder(path.parent, path.name) as mine:
             check_free(path)
             partial = mine / NEW / path.name
@@ -133,33 +131,47 @@ def own_folder(folder: Path, name: str = "") -> Iterator[Path]:
 
     Raises BadRequest if a living process has the one of that `name`.
     """
-    mine, lock = _claim(folder, name)
+    mine = folder / PLACE / (name or secrets.token_hex(8))
+    lock = _claim(mine, ours=not name)
     try:
         yield mine
     finally:
         if not (mine / WHOLE).exists():  # else something is half in its place, and the next process ends what was begun
-            shutil.rmtree(mine, ignore_errors=True)
+            _remove(mine)
         os.close(lock)
-        with suppress(OSError):
-            mine.parent.rmdir()  # others may be there
 
 
-def _claim(folder: Path, name: str) -> tuple[Path, int]:
-    place, until = folder / PLACE, time.monotonic() + PATIENCE
+def _claim(mine: Path, *, ours: bool) -> int:
+    """Makes the folder, and locks it. `ours` is one whose name nobody else can have thought of."""
+    until = time.monotonic() + PATIENCE
     while True:
-        sweep(folder)
-        mine = place / (name or secrets.token_hex(8))
+        sweep(mine.parents[1])
         try:
-            place.mkdir(mode=0o700, exist_ok=True)
+            mine.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             mine.mkdir()
-            return mine, _lock(mine)
-        except (FileNotFoundError, BlockingIOError):  # swept before it was locked
-            continue
+            ours = True
+            return _lock(mine)
         except FileExistsError:
             if time.monotonic() > until:
                 remedy = f"wait for it; if there is none, remove {mine}"
-                raise BadRequest("out", f"another process is writing {name}", remedy) from None
+                raise BadRequest("out", f"another run is writing {mine.name}", remedy) from None
             time.sleep(PATIENCE / 10)
+        except BaseException as error:
+            swept = isinstance(error, FileNotFoundError | BlockingIOError)  # before it was locked
+            if not swept or time.monotonic() > until:
+                _remove(mine, also=ours)
+                raise
+
+
+def _remove(mine: Path, *, also: bool = True) -> None:
+    """It, if `also`, and the place if nobody is there. If something comes in between, an interrupt say, once more."""
+    try:
+        shutil.rmtree(mine, ignore_errors=True) if also else None
+    finally:
+        shutil.rmtree(mine, ignore_errors=True) if also else None
+        for _ in range(2):
+            with suppress(OSError):
+                mine.parent.rmdir()
 
 
 def _lock(mine: Path, *, surely: bool = False) -> int:
@@ -196,7 +208,7 @@ def sweep(folder: Path) -> None:
     place = folder / PLACE
     if place.is_symlink() or not place.is_dir():
         return
-    for left in sorted(place.iterdir()):
+    for left in place.iterdir():
         with suppress(OSError):
             lock = _lock(left, surely=True)
             try:

@@ -68,7 +68,7 @@ class Generated:
         beside, scale = Beside(tuple(recorders), latent, overlay), whole("scale", scale)
         check_range("scale", scale, 1, LARGEST_SCALE)
         suffix = IMAGE if self.images.size else LATENT
-        paths = output_paths(Path(out), self.parameters["seed"], self.numbers, suffix, beside, force=force)
+        paths = _paths(Path(out), self.parameters["seed"], self.numbers, suffix, beside, force)
         if overlay and (self.drawing is None or not self.images.size):
             raise BadRequest("overlay", "no condition of this run can be drawn", "give a mask or leave it out")
         for recorder in recorders:
@@ -142,7 +142,12 @@ def output_paths(
     first. Raises BadRequest for one file for many, for the name of another kind of file, and for a file that exists
     without `force`; BadInput or OutOfResource if none can be written.
     """
-    beside = beside or Beside()
+    files.check_names(out)
+    files.check_folder(out.parent if out.suffix.lower() in FORMATS or out.suffix.lower() == suffix else out)
+    return _paths(out, seed, numbers, suffix, beside or Beside(), force)
+
+
+def _paths(out: Path, seed: int, numbers: range, suffix: str, beside: "Beside", force: bool) -> list[Path]:
     able = tuple(FORMATS) if suffix in FORMATS else (suffix,)
     one_file = out.suffix.lower() in able
     if not one_file:
@@ -150,9 +155,8 @@ def output_paths(
     elif len(numbers) > 1:
         raise BadRequest("out", f"one file, {out.name}, for {len(numbers)} images", "give a folder")
     paths = [out] if one_file else [out / f"seed{seed}-{number:03d}{suffix}" for number in numbers]
-    files.check_names(*paths)
-    files.check_folder(paths[0].parent)
     if not one_file and not force:
+        files.sweep(out)
         paths = [next(name for name in _names(path) if not beside.exists(name)) for path in paths]
     for path in paths:
         beside.check(path, force=force)

@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from cdiff_rt.errors import BadInput, BadRequest, OutOfResource
-from cdiff_rt.jobs import run as jobs_module
 from cdiff_rt.jobs.run import Outcome, Shard, make, prepare, read_results, run_jobs
 from cdiff_rt.manifest import sha256
+from cdiff_rt.outputs.files import PLACE, own_folder
 
 TEXT = "This man has a long beard."
 ROWS = [
@@ -231,6 +231,7 @@ def test_lines_that_are_none_of_ours_are_dropped(pipeline, jobs, out):
 def test_an_image_whose_line_was_not_written_is_made_again_and_is_the_same(pipeline, jobs, out, tmp_path):
     outcomes = run_jobs(pipeline, jobs, out)
     next(outcomes)
+    outcomes.close()
     work = prepare(pipeline, jobs, out, resume=True)
     make(pipeline, work.jobs[0], work)  # and here the process ends
     before = (out / "b.png").read_bytes()
@@ -246,10 +247,11 @@ def test_who_stops_asking_keeps_what_was_made(pipeline, jobs, out):
 
 
 def test_what_a_killed_run_left_is_swept_but_not_what_another_shard_writes(pipeline, jobs, out):
-    for shard in ("1-of-2", "2-of-2"):
-        (out / f".results-{shard}" / ".cdiff-rt-x").mkdir(parents=True)
-    list(run_jobs(pipeline, jobs, out, shard="1/2"))
-    assert names(out) == [".results-2-of-2", "a.png", "c.png", "e.png", "results-1-of-2.jsonl"]
+    (out / PLACE / "results-1-of-2" / "new").mkdir(parents=True)
+    with own_folder(out, "results-2-of-2") as other:
+        list(run_jobs(pipeline, jobs, out, shard="1/2"))
+        assert other.is_dir() and names(out / PLACE) == ["results-2-of-2"]
+    assert names(out) == ["a.png", "c.png", "e.png", "results-1-of-2.jsonl"]
 
 
 def test_a_full_disk_ends_the_run_and_what_is_made_stays(pipeline, jobs, out, monkeypatch):
@@ -269,14 +271,14 @@ def test_a_full_disk_ends_the_run_and_what_is_made_stays(pipeline, jobs, out, mo
 
 
 def test_an_interrupt_leaves_no_half_of_anything(pipeline, jobs, out, monkeypatch):
-    real = jobs_module.sha256
+    real = os.replace
 
-    def interrupted(path):
-        if path.name == "c.png":  # written, but not yet in its place
+    def interrupted(source, target):
+        if Path(target).name == "c.png":  # written, but not yet in its place
             raise KeyboardInterrupt
-        return real(path)
+        real(source, target)
 
-    monkeypatch.setattr(jobs_module, "sha256", interrupted)
+    monkeypatch.setattr(os, "replace", interrupted)
     with pytest.raises(KeyboardInterrupt):
         list(run_jobs(pipeline, jobs, out))
     assert names(out) == ["a.png", "b.png", "results-1-of-1.jsonl"] and len(lines(out)) == 2
