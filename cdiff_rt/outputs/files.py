@@ -88,19 +88,18 @@ def all_or_nothing(path: Path) -> Iterator[Path]:
 
     `path` itself comes last: where it is new, everything is.
     """
-    with disk_errors(f"writing {path}"):
-        with own_folder(path.parent) as mine:
-            new = mine / NEW
-            new.mkdir()
-            yield new
-            names = sorted(os.listdir(new), key=lambda name: (name == path.name, name))
-            _to_disk(new)
-            try:
-                new.rename(mine / WHOLE)
-                _move(mine, path.parent, names)
-            except BaseException:
-                _move_back(mine, path.parent, names)
-                raise
+    with disk_errors(f"writing {path}"), own_folder(path.parent) as mine:
+        new = mine / NEW
+        new.mkdir()
+        yield new
+        names = sorted(os.listdir(new), key=lambda name: (name == path.name, name))
+        _to_disk(new)
+        try:
+            new.rename(mine / WHOLE)
+            _move(mine, path.parent, names)
+        except BaseException:
+            _move_back(mine, path.parent, names)
+            raise
 
 
 @contextmanager
@@ -109,15 +108,14 @@ def new_file_or_folder(path: Path) -> Iterator[Path]:
 
     Raises BadRequest if something is there, and at once if a living process is writing it already.
     """
-    with disk_errors(f"writing {path}"):
-        with own_folder(path.parent, path.name) as mine:
-            check_free(path)
-            partial = mine / NEW / path.name
-            partial.parent.mkdir()
-            yield partial
-            _to_disk(partial.parent)
-            check_free(path)
-            partial.rename(path)
+    with disk_errors(f"writing {path}"), own_folder(path.parent, path.name) as mine:
+        check_free(path)
+        partial = mine / NEW / path.name
+        partial.parent.mkdir()
+        yield partial
+        _to_disk(partial.parent)
+        check_free(path)
+        partial.rename(path)
 
 
 def check_free(path: Path) -> None:

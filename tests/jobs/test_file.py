@@ -112,7 +112,7 @@ BAD_ROWS = {
     "comma after the row": (b'{"text": "a"},', "leave out the comma after it"),
     "comma before the bracket": (b'{"text": "a",}', "leave out the comma before the bracket"),
     "a list of rows": (b'[{"text": "a"}', "without a list around them"),
-    "a row on many lines": (b'{', "write each object whole on one line"),
+    "a row on many lines": (b"{", "write each object whole on one line"),
     "seed is larger than a number": (b'{"text": "a", "seed": 1e400}', "seed: inf; give a whole number"),
     "id is nothing": ({"text": TEXT, "id": None}, "id: None"),
     "id is empty": ({"text": TEXT, "id": ""}, "id: ''"),
