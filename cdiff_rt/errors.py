@@ -1,6 +1,7 @@
 """The one exception type for users: what was wrong, the value seen, what to do. The CLI prints it as one line."""
 
 import math
+import operator
 from typing import Any
 
 
@@ -60,3 +61,22 @@ def check_range(name: str, value: float, low: float, high: float) -> None:
 def check_type(name: str, value: object, kind: Any, remedy: str) -> None:
     if not isinstance(value, kind):
         raise BadRequest(name, f"a {type(value).__name__}", remedy)
+
+
+def whole(name: str, value: Any) -> int:
+    """Any whole number, numpy's too, as Python's own; but neither True nor "7". Raises BadRequest."""
+    try:
+        return int(operator.index(None if isinstance(value, bool) else value))  # type: ignore[arg-type]
+    except TypeError:
+        raise BadRequest(name, f"{value!r:.80}", "give a whole number") from None
+
+
+def real(name: str, value: Any) -> float:
+    """Any number, as Python's own; but neither a truth value, nor a text, nor an array of several."""
+    kind, rank = str(getattr(value, "dtype", type(value).__name__)), getattr(value, "ndim", 0)  # as arrays have them
+    try:
+        if "bool" in kind or rank or isinstance(value, str) or not hasattr(value, "__float__"):
+            raise TypeError
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        raise BadRequest(name, f"{value!r:.80}", "give a number") from None

@@ -5,12 +5,11 @@ made of these fields: their names, defaults, ranges and help texts. Importing th
 """
 
 import difflib
-import operator
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import Field, asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from cdiff_rt.errors import BadRequest, check_choice, check_range, check_type
+from cdiff_rt.errors import BadRequest, check_choice, check_range, check_type, real, whole
 
 if TYPE_CHECKING:
     from cdiff_rt.sampling.tiers import Sampling
@@ -34,31 +33,19 @@ def solver_names() -> Iterable[str]:
     return SOLVERS
 
 
-def _whole(name: str, value: Any) -> int:
-    """Any whole number, numpy's too; but neither True nor "7". Raises BadRequest."""
-    try:
-        return operator.index(None if isinstance(value, bool) else value)  # type: ignore[arg-type]
-    except TypeError:
-        raise BadRequest(name, f"{value!r:.80}", "give a whole number") from None
-
-
-def real(name: str, value: Any) -> float:
-    try:
-        return float(None if isinstance(value, bool | str | bytes) else value)  # type: ignore[arg-type]
-    except (TypeError, ValueError, OverflowError):
-        raise BadRequest(name, f"{value!r:.80}", "give a number") from None
-
-
 def _word(name: str, value: Any) -> str:
     if not isinstance(value, str):
         raise BadRequest(name, f"{value!r:.80}", "give a name in quotes")
-    return value
+    return str.__str__(value)  # of a subclass, an enumeration's member say, the text itself
 
 
 def _names(name: str, value: Any) -> tuple[str, ...]:
-    if not isinstance(value, Collection) or isinstance(value, str) or not all(isinstance(n, str) for n in value):
+    if not isinstance(value, Iterable) or isinstance(value, str) or getattr(value, "shape", (1,)) == ():
         raise BadRequest(name, f"{value!r:.80}", "give a list of names")
-    return tuple(value)
+    names = tuple(value)
+    if not all(isinstance(each, str) for each in names):
+        raise BadRequest(name, f"{value!r:.80}", "give a list of names")
+    return tuple(map(str.__str__, names))
 
 
 @dataclass(frozen=True)
@@ -73,7 +60,7 @@ class About:
     @property
     def value_type(self) -> type:
         """Of a value, or of each where there are several."""
-        return int if self.kind is _whole else float if self.kind is real else str
+        return int if self.kind is whole else float if self.kind is real else str
 
     def read(self, name: str, value: Any) -> Any:
         """A value of the right type, in its range. Raises BadRequest."""
@@ -94,12 +81,12 @@ def _read_fields(settings: "Influence | Settings") -> None:
 
 
 ABOUT = {
-    "seed": About(_whole, "Choose the random noise by a whole number, or random; equal seeds, equal images."),
-    "first": About(_whole, "Start at image number N of the seed, e.g. 4 to go on after --batch 4.", (0, LARGEST_FIRST)),
-    "batch": About(_whole, "Make this many images, 1 to 256; for several, --out must be a folder.", (1, LARGEST_BATCH)),
+    "seed": About(whole, "Choose the random noise by a whole number, or random; equal seeds, equal images."),
+    "first": About(whole, "Start at image number N of the seed, e.g. 4 to go on after --batch 4.", (0, LARGEST_FIRST)),
+    "batch": About(whole, "Make this many images, 1 to 256; for several, --out must be a folder.", (1, LARGEST_BATCH)),
     "tier": About(_word, "Choose a preset of solver and steps. Default: exact.", choices=tier_names),
     "solver": About(_word, "Set the sampling method yourself, without a tier. Default: ddim.", choices=solver_names),
-    "steps": About(_whole, "Set the number of steps yourself, e.g. 25 or 100, without a tier. Default: 50."),
+    "steps": About(whole, "Set the number of steps yourself, e.g. 25 or 100, without a tier. Default: 50."),
     "eta": About(real, "Set how random each DDIM step is: 0 is deterministic. Default: 1.", (0.0, 1.0)),
     "temperature": About(real, "Scale the random noise that each step adds. Default: 1.", (0.0, 100.0)),
     "decay": About(_word, "Choose how the mask's influence fades towards the last step.", choices=lambda: DECAYS),

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 from hypothesis import settings
 from PIL import Image
-from tests.bad_files import MASKS, zeros_png
 
 from cdiff_rt.export.checkpoint import Checkpoint
 from cdiff_rt.manifest import DEFAULT_MODEL, MODELS, Bundle

@@ -80,7 +80,7 @@ MAY_IMPORT |= {
     "bench": RUNTIME,
     "commands": {*RUNTIME, "bench"},
     "__main__": {"commands"},
-    "cli": {"commands"},
+    "cli": {"__main__"},
     "recipes": {*RUNTIME, "bench", "__init__"},
     "examples": {*RUNTIME, "recipes", "__init__"},
     "__init__": RUNTIME,

@@ -73,6 +73,13 @@ class Late(click.Choice):
         return tuple(self._load())
 
 
+class OutPath(click.Path):
+    """A place to write to: an empty one would be the current folder, which nobody asked for."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return super().convert(value, param, ctx) if value else self.fail("it is empty", param, ctx)
+
+
 class Seed(click.ParamType):
     """A number, or "random" for one that is drawn now and told."""
 
@@ -121,7 +128,7 @@ output_options = together(
         OUTPUT,
         "--out",
         "Write to this .png file, or to seed0-000.png and so on in this folder.",
-        type=PATH,
+        type=OutPath(path_type=Path),
         default="out",
     ),
     option(OUTPUT, "--force", "Replace existing files of the same names.", is_flag=True),

@@ -1,11 +1,16 @@
 """How the commands speak: every error as one line with its exit code, notes on stderr, a bar while it takes long."""
 
+import contextlib
+import io
 import logging
+import os
+import signal
 import sys
+import threading
 import time
-from collections.abc import Iterable
-from contextlib import redirect_stdout
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 import click
@@ -23,6 +28,13 @@ class Commands(click.Group):
     """Prints every error as one line and ends with its exit code; `--debug` shows the traceback instead."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
+        while (free := os.open(os.devnull, os.O_RDWR)) <= 2:  # a closed one, which the next file would become
+            continue
+        os.close(free)
+        with ending_by_signals(), forgiving("stderr"), forgiving("stdout"):
+            self._main(*args, **kwargs)
+
+    def _main(self, *args: Any, **kwargs: Any) -> NoReturn:
         try:
             result = super().main(*args, **kwargs | {"standalone_mode": False})
         except CdiffError as error:
@@ -40,7 +52,71 @@ class Commands(click.Group):
             fail(f"{error.format_message().rstrip('.')}; see `{path} --help`", 2)
         except (KeyboardInterrupt, click.Abort):
             fail("interrupted", 130)
+        except Terminated as ended:
+            fail("terminated", ended.code)
         sys.exit(result if isinstance(result, int) else 0)
+
+
+class Terminated(SystemExit):
+    """Raised by a signal that ends the process: everything is left as an error would leave it."""
+
+    code: int
+
+
+@contextlib.contextmanager
+def ending_by_signals() -> Iterator[None]:
+    """Within the block, `kill` and a terminal that closes end what is done in order, unless they were to be ignored."""
+
+    def end(number: int, frame: FrameType | None) -> NoReturn:
+        raise Terminated(128 + number)
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():  # others cannot be told of signals
+        for name in ("SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)
+            if number and signal.getsignal(number) is signal.SIG_DFL:
+                before[number] = signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class Forgiving(io.FileIO):
+    """A stream to somebody who may have gone, or to a disk that is full: what cannot be told is lost, not the work."""
+
+    lost: OSError | None = None
+
+    def write(self, data: Any, /) -> int:
+        try:
+            while (written := super().write(data)) is None:  # it takes nothing now
+                time.sleep(0.01)
+            return written
+        except OSError as error:
+            self.lost = error
+            return memoryview(data).nbytes
+
+
+@contextlib.contextmanager
+def forgiving(name: str) -> Iterator[None]:
+    """Makes sys.stdout or sys.stderr such a stream within the block, or one to nowhere if there is none."""
+    stream, raw = getattr(sys, name), None
+    buffer = getattr(stream, "buffer", None)
+    if stream is None:  # a process without a terminal, or one that closed it
+        setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - whoever logs may keep it
+    elif type(getattr(buffer, "raw", buffer)) is io.FileIO:
+        raw = Forgiving(stream.fileno(), "w", closefd=False)
+        lines = stream.line_buffering or stream.write_through or name == "stderr"
+        text = io.TextIOWrapper(io.BufferedWriter(raw), stream.encoding, stream.errors, line_buffering=lines)
+        setattr(sys, name, text)
+    try:
+        yield
+    finally:
+        getattr(sys, name).flush()
+        setattr(sys, name, stream)
+        if raw and raw.lost and not isinstance(raw.lost, BrokenPipeError):
+            log.warning("%s: some of it is lost: %s", name, raw.lost.strerror)
 
 
 def fail(message: str, code: int) -> NoReturn:
@@ -118,7 +194,10 @@ def follow(work: "Assignment", outcomes: Iterable["Outcome"]) -> None:
     """
     log.handlers.clear()
     failed: list[str] = []
-    with Progress(len(work.jobs), "images") as progress, redirect_stdout(sys.stderr):  # where Ray tells of its workers
+    with (
+        Progress(len(work.jobs), "images") as progress,
+        contextlib.redirect_stdout(sys.stderr),
+    ):  # where Ray tells of its workers
         for outcome in outcomes:
             progress()
             failed += [outcome.error] if outcome.error else []

@@ -7,9 +7,8 @@ alpha 0, and the wanted one, alpha 1. The work folder holds all that, so that an
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import cast
 
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 
 from cdiff_rt.editing.inversion import Progress, between
 from cdiff_rt.engines.eager import load_part
-from cdiff_rt.errors import BadArtefact, BadRequest, check_range
+from cdiff_rt.errors import BadArtefact, BadRequest, OutOfResource, check_range, real, whole
 from cdiff_rt.export.refit import refit
 from cdiff_rt.inputs import images
 from cdiff_rt.inputs.modalities import KINDS, Condition, chosen_of
@@ -30,6 +29,7 @@ from cdiff_rt.nets.autoencoder import AutoencoderKL
 from cdiff_rt.nets.collaborative import Expert
 from cdiff_rt.nets.imagic import Diffusion, Draw, adam, descend
 from cdiff_rt.notes import log
+from cdiff_rt.outputs import files
 from cdiff_rt.outputs.files import disk_errors
 from cdiff_rt.outputs.generated import Generated
 from cdiff_rt.sampling import noise
@@ -53,6 +53,9 @@ class Tuning:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            kind = whole if isinstance(field.default, int) else real
+            object.__setattr__(self, field.name, kind(field.name, getattr(self, field.name)))
         check_seed(self.seed)
         for name in ("embedding_iterations", "branch_iterations"):
             check_range(name, getattr(self, name), 1, MOST_ITERATIONS)
@@ -84,7 +87,7 @@ def tune(
     """Teaches a photo [S, S, 3] uint8 to the expert of each condition. Raises BadRequest if `work` holds another's."""
     chosen = chosen_of(bundle.manifest, conditions)
     inputs = {m.name: KINDS[m.kind].read(conditions[m.name], m, bundle) for m in chosen}
-    with disk_errors(f"writing {work}"):
+    with disk_errors(f"writing {work}"), files.own_folder(work.parent, work.name):
         _claim(work, bundle, photo, inputs, settings)
         z = latent_of(bundle, photo, settings.seed)
         tuned = Tuned(bundle, {}, {})
@@ -163,9 +166,11 @@ def save(path: Path, done: int, parameters: Mapping[str, nn.Parameter], optimize
     for name, parameter in parameters.items():
         tensors[f"value.{name}"] = parameter.detach()
         tensors |= {f"{key}.{name}": value for key, value in optimizer.state[parameter].items()}
-    partial = path.with_suffix(".partial")
-    save_file({name: tensor.clone().contiguous() for name, tensor in tensors.items()}, partial)
-    os.replace(partial, path)
+    with files.all_or_nothing(path) as new:
+        try:
+            save_file({name: tensor.clone().contiguous() for name, tensor in tensors.items()}, new / path.name)
+        except SafetensorError as error:  # as it tells what the disk refuses
+            raise OutOfResource(f"writing {path}", str(error), "free some space or choose another folder") from None
 
 
 def restore(path: Path, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> int:
@@ -190,12 +195,13 @@ def _claim(work: Path, bundle: Bundle, photo: np.ndarray, inputs: Mapping[str, n
     shown = {"model": bundle.manifest_hash, "photo": hashlib.sha256(photo.tobytes()).hexdigest()}
     text = json.dumps(shown | {"conditions": conditions, "settings": asdict(settings)}, indent=1) + "\n"
     path = work / TUNING
+    files.sweep(work)
     if not path.exists() and work.exists() and any(work.iterdir()):
         raise BadRequest("work", f"{work} is a folder of something else", "choose another")
     if path.exists() and path.read_text(encoding="utf-8") != text:
         raise BadRequest("work", f"{work} holds another photo, other conditions or settings", "choose another folder")
-    work.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    with files.all_or_nothing(path) as new:
+        (new / TUNING).write_text(text, encoding="utf-8")
 
 
 def edit(

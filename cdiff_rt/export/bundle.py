@@ -3,8 +3,6 @@
 import dataclasses
 import math
 import re
-import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
@@ -14,7 +12,7 @@ from torch import Tensor
 
 from cdiff_rt.engines.backends import check_backend
 from cdiff_rt.engines.base import DTYPES
-from cdiff_rt.errors import BadArtefact, BadRequest, OutOfResource
+from cdiff_rt.errors import BadArtefact, BadRequest
 from cdiff_rt.export.checkpoint import (
     Checkpoint,
     Description,
@@ -34,7 +32,7 @@ from cdiff_rt.export.watch import Watch, counted, unwatched
 from cdiff_rt.manifest import NAME, Bundle, Manifest, NetworkSpec, TensorSpec, sha256
 from cdiff_rt.nets.collaborative import Expert, ModelConfig, build_part, part_functions, parts_of
 from cdiff_rt.nets.freeu import FreeUConfig
-from cdiff_rt.outputs.files import check_folder
+from cdiff_rt.outputs.files import check_folder, check_free, check_names, new_file_or_folder
 
 WEIGHTS = "weights.safetensors"
 Shape = tuple[int | str, ...]
@@ -61,25 +59,19 @@ def export_checkpoint(
     checkpoint that describes itself is written instead, and nothing compared. `watch` counts what takes long. Raises
     BadRequest, BadArtefact, BadEnvironment, OutOfResource.
     """
-    if out.exists():
-        raise BadRequest("out", f"{out} exists", "choose another name or remove it")
+    check_free(out)
+    check_names(out)
     check_folder(out.parent)
     if out.suffix != ".safetensors":
         check_backend("onnxruntime")  # which every network is compared on
-    loaded = adapt(load(checkpoints, sha256), diffuser_input, freeu or {})
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=out.parent, prefix=".cdiff-rt-") as hidden:
-            partial, report = Path(hidden) / out.name, {}
-            if out.suffix == ".safetensors":
-                write_checkpoint(partial, loaded)
-            else:
-                partial.mkdir()
-                write_bundle(loaded, partial, precision, head_multiple, watch)
-                report = compare_networks(Bundle.open(partial), watch)
-            shutil.move(partial, out)
-    except OSError as error:
-        raise OutOfResource(f"writing {out}", error.strerror or str(error), "free some space") from error
+    loaded, report = adapt(load(checkpoints, sha256), diffuser_input, freeu or {}), {}
+    with new_file_or_folder(out) as partial:
+        if out.suffix == ".safetensors":
+            write_checkpoint(partial, loaded)
+        else:
+            partial.mkdir()
+            write_bundle(loaded, partial, precision, head_multiple, watch)
+            report = compare_networks(Bundle.open(partial), watch)
     return report
 
 

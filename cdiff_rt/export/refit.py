@@ -19,7 +19,7 @@ from cdiff_rt.outputs.files import all_or_nothing
 def refit(bundle: Bundle, weights: Mapping[str, Tensor], folder: Path, provenance: dict) -> Bundle:
     """Writes `folder`, which is replaced if it is there. `provenance` is added to what the manifest says of that."""
     manifest = bundle.manifest
-    with all_or_nothing(folder.parent, str(folder)) as hidden:
+    with all_or_nothing(folder) as hidden:
         new = hidden / folder.name
         new.mkdir()
         for name, content in bundle.content.items():

@@ -143,7 +143,12 @@ def _state_dict(file: File, value: Any) -> dict[Any, Made]:
         if not known:
             break
         if known[1:]:
-            log.info("%s: the weights of %r are read; %s beside it are not", file.path.name, known[0], ", ".join(map(repr, known[1:])))
+            log.info(
+                "%s: the weights of %r are read; %s beside it are not",
+                file.path.name,
+                known[0],
+                ", ".join(map(repr, known[1:])),
+            )
         value = inner[known[0]]
     entries = [(key, _unwrapped(thing)) for key, thing in pairs_of(value)]
     tensors = [(key, thing) for key, thing in entries if thing]

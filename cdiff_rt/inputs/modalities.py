@@ -129,6 +129,6 @@ class Kind:
 
 KINDS = {
     "labels": Kind(read_label_map, images.name_of, find_file, draw_labels),
-    "words": Kind(read_words, str, lambda value, name, folder: check_text(value, name)),
+    "words": Kind(read_words, str.__str__, lambda value, name, folder: check_text(value, name)),
     "numbers": Kind(read_numbers, file_name_or_text, find_numbers),
 }

@@ -5,6 +5,7 @@
 A row's keys are the model's modalities, and the settings that `cdiff-rt generate` has for one image.
 """
 
+import codecs
 import functools
 import hashlib
 import json
@@ -59,6 +60,8 @@ def read_jobs(path: Path, manifest: Manifest) -> list[Job]:
     jobs: list[Job] = []
     lines: dict[str, int] = {}  # by id; some disks do not tell capital letters from small ones
     for number, line in enumerate(_lines(path), 1):
+        if not line.strip():
+            continue
         try:
             job = _read_row(line, number, path.absolute().parent, manifest)
             if job.id.casefold() in lines:
@@ -67,21 +70,31 @@ def read_jobs(path: Path, manifest: Manifest) -> list[Job]:
             raise BadInput(f"{path}, line {number}: {error.what}", error.seen, error.remedy) from None
         lines[job.id.casefold()] = number
         jobs.append(job)
+    if not jobs:
+        raise BadInput(f"jobs {path}", "it has no row", "write one object a line")
     return jobs
 
 
 def _lines(path: Path) -> Iterator[bytes]:
     try:
         with path.open("rb") as file:
+            _check_encoding(path, file.read(4))
+            file.seek(0)
             while line := file.readline(LONGEST_LINE + 1):
-                yield line
+                yield line.removeprefix(codecs.BOM_UTF8)  # Windows begins a file with one
     except OSError as error:
         raise BadInput(f"jobs {path}", f"it cannot be read ({error.strerror})", "check the path") from None
+
+
+def _check_encoding(path: Path, start: bytes) -> None:
+    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in start:
+        raise BadInput(f"jobs {path}", "it is UTF-16 or UTF-32, as some editors and shells write", "save it as UTF-8")
 
 
 def _read_row(line: bytes, number: int, folder: Path, manifest: Manifest) -> Job:
     row = _parse(line)
     name = row.pop("id", f"{number:06d}")
+    name = str(name) if type(name) is int else name
     if not isinstance(name, str) or not PLAIN_ID.fullmatch(name):
         remedy = "take up to 200 letters, digits, dots, dashes and underscores, and begin with a letter or digit"
         raise BadInput("id", f"{name!r:.80}", remedy)
@@ -99,14 +112,34 @@ def _parse(line: bytes) -> dict[str, Any]:
     if len(line) > LONGEST_LINE:
         raise BadInput("row", f"it is longer than {LONGEST_LINE} bytes", "a row is one image's, and ends with its line")
     try:
-        row = json.loads(line.decode("utf-8"), object_pairs_hook=unique, parse_constant=_no_number)
+        text = line.decode("utf-8").strip()
+        row = json.loads(text, object_pairs_hook=unique, parse_constant=_no_number, parse_float=_number)
     except UnicodeDecodeError:
         raise BadInput("row", "not UTF-8 text", "save the file as UTF-8") from None
     except (ValueError, RecursionError) as error:
-        raise BadInput("row", f"not JSON ({error})", "write one object a line") from None
+        raise BadInput("row", f"not JSON ({error})", _remedy(text)) from None
     if not isinstance(row, dict):
         raise BadInput("row", f"a {type(row).__name__}", "write one object a line")
     return row
+
+
+def _remedy(text: str) -> str:
+    """For a line that is no JSON: what people write instead."""
+    if text.endswith(","):
+        return "leave out the comma after it: each line is an object of its own"
+    if re.search(r",\s*[}\]]", text):
+        return "leave out the comma before the bracket that closes"
+    if text[:1] in ("[", "]"):
+        return "write one object a line, without a list around them"
+    if text == "{" or not text.endswith("}"):
+        return "write each object whole on one line"
+    return "write one object a line"
+
+
+def _number(text: str) -> float:
+    """7.0 is 7, which is how other programs write a whole number."""
+    number = float(text)
+    return int(number) if number.is_integer() and abs(number) < 2**53 else number
 
 
 def _no_number(text: str) -> None:

@@ -90,7 +90,7 @@ class RayWorker:
             return pickle.dumps(error)
 
     def _make(self, job: Job) -> Outcome:
-        begun = self._work.staging / f"{job.id}.begun"  # as many bytes as workers began this row, and died of it
+        begun = self._work.own / f"{job.id}.begun"  # as many bytes as workers began this row, and died of it
         with disk_errors(f"writing {begun}"):
             with begun.open("ab") as file:
                 file.write(b".")

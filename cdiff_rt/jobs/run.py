@@ -5,26 +5,25 @@ made again, and is the same.
 """
 
 import json
-import os
 import re
-import shutil
 import time
+import traceback
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, TypedDict, Unpack
 
 from cdiff_rt import schema
-from cdiff_rt.errors import BadArtefact, BadInput, BadRequest
+from cdiff_rt.errors import BadEnvironment, BadRequest, CdiffError, OutOfResource, check_type
 from cdiff_rt.jobs.file import Job, read_jobs
 from cdiff_rt.manifest import sha256
 from cdiff_rt.outputs import files
 from cdiff_rt.outputs.files import disk_errors
-from cdiff_rt.outputs.generated import IMAGE, LATENT, Beside
+from cdiff_rt.outputs.generated import IMAGE, LATENT, Beside, check_is_folder
 from cdiff_rt.pipeline import Pipeline
 
-OF_A_ROW = (BadRequest, BadInput, BadArtefact)  # what other rows don't share; a full disk they do
+OUT_OF_MEMORY = re.compile("bad_?alloc|out of memory|failed to allocate", re.IGNORECASE)  # as libraries say it
 MOST_SHARDS = 1_000_000
 
 
@@ -41,6 +40,7 @@ class Shard:
     @classmethod
     def read(cls, text: str) -> "Shard":
         """From "i/n". Raises BadRequest."""
+        check_type("shard", text, str, "write i/n, from 1/n to n/n")
         parts = [int(part) for part in text.split("/") if re.fullmatch("[0-9]{1,9}", part)]
         if len(parts) != 2 or text.count("/") != 1 or not 1 <= parts[0] <= parts[1] <= MOST_SHARDS:
             raise BadRequest("shard", repr(text), "write i/n, from 1/n to n/n")
@@ -74,15 +74,16 @@ class Assignment:
     suffix: str  # of the images
     jobs: list[Job] = field(default_factory=list)
     kept: list[Outcome] = field(default_factory=list)  # of jobs that were done before
+    seen: tuple[int, ...] = ()  # what `stamp` was when that was read
 
     @property
     def results(self) -> Path:
         return self.out / f"results-{self.shard.index}-of-{self.shard.count}.jsonl"
 
     @property
-    def staging(self) -> Path:
-        """Where images are written before they appear. A run's own, so that the next one may sweep it."""
-        return self.out / f".{self.results.stem}"
+    def own(self) -> Path:
+        """Where workers note what they begin. It is there as long as the run that it belongs to."""
+        return self.out / files.PLACE / self.results.stem
 
     def file(self, job: Job) -> Path:
         return self.out / f"{job.id}{self.suffix}"
@@ -124,11 +125,16 @@ def prepare(
     """Writes nothing. Raises as `run_jobs`."""
     if resume and force:
         raise BadRequest("resume", "it is set, and so is force", "leave either out")
+    for name, value in {"jobs": jobs, "out": out}.items():
+        check_type(name, value, str | Path, "give a path")
     manifest, folder = pipeline.manifest, Path(out)
-    if folder.suffix.lower() in (IMAGE, LATENT):
-        raise BadRequest("out", f"one file, {folder.name}, for many images", "give a folder")
+    if not out:
+        raise BadRequest("out", "it is empty", "give a folder")
+    check_is_folder(folder)
+    files.check_names(folder / "results")
     files.check_folder(folder)
     work = Assignment(folder, Shard.read(shard), IMAGE if manifest.image_size else LATENT)
+    work = replace(work, seen=stamp(work.results))
     todo = work.shard.of(read_jobs(Path(jobs), manifest))
     _check_split(work)
     kept = _kept(work, todo, pipeline.identity()) if resume and work.results.exists() else None
@@ -173,11 +179,23 @@ def read_results(path: Path) -> dict[str, Outcome]:
     return found
 
 
+def stamp(path: Path) -> tuple[int, ...]:
+    """Another one after every change of a file; empty if there is none."""
+    try:
+        about = path.stat()
+    except OSError:
+        return ()
+    return about.st_ino, about.st_size, about.st_mtime_ns
+
+
 def _holds(outcome: Outcome, job: Job, work: Assignment, identity: dict) -> bool:
     """Whether the image is there, as it was written, and would be the same today."""
     path = work.file(job)
-    there = outcome.file == path.name and path.is_file() and sha256(path) == outcome.sha256
-    return there and outcome.request == job.request(identity)
+    try:
+        there = outcome.file == path.name and path.is_file() and sha256(path) == outcome.sha256
+        return there and outcome.request == job.request(identity)
+    except (OSError, CdiffError):  # making it again will tell
+        return False
 
 
 def make(pipeline: Pipeline, job: Job, work: Assignment) -> Outcome:
@@ -187,34 +205,47 @@ def make(pipeline: Pipeline, job: Job, work: Assignment) -> Outcome:
     try:
         request = job.request(pipeline.identity())
         result = pipeline.generate(job.settings, conditions=job.conditions)
-        with disk_errors(f"writing {path}"), TemporaryDirectory(dir=work.staging) as folder:
-            (made,) = result.save(Path(folder, path.name))
-            told = {"file": path.name, "sha256": sha256(made), "request": request, "warnings": tuple(result.warnings)}
-            os.replace(made, path)
-    except OF_A_ROW as error:
-        told = {"error": str(error)}
-        with disk_errors(f"removing {path}"):
-            path.unlink(missing_ok=True)  # an image of another request, which would pass for this one's
+        result.save(path, force=True)
+        told = {"file": path.name, "sha256": sha256(path), "request": request, "warnings": tuple(result.warnings)}
+    except Exception as error:  # noqa: BLE001 - whatever it is, the rows after it go on
+        told = {"error": str(of_the_row(error))}
+        with suppress(OSError):  # one that stays is of another request, and no line names it
+            path.unlink(missing_ok=True)
     return Outcome(job.id, job.settings.seed, round(time.perf_counter() - began, 3), **told)
 
 
+def of_the_row(error: Exception) -> CdiffError:
+    """What a row failed by. Raises what other rows share: memory, disk or environment."""
+    if isinstance(error, OutOfResource | BadEnvironment):
+        raise error
+    if isinstance(error, CdiffError):
+        return error
+    if isinstance(error, MemoryError) or OUT_OF_MEMORY.search(str(error)):
+        raise OutOfResource("memory", "it ran out", "take a smaller model or a larger machine") from error
+    if isinstance(error, ModuleNotFoundError):
+        raise BadEnvironment("library", str(error), "`cdiff-rt doctor` lists what is there") from error
+    if isinstance(error, OSError) and error.errno in files.OF_THE_MACHINE:
+        raise OutOfResource("disk", str(error), files.remedy_for(error)) from error
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    seen = f"{type(error).__name__} in {Path(place.filename).name}:{place.lineno}: {' '.join(str(error).split())[:500]}"
+    return CdiffError("row", seen, "report it, with the row")
+
+
 def write_outcomes(work: Assignment, outcomes: Iterable[Outcome]) -> Iterator[Outcome]:
-    """Appends each to the results as it comes, and passes it on."""
-    try:
-        _begin(work)
+    """Appends each to the results as it comes, and passes it on. Raises BadRequest if another run does so too."""
+    with ExitStack() as stack:
+        with disk_errors(f"writing {work.results}"):
+            stack.enter_context(files.own_folder(work.out, work.own.name))
+            _begin(work)
         for outcome in outcomes:
             with disk_errors(f"writing {work.results}"), work.results.open("ab") as file:
                 file.write(outcome.line())
             yield outcome
-    finally:
-        shutil.rmtree(work.staging, ignore_errors=True)
 
 
 def _begin(work: Assignment) -> None:
-    """Sweeps what a killed run left, and begins the results with the lines that still hold."""
-    with disk_errors(f"writing {work.results}"):
-        shutil.rmtree(work.staging, ignore_errors=True)
-        work.staging.mkdir(parents=True)
-        new = work.staging / work.results.name
-        new.write_bytes(b"".join(outcome.line() for outcome in work.kept))
-        os.replace(new, work.results)
+    """Begins the results with the lines that still hold, unless another run wrote some since they were read."""
+    if stamp(work.results) != work.seen:
+        raise BadRequest("out", f"another run wrote {work.results} meanwhile", "go on with --resume")
+    with files.all_or_nothing(work.results) as new:
+        (new / work.results.name).write_bytes(b"".join(outcome.line() for outcome in work.kept))

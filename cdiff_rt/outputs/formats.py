@@ -44,7 +44,12 @@ def parameters_text(parameters: dict) -> dict[str, str]:
         "Version": f"cdiff-rt {parameters['version']}",
     }
     line = ", ".join(f"{key}: {value}" for key, value in shown.items() if (key, value) != ("Temperature", 1))
-    return {"parameters": f"{parameters['prompt']}\n{line}".lstrip(), "cdiff_rt": json.dumps(parameters)}
+    return {"parameters": f"{parameters['prompt']}\n{line}".lstrip(), "cdiff_rt": as_json(parameters)}
+
+
+def as_json(parameters: dict) -> str:
+    """Whatever a number or a path came as: nothing that was computed is lost for how it was asked for."""
+    return json.dumps(parameters, default=lambda value: value.tolist() if hasattr(value, "tolist") else str(value))
 
 
 # suffix -> how an image and its texts become a file's content; the first is the one that folders get

@@ -1,8 +1,8 @@
 """What a run leaves: its images or latents with all parameters inside, and on request more beside each of them."""
 
 import itertools
-import json
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,16 +11,17 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from cdiff_rt.errors import BadRequest, check_type
+from cdiff_rt.errors import BadRequest, check_range, check_type, whole
 from cdiff_rt.outputs import files
 from cdiff_rt.outputs.files import all_or_nothing
-from cdiff_rt.outputs.formats import FORMATS, parameters_text, png_bytes
+from cdiff_rt.outputs.formats import FORMATS, as_json, parameters_text, png_bytes
 from cdiff_rt.outputs.recorder import Recorder
 
 IMAGE, LATENT, OVERLAY = next(iter(FORMATS)), ".npz", ".overlay.png"
 OVERWRITE = "choose another name, or overwrite it with --force (force=True)"
 OVERLAY_SHARE = 0.3  # of the mask, as the reference blends them
-_OTHER_FORMATS = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
+LARGEST_SCALE = 64
+_OF_A_FILE = re.compile(r"\.(?!v[0-9])[a-z][a-z0-9]{1,3}|\.(jsonl|safetensors)")  # face.txt, but no faces.v2 or run.2
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,9 @@ class Generated:
 
     def png_bytes(self, i: int) -> bytes:
         """Image number `i` of the batch as the content of a PNG file, with all parameters inside."""
-        if not isinstance(i, int) or not 0 <= i < len(self.latents):
-            raise BadRequest("image", f"{i!r:.80}", f"give the number of one of the {len(self.latents)}, from 0 on")
+        i = whole("image", i)
+        if not 0 <= i < len(self.latents):
+            raise BadRequest("image", str(i), f"give the number of one of the {len(self.latents)}, from 0 on")
         if not self.images.size:
             raise BadRequest("image", "this model's latents are the data", "take latents, or save to .npz")
         return png_bytes(self.images[i], parameters_text(self._parameters_of(i)))
@@ -61,15 +63,18 @@ class Generated:
         enlarged `scale` times. They appear all or not at all. Raises BadRequest or OutOfResource.
         """
         check_type("out", out, str | Path, "give the path of a folder or file")
-        beside = Beside(tuple(recorders), latent, overlay)
+        if not out:
+            raise BadRequest("out", "it is empty", "give the path of a folder or file")
+        beside, scale = Beside(tuple(recorders), latent, overlay), whole("scale", scale)
+        check_range("scale", scale, 1, LARGEST_SCALE)
         suffix = IMAGE if self.images.size else LATENT
-        paths = output_paths(Path(out), self.parameters["seed"], self.numbers, suffix, beside, force=force)
+        paths = _paths(Path(out), self.parameters["seed"], self.numbers, suffix, beside, force)
         if overlay and (self.drawing is None or not self.images.size):
             raise BadRequest("overlay", "no condition of this run can be drawn", "give a mask or leave it out")
         for recorder in recorders:
             recorder.check(len(self.latents), self.parameters["steps"])
         for i, path in enumerate(paths):
-            with all_or_nothing(path.parent, str(path)) as folder:
+            with all_or_nothing(path) as folder:
                 self._write(folder / path.name, i, beside, scale)
                 for recorder in recorders:
                     its_folder = recorder.folder_of(folder / path.name)
@@ -90,7 +95,7 @@ class Generated:
                 drawn = laid_over(self.images[i], self.drawing, scale)
                 path.with_suffix(OVERLAY).write_bytes(png_bytes(drawn, texts))
         if beside.latent or not self.images.size:
-            np.savez(path.with_suffix(LATENT), latent=self.latents[i], parameters=json.dumps(parameters))
+            np.savez(path.with_suffix(LATENT), latent=self.latents[i], parameters=as_json(parameters))
 
 
 def laid_over(image: np.ndarray, drawing: np.ndarray, scale: int = 1) -> np.ndarray:
@@ -113,6 +118,7 @@ class Beside:
         """Raises BadRequest if the image, or something beside it, exists and may not be replaced."""
         more = [path.with_suffix(LATENT)] if self.latent else []
         more += [path.with_suffix(OVERLAY)] if self.overlay else []
+        files.check_names(path, *more, *(recorder.folder_of(path) for recorder in self.recorders))
         for target in (path, *more):
             if os.path.isdir(target):
                 raise BadRequest("out", f"{target} is a folder", "choose another name")
@@ -133,24 +139,42 @@ def output_paths(
     """Where images go: `out` itself if it has the suffix of their format, else files of the folder `out`, named by seed and number.
 
     In a folder each takes the next name at which nothing lies, seed0-000-2.png after seed0-000.png; with `force` the
-    first. Raises BadRequest for one file for many, for a name of another format, and for a file that exists without
-    `force`; BadInput if none can be written.
+    first. Raises BadRequest for one file for many, for the name of another kind of file, and for a file that exists
+    without `force`; BadInput or OutOfResource if none can be written.
     """
-    beside = beside or Beside()
-    able = set(FORMATS) if suffix in FORMATS else {suffix}
-    if out.suffix.lower() in (_OTHER_FORMATS | {LATENT}) - able:
-        remedy = f"this model's results are written as {', '.join(able)}; give such a name or a folder"
-        raise BadRequest("out", f"{out.name}", remedy)
+    files.check_names(out)
+    files.check_folder(out.parent if out.suffix.lower() in FORMATS or out.suffix.lower() == suffix else out)
+    return _paths(out, seed, numbers, suffix, beside or Beside(), force)
+
+
+def _paths(out: Path, seed: int, numbers: range, suffix: str, beside: "Beside", force: bool) -> list[Path]:
+    able = tuple(FORMATS) if suffix in FORMATS else (suffix,)
     one_file = out.suffix.lower() in able
-    if one_file and len(numbers) > 1:
+    if not one_file:
+        check_is_folder(out, able)
+    elif len(numbers) > 1:
         raise BadRequest("out", f"one file, {out.name}, for {len(numbers)} images", "give a folder")
     paths = [out] if one_file else [out / f"seed{seed}-{number:03d}{suffix}" for number in numbers]
-    files.check_folder(paths[0].parent)
     if not one_file and not force:
+        files.sweep(out)
         paths = [next(name for name in _names(path) if not beside.exists(name)) for path in paths]
     for path in paths:
         beside.check(path, force=force)
     return paths
+
+
+def check_is_folder(out: Path, able: tuple[str, ...] = ()) -> None:
+    """Raises BadRequest for what looks like a file's name and is no folder yet; `able` are those of results."""
+    if out.is_dir():
+        return
+    if out.name.lower() in (*FORMATS, LATENT):
+        raise BadRequest("out", f"{out.name} is an ending without a name", f"give one, such as face{out.name}")
+    if _OF_A_FILE.fullmatch(out.suffix.lower()):
+        make = f"a folder (if {out.name} is to be one, make it first)"
+        if able:
+            remedy = f"this model's results are written as {', '.join(able)}; give such a name or {make}"
+            raise BadRequest("out", out.name, remedy)
+        raise BadRequest("out", f"one file, {out.name}, for many images", f"give {make}")
 
 
 def _names(path: Path) -> "itertools.chain[Path]":

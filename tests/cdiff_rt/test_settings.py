@@ -1,6 +1,9 @@
 import dataclasses
+import enum
 import inspect
 import json
+from decimal import Decimal
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -32,11 +35,57 @@ def test_numbers_of_numpy_become_plain_ones():
     assert type(Influence(factor=np.float64(2)).factor) is float
 
 
+class Text(str):
+    pass
+
+
+class Tier(str, enum.Enum):  # noqa: UP042 - whose str() is no text of its own
+    FAST = "fast"
+
+
+class Number(enum.IntEnum):
+    SEVEN = 7
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "plain"),
+    [
+        ("seed", np.array(7), 7),
+        ("seed", Number.SEVEN, 7),
+        ("batch", np.uint64(7), 7),
+        ("eta", np.array(0.5, np.float16), 0.5),
+        ("eta", Fraction(1, 2), 0.5),
+        ("temperature", Decimal("0.5"), 0.5),
+        ("tier", Tier.FAST, "fast"),
+        ("tier", np.str_("fast"), "fast"),
+        ("decay", Text("none"), "none"),
+        ("without", np.array(["mask"]), ("mask",)),
+        ("without", (name for name in [Text("mask")]), ("mask",)),
+    ],
+    ids=repr,
+)
+def test_whatever_says_a_value_becomes_a_plain_one(name, value, plain):
+    kind = Influence if name == "decay" else Settings
+    found = getattr(kind(**{name: value}), name)
+    assert found == plain and type(found) is type(plain)
+    assert not isinstance(found, tuple) or [type(each) for each in found] == [str]
+
+
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [
         ("seed", "7", "seed: '7'; give a whole number"),
         ("seed", True, "seed: True; give a whole number"),
+        ("seed", np.True_, "seed: np.True_; give a whole number"),
+        ("seed", np.array([7]), "seed: array([7]); give a whole number"),
+        ("seed", Fraction(7), "seed: Fraction(7, 1); give a whole number"),
+        ("eta", np.array([0.5]), "eta: array([0.5]); give a number"),
+        ("eta", np.array(True), "eta: array(True); give a number"),
+        ("eta", bytearray(b"1"), "eta: bytearray(b'1'); give a number"),
+        ("eta", 1j, "eta: 1j; give a number"),
+        ("tier", np.array("fast"), "tier: array('fast'"),
+        ("without", np.array("mask"), "without: array('mask'"),
+        ("without", 5, "without: 5; give a list of names"),
         ("batch", 2.0, "batch: 2.0; give a whole number"),
         ("batch", 0, "batch: 0 is outside 1-256"),
         ("first", -1, "first: -1 is outside"),

@@ -1,5 +1,10 @@
 import logging
+import shlex
+import signal
+import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -67,3 +72,81 @@ def test_no_name_in_a_note_a_result_or_a_traceback_does(mask, tmp_path):
 @pytest.mark.parametrize("name", ["a b.png", "Frau Müller (2).png", "彼女.png", "אישה.png", "😀.png", "%s {0} \\x1b"])
 def test_usual_names_stand_as_they_are(name):
     assert terminal.shown(name) == name
+
+
+GENERATE = f"{shlex.quote(sys.executable)} -m cdiff_rt generate --steps 1 --text"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a full disk")
+@pytest.mark.parametrize(
+    ("where", "told"),
+    [
+        (">/dev/full 2>/dev/full", ""),
+        (">/dev/full", "warning: stdout: some of it is lost: No space left on device\n"),
+        ("<&- >&- 2>&-", ""),
+    ],
+)
+def test_who_cannot_be_told_gets_the_image_and_the_exit_code(where, told, root, tmp_path):
+    for text, code in (("man", 0), ("''", 3)):
+        command = f"{GENERATE} {text} --out {tmp_path}/{code}.png {where}"
+        done = subprocess.run(command, shell=True, cwd=root, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout) == (code, "")
+        assert done.stderr == (told if code == 0 else done.stderr) and "Traceback" not in done.stderr
+    with Image.open(tmp_path / "0.png") as image:
+        image.load()
+    assert [path.name for path in tmp_path.iterdir()] == ["0.png"]
+
+
+def test_a_reader_who_goes_is_no_error(root, tmp_path):
+    command = f"({GENERATE} man --out {tmp_path}/a.png; echo $? >&2) | true"
+    done = subprocess.run(command, shell=True, cwd=root, capture_output=True, text=True, check=False)
+    assert done.stderr == "0\n" and (tmp_path / "a.png").exists()
+
+
+def test_without_streams_there_is_one_to_nowhere(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", None)
+    with terminal.forgiving("stderr"):
+        print("lost", file=sys.stderr)
+        with terminal.Progress(2, "denoising") as progress:
+            progress()
+    assert sys.stderr is None
+
+
+@pytest.mark.parametrize(("name", "code", "word"), [("SIGTERM", 143, "terminated"), ("SIGINT", 130, "interrupted")])
+def test_a_signal_ends_a_run_in_order_and_keeps_what_is_whole(name, code, word, root, tmp_path):
+    rows = [f'{{"id": "{n}", "text": "a man", "seed": {n}, "steps": {20 if n else 1}}}\n' for n in range(9)]
+    (tmp_path / "jobs.jsonl").write_text("".join(rows))
+    command = [
+        sys.executable,
+        "-m",
+        "cdiff_rt",
+        "generate",
+        "--jobs",
+        tmp_path / "jobs.jsonl",
+        "--out",
+        tmp_path / "out",
+    ]
+    with subprocess.Popen(command, cwd=root, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "out" / "0.png").exists():
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(getattr(signal, name))
+        sent = time.monotonic()
+        told, notes = process.communicate()
+    assert (process.returncode, told, notes.strip()) == (code, "", f"error: {word}")
+    assert time.monotonic() - sent < 5
+    left = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert left[0] == "0.png" and len(left) < 9 and not left[-1].startswith(".")
+
+
+def test_a_signal_that_was_to_be_ignored_is(monkeypatch):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with terminal.ending_by_signals():
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+            with pytest.raises(SystemExit) as ended:
+                signal.raise_signal(signal.SIGTERM)
+        assert ended.value.code == 143 and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGHUP, before)

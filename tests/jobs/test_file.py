@@ -65,8 +65,6 @@ def test_an_absolute_path_stays(write, bundle, tmp_path):
 
 BAD_ROWS = {
     "not JSON": (b"{", "not JSON"),
-    "empty line": (b"", "not JSON"),
-    "byte order mark": (b"\xef\xbb\xbf{}", "not JSON"),
     "half a row": (b'{"text": "a"', "not JSON"),
     "two rows": (b'{"text": "a"} {"text": "b"}', "not JSON"),
     "deep": (b"[" * 100_000, "not JSON"),
@@ -108,7 +106,14 @@ BAD_ROWS = {
     "rounding": ({"text": TEXT, "rounding": "up"}, "rounding: 'up'"),
     "without is a string": ({"text": TEXT, "without": "mask"}, "without: 'mask'; give a list of names"),
     "without has numbers": ({"text": TEXT, "without": [1]}, "without: [1]; give a list of names"),
-    "id is a number": ({"text": TEXT, "id": 7}, "id: 7; take up to 200 letters"),
+    "id is a fraction": ({"text": TEXT, "id": 7.5}, "id: 7.5; take up to 200 letters"),
+    "id is negative": ({"text": TEXT, "id": -7}, "id: '-7'; take up to 200 letters"),
+    "id is true": ({"text": TEXT, "id": True}, "id: True"),
+    "comma after the row": (b'{"text": "a"},', "leave out the comma after it"),
+    "comma before the bracket": (b'{"text": "a",}', "leave out the comma before the bracket"),
+    "a list of rows": (b'[{"text": "a"}', "without a list around them"),
+    "a row on many lines": (b"{", "write each object whole on one line"),
+    "seed is larger than a number": (b'{"text": "a", "seed": 1e400}', "seed: inf; give a whole number"),
     "id is nothing": ({"text": TEXT, "id": None}, "id: None"),
     "id is empty": ({"text": TEXT, "id": ""}, "id: ''"),
     "id is a path": ({"text": TEXT, "id": "../a"}, "id: '../a'"),
@@ -155,6 +160,29 @@ def test_a_file_that_is_none_is_refused(make, words, tmp_path, bundle):
 def test_a_file_without_a_last_line_end_and_with_windows_ends_is_read(tmp_path, bundle):
     (tmp_path / "jobs.jsonl").write_bytes(b'{"text": "a man"}\r\n{"text": "a woman"}')
     assert [job.id for job in read_jobs(tmp_path / "jobs.jsonl", bundle.manifest)] == ["000001", "000002"]
+
+
+def test_what_other_programs_write_is_read(tmp_path, bundle):
+    content = b'\xef\xbb\xbf{"text": "a man", "id": 7, "seed": 7.0, "steps": 1e1, "eta": 1.0}\r\n\r\n'
+    (tmp_path / "jobs.jsonl").write_bytes(content + b'\xef\xbb\xbf{"text": "a woman", "id": 8.0}\n\n  \n')
+    first, second = read_jobs(tmp_path / "jobs.jsonl", bundle.manifest)
+    assert (first.id, second.id) == ("7", "8")
+    settings = first.settings
+    assert (settings.seed, settings.steps, settings.eta) == (7, 10, 1.0) and type(settings.seed) is int
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_a_file_in_another_encoding_is_named(encoding, tmp_path, bundle):
+    (tmp_path / "jobs.jsonl").write_bytes('{"text": "a man"}\n'.encode(encoding))
+    with pytest.raises(BadInput, match="jobs.jsonl: it is UTF-16 or UTF-32.*; save it as UTF-8"):
+        read_jobs(tmp_path / "jobs.jsonl", bundle.manifest)
+
+
+@pytest.mark.parametrize("content", [b"\n", b"\xef\xbb\xbf", b" \r\n\n"])
+def test_a_file_of_empty_lines_is_refused(content, tmp_path, bundle):
+    (tmp_path / "jobs.jsonl").write_bytes(content)
+    with pytest.raises(BadInput, match="it has no row"):
+        read_jobs(tmp_path / "jobs.jsonl", bundle.manifest)
 
 
 def test_a_request_is_known_by_all_that_the_image_follows_from(write, bundle, tmp_path, mask):

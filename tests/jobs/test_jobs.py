@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from cdiff_rt.outputs.files import PLACE
 from cdiff_rt.pipeline import Pipeline
 from tests.command_line import check_refused, run
 
@@ -181,7 +182,7 @@ def test_a_run_that_was_killed_goes_on_and_loses_and_doubles_nothing(root, out, 
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     done = ids(results)
-    assert 2 <= len(done) < 8 and (out / ".results-1-of-1").is_dir()
+    assert 2 <= len(done) < 8 and (out / PLACE / "results-1-of-1").is_dir()
     with results.open("ab") as file:
         file.write(results.read_bytes()[:40])  # and it was writing
     result = run("generate", "--jobs", jobs, "--out", out, "--resume")

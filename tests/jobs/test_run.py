@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from cdiff_rt.errors import BadInput, BadRequest, OutOfResource
-from cdiff_rt.jobs import run as jobs_module
+from cdiff_rt.errors import BadEnvironment, BadInput, BadRequest, OutOfResource
+from cdiff_rt.jobs import file
 from cdiff_rt.jobs.run import Outcome, Shard, make, prepare, read_results, run_jobs
 from cdiff_rt.manifest import sha256
+from cdiff_rt.outputs.files import PLACE, own_folder
+from tests.faults import KINDS, check_faults
 
 TEXT = "This man has a long beard."
 ROWS = [
@@ -231,6 +233,7 @@ def test_lines_that_are_none_of_ours_are_dropped(pipeline, jobs, out):
 def test_an_image_whose_line_was_not_written_is_made_again_and_is_the_same(pipeline, jobs, out, tmp_path):
     outcomes = run_jobs(pipeline, jobs, out)
     next(outcomes)
+    outcomes.close()
     work = prepare(pipeline, jobs, out, resume=True)
     make(pipeline, work.jobs[0], work)  # and here the process ends
     before = (out / "b.png").read_bytes()
@@ -246,10 +249,11 @@ def test_who_stops_asking_keeps_what_was_made(pipeline, jobs, out):
 
 
 def test_what_a_killed_run_left_is_swept_but_not_what_another_shard_writes(pipeline, jobs, out):
-    for shard in ("1-of-2", "2-of-2"):
-        (out / f".results-{shard}" / ".cdiff-rt-x").mkdir(parents=True)
-    list(run_jobs(pipeline, jobs, out, shard="1/2"))
-    assert names(out) == [".results-2-of-2", "a.png", "c.png", "e.png", "results-1-of-2.jsonl"]
+    (out / PLACE / "results-1-of-2" / "new").mkdir(parents=True)
+    with own_folder(out, "results-2-of-2") as other:
+        list(run_jobs(pipeline, jobs, out, shard="1/2"))
+        assert other.is_dir() and names(out / PLACE) == ["results-2-of-2"]
+    assert names(out) == ["a.png", "c.png", "e.png", "results-1-of-2.jsonl"]
 
 
 def test_a_full_disk_ends_the_run_and_what_is_made_stays(pipeline, jobs, out, monkeypatch):
@@ -268,15 +272,122 @@ def test_a_full_disk_ends_the_run_and_what_is_made_stays(pipeline, jobs, out, mo
     assert [outcome.id for outcome in run_jobs(pipeline, jobs, out, resume=True)] == ["c", "d", "e"]
 
 
-def test_an_interrupt_leaves_no_half_of_anything(pipeline, jobs, out, monkeypatch):
-    real = jobs_module.sha256
+@pytest.mark.parametrize(
+    "kind", [ValueError, RuntimeError, KeyError, AssertionError, RecursionError, UnicodeError], ids=str
+)
+def test_whatever_a_row_raises_is_its_line_and_the_others_go_on(kind, pipeline, jobs, out, monkeypatch):
+    real = type(pipeline).generate
 
-    def interrupted(path):
-        if path.name == "c.png":  # written, but not yet in its place
-            raise KeyboardInterrupt
+    def broken(self, settings, **more):
+        if settings.seed == 7:
+            raise kind("not\nforeseen")
+        return real(self, settings, **more)
+
+    monkeypatch.setattr(type(pipeline), "generate", broken)
+    outcomes = list(run_jobs(pipeline, jobs, out))
+    assert [bool(outcome.error) for outcome in outcomes] == [True, False, False, False, False]
+    assert f"{kind.__name__} in test_run.py:" in outcomes[0].error and "foreseen" in outcomes[0].error
+    monkeypatch.undo()
+    assert [outcome.error for outcome in run_jobs(pipeline, jobs, out, resume=True)] == [None]
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (MemoryError(), OutOfResource),
+        (RuntimeError("[ONNXRuntimeError] : std::bad_alloc"), OutOfResource),
+        (RuntimeError("CUDA out of memory. Tried"), OutOfResource),
+        (OSError(errno.ENOSPC, "No space left on device"), OutOfResource),
+        (OSError(errno.EMFILE, "Too many open files"), OutOfResource),
+        (ModuleNotFoundError("No module named 'x'", name="x"), BadEnvironment),
+        (BadEnvironment("backend", "it is gone", "install it"), BadEnvironment),
+    ],
+    ids=lambda value: repr(value)[:40],
+)
+def test_what_all_rows_share_ends_the_run_once(error, kind, pipeline, jobs, out, monkeypatch):
+    calls = []
+
+    def broken(self, settings, **more):
+        calls.append(settings)
+        raise error
+
+    monkeypatch.setattr(type(pipeline), "generate", broken)
+    with pytest.raises(kind):
+        list(run_jobs(pipeline, jobs, out))
+    assert len(calls) == 1 and lines(out) == [] and names(out) == ["results-1-of-1.jsonl"]
+
+
+def test_out_of_inodes_ends_the_run_once(pipeline, jobs, out, monkeypatch):
+    real = os.mkdir
+
+    def full(path, *more, **named):
+        if str(path).endswith("new"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(path, *more, **named)
+
+    outcomes = run_jobs(pipeline, jobs, out)
+    next(outcomes)
+    monkeypatch.setattr(os, "mkdir", full)
+    with pytest.raises(OutOfResource, match="b.png: No space left on device"):
+        next(outcomes)
+    assert names(out) == ["a.png", "results-1-of-1.jsonl"]
+
+
+def test_a_row_whose_place_is_taken_by_a_folder_fails_alone(pipeline, jobs, out):
+    list(run_jobs(pipeline, jobs, out))
+    (out / "c.png").unlink()
+    (out / "c.png").mkdir()
+    (outcome,) = run_jobs(pipeline, jobs, out, resume=True)
+    assert outcome.id == "c" and "c.png is a folder" in outcome.error and (out / "c.png").is_dir()
+
+
+def test_a_file_that_cannot_be_read_any_more_fails_its_row_and_not_the_resuming(pipeline, jobs, out, monkeypatch):
+    list(run_jobs(pipeline, jobs, out))
+    real = file.sha256
+
+    def unreadable(path):
+        if path.name == "face.png":
+            raise PermissionError(errno.EACCES, "Permission denied")
         return real(path)
 
-    monkeypatch.setattr(jobs_module, "sha256", interrupted)
+    monkeypatch.setattr(file, "sha256", unreadable)
+    outcomes = list(run_jobs(pipeline, jobs, out, resume=True))
+    assert [outcome.id for outcome in outcomes] == ["a", "c"]
+    assert all("face.png: it cannot be read (Permission denied)" in outcome.error for outcome in outcomes)
+
+
+def test_of_two_runs_of_one_shard_the_second_is_told_and_no_line_is_double(pipeline, jobs, out):
+    first = run_jobs(pipeline, jobs, out)
+    next(first)
+    second = run_jobs(pipeline, jobs, out, resume=True)
+    with pytest.raises(BadRequest, match="another run is writing results-1-of-1"):
+        next(second)
+    late = run_jobs(pipeline, jobs, out, resume=True)  # which read the lines that there were then
+    assert len(list(first)) == len(ROWS) - 1
+    with pytest.raises(BadRequest, match="another run wrote .*results-1-of-1.jsonl.*--resume"):
+        next(late)
+    assert [row["id"] for row in lines(out)] == ["a", "b", "c", "d", "e"] and names(out)[-1] == "results-1-of-1.jsonl"
+
+
+@pytest.mark.parametrize(("kinds", "every"), [(["SIGKILL"], 4), (["ENOSPC"], 11)], ids=str)
+def test_a_run_that_ends_anywhere_goes_on_to_what_an_unbroken_one_makes(kinds, every, tmp_path):
+    check_faults("jobs", tmp_path, kinds, every)
+
+
+@pytest.mark.slow
+def test_a_run_that_ends_at_any_operation_goes_on_to_what_an_unbroken_one_makes(tmp_path):
+    check_faults("jobs", tmp_path, list(KINDS))
+
+
+def test_an_interrupt_leaves_no_half_of_anything(pipeline, jobs, out, monkeypatch):
+    real = os.replace
+
+    def interrupted(source, target):
+        if Path(target).name == "c.png":  # written, but not yet in its place
+            raise KeyboardInterrupt
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", interrupted)
     with pytest.raises(KeyboardInterrupt):
         list(run_jobs(pipeline, jobs, out))
     assert names(out) == ["a.png", "b.png", "results-1-of-1.jsonl"] and len(lines(out)) == 2

@@ -1,5 +1,6 @@
 import json
 import resource
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -43,6 +44,52 @@ def test_latents_that_are_the_data_go_to_npz_files(tmp_path):
     assert output_paths(tmp_path, 7, range(1), ".npz") == [tmp_path / "seed7-000.npz"]
     with pytest.raises(BadRequest, match="a.png; this model's results are written as .npz"):
         output_paths(tmp_path / "a.png", 7, range(1), ".npz")
+
+
+@pytest.mark.parametrize("name", ["face.txt", "face.GIF", "a.b/face.json", "face.safetensors", "face.npz", "x.jp2"])
+def test_a_file_of_another_kind_is_not_made_a_folder_unless_it_is_one(name, tmp_path):
+    with pytest.raises(BadRequest, match=f"^out: {Path(name).name}; .*written as .png"):
+        output_paths(tmp_path / name, 7, range(1))
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / name).mkdir(parents=True)
+    assert output_paths(tmp_path / name, 7, range(1)) == [tmp_path / name / "seed7-000.png"]
+
+
+@pytest.mark.parametrize("name", ["faces.v2", "run.5", "faces", ".faces", "faces.d", "faces.final"])
+def test_a_folder_may_have_a_dot_in_its_name(name, tmp_path):
+    assert output_paths(tmp_path / name, 7, range(1)) == [tmp_path / name / "seed7-000.png"]
+
+
+@pytest.mark.parametrize("name", [".png", ".npz", ".PNG"])
+def test_an_ending_is_no_name(name, tmp_path):
+    with pytest.raises(BadRequest, match=f"^out: {name} is an ending without a name"):
+        output_paths(tmp_path / name, 7, range(1))
+
+
+def test_a_name_that_leaves_no_room_for_what_lies_beside_it_is_refused(tmp_path):
+    path = tmp_path / ("a" * 250 + ".png")
+    assert output_paths(path, 7, range(1), beside=Beside(latent=True)) == [path]
+    for beside in (Beside(overlay=True), Beside((InfluenceRecorder,))):
+        with pytest.raises(BadRequest, match="^out: the name of a.* bytes"):
+            output_paths(path, 7, range(1), beside=beside)
+
+
+@pytest.mark.parametrize(
+    ("how", "words"), [({"out": ""}, "out: it is empty"), ({"scale": 0}, "scale: 0"), ({"scale": True}, "scale: True")]
+)
+def test_a_bad_place_or_size_is_refused_before_anything_is_written(how, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BadRequest, match=words):
+        RESULT.save(**{"out": tmp_path} | how)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_number_came_as_does_not_keep_an_image_from_being_saved(tmp_path):
+    odd = PARAMETERS | {"seed": np.int64(7), "alphas": np.float32([0.5]), "photo": tmp_path}
+    (path, _) = Generated(PIXELS, LATENTS, odd).save(tmp_path, latent=True, scale=np.int8(2))
+    with Image.open(path) as image:
+        assert json.loads(image.text["cdiff_rt"]) == PARAMETERS | {"alphas": [0.5], "photo": str(tmp_path), "image": 1}
+    assert Generated(PIXELS, LATENTS, odd).png_bytes(np.int64(0)) == path.read_bytes()
 
 
 @pytest.mark.parametrize("there", ["seed7-001.png", "seed7-001.npz", "seed7-001.overlay.png"])

@@ -149,7 +149,7 @@ def test_latents_that_are_not_flat_have_arrays_only_and_a_note(latent, recorder,
 def peak(folder, steps):
     """Bytes that recording and writing take at most."""
     tracemalloc.start()
-    with InfluenceRecorder(folder) as recorder, all_or_nothing(folder / str(steps), "this") as new:
+    with InfluenceRecorder(folder) as recorder, all_or_nothing(folder / str(steps) / "a.png") as new:
         record(recorder, (some(2, 1, (64, 64), step) for step in range(steps)))
         recorder.write(new, 0, PICTURE)
     highest = tracemalloc.get_traced_memory()[1]
@@ -239,7 +239,7 @@ def test_a_failure_leaves_what_was_there(tmp_path):
     old = tmp_path / "a.influence"
     old.mkdir()
     (old / "maps.npz").write_text("old")
-    with pytest.raises(OutOfResource, match="writing this: No space left"), all_or_nothing(tmp_path, "this") as new:
+    with pytest.raises(OutOfResource, match="a.png: No space left"), all_or_nothing(tmp_path / "a.png") as new:
         (new / "a.influence").mkdir()
         (new / "a.influence" / "maps.npz").write_text("new")
         raise FULL
@@ -253,7 +253,7 @@ def test_what_is_whole_takes_the_place_of_the_old(tmp_path):
     old.mkdir(parents=True)
     (old / "more.png").touch()
     (folder / "a.png").write_text("old")
-    with all_or_nothing(folder, "this") as new:
+    with all_or_nothing(folder / "a.png") as new:
         (new / "a.influence").mkdir()
         (new / "a.influence" / "maps.npz").write_text("new")
         (new / "a.png").write_text("new")
