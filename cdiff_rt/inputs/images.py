@@ -80,6 +80,7 @@ def read_photo(picture: Picture, size: int) -> np.ndarray:
             raise BadInput(f"photo {name}", f"pixels of mode {image.mode}", "save it with 8 bits per channel")
         square, turn = _centre(name, image), _turn_of(name, image)
         _tell(name, image, (width, height), size)
+    del image  # its pixels take as much memory as those of the square, turned
     square = square.transpose(turn) if turn is not None else square
     return np.asarray(square if square.width == size else square.resize((size, size), Image.Resampling.LANCZOS))
 

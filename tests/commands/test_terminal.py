@@ -45,9 +45,9 @@ def is_harmless(text):
     return all(line.isprintable() for line in text.split("\n"))
 
 
-@pytest.mark.parametrize("option", ["--mask", "--photo", "--jobs", "--condition", "--model", "--out", "--st\x1b[2Jeps"])
+@pytest.mark.parametrize("option", ["--mask", "--image", "--jobs", "--condition", "--model", "--out", "--st\x1b[2Jeps"])
 def test_no_name_in_an_error_reaches_the_terminal_as_it_is(option, tmp_path):
-    command = ["edit", "--mask", "m.png"] if option == "--photo" else ["generate"]
+    command = ["edit", "--text", "A man."] if option == "--image" else ["generate"]
     value = f"sketch={STRANGE}" if option == "--condition" else tmp_path / STRANGE
     result = run(*command, option, value, *(["--mask", "none"] if option == "--out" else []))
     assert result.exit_code in (2, 3, 4)

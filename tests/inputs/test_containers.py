@@ -74,7 +74,7 @@ INTERLACED = list(
 @pytest.mark.parametrize(
     ("bits", "colour_type", "samples"), [(1, 0, 1), (8, 0, 1), (8, 2, 3), (8, 4, 2), (8, 6, 4), (16, 2, 3)]
 )
-@pytest.mark.parametrize(("width", "height"), [(1, 1), (3, 5), (9, 8), (16, 17)])
+@pytest.mark.parametrize(("width", "height"), [(1, 1), (3, 5), (9, 8), (12, 13), (16, 17)])
 def test_pixels_that_are_missing_are_counted(width, height, bits, colour_type, samples, interlaced):
     passes = INTERLACED if interlaced else ((0, 0, 1, 1),)
     grid = np.zeros((height, width))
