@@ -24,6 +24,7 @@ FORMAT = 2
 NAME, DIGEST = "manifest.json", "digest"
 LARGEST_MANIFEST = 4 * 2**20  # bytes
 LARGEST_TENSOR = 2**26  # numbers for one image; 4096 x 4096 pixels are 2**25.6
+LARGEST_SCALE = 1e6
 LONGEST_SCHEDULE, LONGEST_SENTENCE = 10_000, 2**16  # timesteps; word pieces
 LARGEST_RANK, MOST_CLASSES, MOST_MODALITIES, MOST_FILES = 8, 256, 64, 1000
 MODELS = Path(__file__).parent / "models"  # those that come with cdiff-rt
@@ -223,7 +224,7 @@ def _odd_names(manifest: Manifest) -> Iterator[str]:
 
 def _odd_numbers(manifest: Manifest) -> Iterator[str]:
     schedule = manifest.schedule
-    if not 0 < manifest.latent_scale < math.inf:
+    if not 1 / LARGEST_SCALE < manifest.latent_scale < LARGEST_SCALE:
         yield f"latent_scale {manifest.latent_scale}"
     if manifest.image_size < 0:
         yield f"image_size {manifest.image_size}"

@@ -1,7 +1,7 @@
 """What an ONNX graph of a bundle may be, seen before a library reads it: plain operators, on the bundle's weights.
 
-A library that is given a graph reads whatever file or address the graph names, unrolls its functions and runs its
-loops. Networks that were exported here have none of these. Only as much of the format is read as that takes: fields of
+A library that is given a graph reads whatever file or address the graph names, unrolls its functions, runs its loops
+and makes tensors as large as it says. Networks that were exported here have none of these. Only as much of the format is read as that takes: fields of
 a protobuf message, by the numbers that onnx.proto gives them.
 """
 
@@ -19,8 +19,9 @@ _TENSORS, _NOT_PLAIN = (5, 10), (6, 11, 22, 23)  # of an attribute: tensors; gra
 _SHAPE, _TYPE, _NAME, _EXTERNAL, _LOCATED = 1, 2, 8, 13, 14  # of a tensor
 _KEY, _VALUE = 1, 2  # of an entry that says where a tensor lies
 
-_UNROLLED = (b"If", b"Loop", b"Scan", b"SequenceMap")
-_SUSPECT = (*_UNROLLED, b"location")  # nodes without these bytes need no closer look
+_NEVER = (b"If", b"Loop", b"Scan", b"SequenceMap")  # they run graphs within the graph
+_NEVER += (b"ConstantOfShape", b"OneHot", b"RandomNormal", b"RandomUniform", b"Range", b"Tile")  # a few bytes, any size
+_SUSPECT = (*_NEVER, b"location")  # nodes without these bytes need no closer look
 _DOMAINS = ("", "ai.onnx")  # a library knows the operators of those alone that a graph imports
 _DTYPES = {1: "F32", 2: "U8", 3: "I8", 5: "I16", 6: "I32", 7: "I64", 9: "BOOL", 10: "F16", 11: "F64", 16: "BF16"}
 _IN_MEMORY = "*/_ORT_MEM_ADDR_/*"  # where onnxruntime and openvino read an address from the offset
@@ -116,8 +117,8 @@ def _outside(model: bytes) -> Iterator[_Tensor]:
 
 def _check_node(node: bytes) -> None:
     for number, _, _, value in _fields(node):
-        if number == _OPERATOR and value in _UNROLLED:
-            raise ValueError(f"it has the operator {value!r:.80}")
+        if number == _OPERATOR and value in _NEVER:
+            raise ValueError(f"it has the operator {_message(value).decode()}")
         if number == _ATTRIBUTE:
             for kind, _, _, part in _fields(_message(value)):
                 if kind in _NOT_PLAIN or (kind in _TENSORS and _tensor(_message(part))):

@@ -5,10 +5,11 @@ import unicodedata
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from cdiff_rt.errors import BadInput, BadRequest
+from cdiff_rt.errors import BadArtefact, BadInput, BadRequest
 from cdiff_rt.inputs import images
 from cdiff_rt.inputs.label_maps import read_labels
 from cdiff_rt.inputs.palette import PALETTE
@@ -62,8 +63,7 @@ def read_words(value: Condition, modality: Modality, bundle: Bundle) -> np.ndarr
     if not isinstance(value, str):
         raise BadInput(modality.name, f"a {type(value).__name__}", "give a sentence")
     check_text(value, modality.name)
-    pieces = WordPiece.read(bundle.content[modality.vocabulary], modality.vocabulary)
-    tokens = pieces.encode(value, modality.tokens)
+    tokens = vocabulary_of(modality, bundle).encode(value, modality.tokens)
     unknown = [repr(word) for word in tokens.unknown if any(map(str.isalnum, word))]
     if unknown:
         words = ", ".join(unknown[:8])
@@ -72,6 +72,18 @@ def read_words(value: Condition, modality: Modality, bundle: Bundle) -> np.ndarr
     if tokens.dropped:
         log.warning("%s: too long, the last %d word pieces are left out", modality.name, tokens.dropped)
     return np.array([tokens.ids], dtype=np.int64)
+
+
+def vocabulary_of(modality: Modality, bundle: Bundle) -> WordPiece:
+    """Raises BadArtefact for one that has more pieces than the network knows: a backend may read past its weights."""
+    words = WordPiece.read(bundle.content[modality.vocabulary], modality.vocabulary)
+    part: Any = bundle.manifest.source
+    for name in ("experts", modality.name, "encoder", "vocabulary"):
+        part = part.get(name) if isinstance(part, dict) else None
+    if isinstance(part, int) and len(words.index) > part:
+        seen = f"{len(words.index)} pieces, but the network knows {part}"
+        raise BadArtefact(f"vocabulary {modality.vocabulary}", seen, "take that which the model was trained with")
+    return words
 
 
 def read_numbers(value: Condition, modality: Modality, bundle: Bundle) -> np.ndarray:
