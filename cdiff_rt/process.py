@@ -99,10 +99,12 @@ def _groups(root: Path) -> Iterator[Path]:
     """The folders of this process's groups, in either version, and of those around them as far as they are seen."""
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
-        mounts = [line.split() for line in (root / "proc/self/mountinfo").read_text().splitlines()]
+        mounts = [line.split() for line in (root / "proc/self/mountinfo").read_text().splitlines() if " - " in line]
     except OSError:
         return
-    names = {controllers: path for _, controllers, path in (line.split(":", 2) for line in lines)}
+    names = {
+        controllers: path for _, controllers, path in (line.split(":", 2) for line in lines if line.count(":") > 1)
+    }
     for _, _, _, shown, place, *more in mounts:
         kind, _, options = more[more.index("-") + 1 :][:3]
         wanted = "" if kind == "cgroup2" else "cpu" if kind == "cgroup" and "cpu" in options.split(",") else None

@@ -11,7 +11,7 @@ import numpy as np
 
 from cdiff_rt.engines.backends import BACKENDS, check_backend, check_precision, load_engine
 from cdiff_rt.engines.base import Engine, Precision
-from cdiff_rt.errors import BadRequest, check_range
+from cdiff_rt.errors import BadRequest, check_range, check_type
 from cdiff_rt.manifest import Bundle
 from cdiff_rt.process import usual_threads
 from cdiff_rt.run import OnDevice, Run, Runner
@@ -136,6 +136,7 @@ def load_runner(bundle: Bundle, backend: str, how: OnDevice | None = None) -> Ru
     check_backend(backend)
     check_precision(backend, how.precision)
     if how.threads is not None:
+        check_type("threads", how.threads, int, "give a whole number")
         check_range("threads", how.threads, 1, MOST_THREADS)
     if how.whole_step and not BACKENDS[backend].whole_step:
         able = ", ".join(name for name, other in BACKENDS.items() if other.whole_step)

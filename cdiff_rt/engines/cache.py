@@ -8,21 +8,31 @@ whose bytes differ from build to build.
 
 import hashlib
 import json
-import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from cdiff_rt import schema
 from cdiff_rt.engines.base import Placement, Precision, precision_of
-from cdiff_rt.engines.user_files import cache_folder, check_folder, locked, log, make_folder, read_file, write_file
-from cdiff_rt.errors import BadArtefact
+from cdiff_rt.engines.user_files import (
+    cache_folder,
+    check_folder,
+    locked,
+    locked_now,
+    make_folder,
+    read_file,
+    scratch,
+    write_file,
+)
+from cdiff_rt.errors import BadArtefact, CdiffError
 from cdiff_rt.manifest import DIGEST, Bundle, NetworkSpec, digest
+from cdiff_rt.notes import log
 from cdiff_rt.version import __version__
 
 INDEX = "engines.json"
 LARGEST_INDEX, LARGEST_TIMING = 16 * 2**20, 256 * 2**20  # bytes
+MOST_BYTES = 64 * 2**30  # of all plans
 
 
 @dataclass(frozen=True)
@@ -66,6 +76,10 @@ class LoadedPlan:
 class Index:
     engines: dict[str, BuiltEngine] = field(default_factory=dict)  # by the recipe's key
     timings: dict[str, str] = field(default_factory=dict)  # timing cache's file -> sha256
+    uses: dict[str, int] = field(default_factory=dict)  # key -> a number that grows with each use; clocks go wrong
+
+    def used(self, key: str) -> "Index":
+        return replace(self, uses=self.uses | {key: max(self.uses.values(), default=0) + 1})
 
 
 def step_network(modalities: Sequence[str], boosted: bool = False) -> str:
@@ -126,8 +140,13 @@ class EngineCache:
         if not self.folder.is_dir():
             raise BadArtefact(f"engine {wanted.network}", f"none was built for {wanted.flavour}", again)
         check_folder(self.folder)
-        engine = _choose(list(self._index(again).engines.values()), wanted, capability, again)
-        return LoadedPlan(engine, self._read_plan(engine, again))
+        index = self._index(again)
+        engine = _choose(list(index.engines.values()), wanted, capability, again)
+        plan = LoadedPlan(engine, self._read_plan(engine, again))
+        if index.uses.get(key := engine.recipe.key, -1) != max(index.uses.values(), default=0):
+            with suppress(CdiffError):  # of a folder that cannot be written: the plan is as good
+                self._change(lambda index: index.used(key) if key in index.engines else index)
+        return plan
 
     def built(self, wanted: Recipe, build: Callable[[Path], tuple[bytes, NetworkSpec]]) -> tuple[BuiltEngine, bool]:
         """The engine, and whether it was built now: by one process, while others wait for it.
@@ -140,12 +159,31 @@ class EngineCache:
             engine = self._kept(wanted)
             if engine:
                 return engine, False
-            with _scratch(self._path(wanted, "building")) as folder:
+            with scratch(self._path(wanted, "building")) as folder:
                 data, spec = build(folder)
             engine = BuiltEngine(wanted, hashlib.sha256(data).hexdigest(), len(data), spec)
             write_file(self._path(wanted, "plan"), data)
-            self._change(lambda index: replace(index, engines=index.engines | {wanted.key: engine}))
+            added = lambda index: replace(index, engines=index.engines | {wanted.key: engine}).used(wanted.key)
+            self._change(lambda index: self._make_room(added(index), wanted.key))
             return engine, True
+
+    def _make_room(self, index: Index, newest: str) -> Index:
+        """Without the plans that were used longest ago, if all are too large, or that no index names any more.
+
+        Whoever is building one, or about to, has its lock; who is reading one has its file open.
+        """
+        engines = dict(index.engines)
+        forgotten = {path.stem for path in self.folder.glob("*.plan")} - set(engines)
+        oldest = sorted(set(engines) - {newest}, key=lambda key: index.uses.get(key, 0))
+        for key in (*sorted(forgotten), *oldest):
+            if key in engines and sum(engine.bytes for engine in engines.values()) <= MOST_BYTES:
+                break
+            with locked_now(self.folder / f"{key}.lock") as free:
+                if free:
+                    (self.folder / f"{key}.plan").unlink(missing_ok=True)
+                    engines.pop(key, None)
+                    log.info("engine cache: removed %s.plan, which was not used of late", key[:12])
+        return replace(index, engines=engines, uses={key: n for key, n in index.uses.items() if key in engines})
 
     def timing(self, flavour: str, version: str) -> bytes:
         """What the library learned in earlier builds; nothing if that isn't what it left here."""
@@ -219,16 +257,6 @@ class EngineCache:
         if hashlib.sha256(data).hexdigest() != engine.sha256:
             raise BadArtefact(what, f"its plan {path.name} is not the one that was built here", again)
         return data
-
-
-@contextmanager
-def _scratch(folder: Path) -> Iterator[Path]:
-    shutil.rmtree(folder, ignore_errors=True)  # of a builder that was killed
-    make_folder(folder)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _choose(built: Sequence[BuiltEngine], wanted: Recipe, capability: str, again: str) -> BuiltEngine:

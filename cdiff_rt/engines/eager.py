@@ -42,15 +42,22 @@ class EagerEngine:
     """
 
     def __init__(
-        self, spec: NetworkSpec, network: str, module: nn.Module, precision: Precision = "fp32", compiled: bool = False
+        self,
+        spec: NetworkSpec,
+        network: str,
+        module: nn.Module,
+        precision: Precision = "fp32",
+        compiled: bool = False,
+        threads: int = 1,
     ) -> None:
-        self.spec, self._module = spec, module
+        self.spec, self._module, self._threads = spec, module, threads
         function, each_step = part_functions(part_of(network), module)[network], network.startswith("expert.")
         self._function = torch.compile(function, dynamic=False) if compiled and each_step else function
         self._autocast = precision == "bf16" and each_step
 
     def __call__(self, **inputs: np.ndarray) -> dict[str, np.ndarray]:
         check_inputs(self.spec, inputs)
+        use_threads(self._threads)  # as sums depend on it, and each thread that calls has a number of its own
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=self._autocast):
             try:
                 outputs = self._function(*(torch.from_numpy(inputs[tensor.name]) for tensor in self.spec.inputs))
@@ -141,9 +148,10 @@ def _tell_of_fork() -> None:
 
 
 def load(bundle: Bundle, network: str, placement: Placement, compiled: bool = False) -> EagerEngine:
-    use_threads(placement.threads)
     module = _module(bundle, network, "cpu", torch.float32)
-    return EagerEngine(bundle.manifest.networks[network], network, module, placement.precision, compiled)
+    return EagerEngine(
+        bundle.manifest.networks[network], network, module, placement.precision, compiled, placement.threads
+    )
 
 
 def load_compiled(bundle: Bundle, network: str, placement: Placement) -> EagerEngine:

@@ -1,6 +1,7 @@
 """Files that nobody but their user may have written, replaced whole or not at all."""
 
 import os
+import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -66,6 +67,23 @@ def write_file(path: Path, data: bytes) -> None:
 
 
 @contextmanager
+def locked_now(path: Path) -> Iterator[bool]:
+    """Whether nobody else has it locked; if so, it is for as long as the block lasts."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path, mode=0o600, fallback_to_soft=False)
+    try:
+        lock.acquire(blocking=False)
+    except (Timeout, OSError):
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
+@contextmanager
 def locked(path: Path, waiting: str = "") -> Iterator[None]:
     """One process at a time; the kernel lets go of the lock of one that dies. `waiting` is logged if it has to wait."""
     from filelock import FileLock, Timeout
@@ -84,3 +102,14 @@ def locked(path: Path, waiting: str = "") -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+@contextmanager
+def scratch(folder: Path) -> Iterator[Path]:
+    """An empty folder, which goes when the block ends."""
+    shutil.rmtree(folder, ignore_errors=True)  # of a builder that was killed
+    make_folder(folder)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -11,7 +11,8 @@ import pytest
 
 from cdiff_rt.engines.base import Placement
 from cdiff_rt.engines.cache import INDEX, EngineCache, recipe, sources, step_network
-from cdiff_rt.errors import BadArtefact
+from cdiff_rt.engines.user_files import locked
+from cdiff_rt.errors import BadArtefact, OutOfResource
 from cdiff_rt.manifest import NetworkSpec, TensorSpec, digest
 
 AGAIN = "run `cdiff-rt export --model faces-128 --target tensorrt`"
@@ -428,3 +429,71 @@ def test_the_default_lies_in_the_users_home(of_the_user, monkeypatch, tmp_path):
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))
     home = tmp_path / ("elsewhere" if of_the_user else ".cache")
     assert EngineCache().folder == home / "cdiff-rt/engines"
+
+
+# --- what is too much ------------------------------------------------------------------------------------------------
+
+
+def fill(engines, bundle, batches):
+    """An engine of 1,000 bytes for each size of batch."""
+    recipes = {batch: recipe_for(bundle, placement=Placement(batch=batch)) for batch in batches}
+    for made in recipes.values():
+        engines.built(made, lambda folder: (bytes(1000), SPEC))
+    return recipes
+
+
+def left(engines, recipes):
+    plans = {path.stem for path in engines.folder.glob("*.plan")}
+    assert plans == set(json.loads((engines.folder / INDEX).read_text())["engines"])
+    return [batch for batch, made in recipes.items() if made.key in plans]
+
+
+def test_what_was_used_longest_ago_makes_room(engines, bundle, monkeypatch, caplog):
+    monkeypatch.setattr("cdiff_rt.engines.cache.MOST_BYTES", 3500)
+    recipes = fill(engines, bundle, [1, 2, 3])
+    engines.load(recipes[1], "8.6", AGAIN)
+    for path in engines.folder.iterdir():  # a clock that was wrong changes nothing
+        os.utime(path, (0, 0) if path.stem == recipes[1].key else (2**33, 2**33))
+    with caplog.at_level("INFO", "cdiff_rt"):
+        recipes |= fill(engines, bundle, [4])
+    assert left(engines, recipes) == [1, 3, 4] and f"removed {recipes[2].key[:12]}.plan" in caplog.text
+    with pytest.raises(BadArtefact, match="built for sizes batch"):
+        engines.load(recipes[2], "8.6", AGAIN)
+
+
+def test_the_newest_stays_however_large(engines, bundle, monkeypatch):
+    monkeypatch.setattr("cdiff_rt.engines.cache.MOST_BYTES", 500)
+    assert left(engines, recipes := fill(engines, bundle, [1, 2])) == [2]
+    assert engines.load(recipes[2], "8.6", AGAIN).data == bytes(1000)
+
+
+def test_what_somebody_builds_or_waits_for_is_left(engines, bundle, monkeypatch):
+    monkeypatch.setattr("cdiff_rt.engines.cache.MOST_BYTES", 2500)
+    recipes = fill(engines, bundle, [1, 2])
+    with locked(engines.folder / f"{recipes[1].key}.lock"):
+        recipes |= fill(engines, bundle, [3])
+    assert left(engines, recipes) == [1, 3]
+
+
+def test_plans_that_a_damaged_index_forgot_go_with_the_next_build(engines, bundle):
+    recipes = fill(engines, bundle, [1, 2])
+    (engines.folder / INDEX).write_text("{}")
+    recipes |= fill(engines, bundle, [3])
+    assert left(engines, recipes) == [3]
+
+
+def test_an_index_without_uses_is_read(engines, wanted, built):
+    data = json.loads((engines.folder / INDEX).read_text())
+    del data["uses"], data["digest"]
+    (engines.folder / INDEX).write_text(json.dumps(data | {"digest": digest(data)}))
+    assert engines.load(wanted, "8.6", AGAIN).engine == built
+
+
+def test_a_cache_that_cannot_be_written_is_read(engines, bundle, monkeypatch):
+    recipes = fill(engines, bundle, [1, 2])
+
+    def refuse(path, data):
+        raise OutOfResource(f"writing {path}", "Read-only file system", "free some space")
+
+    monkeypatch.setattr("cdiff_rt.engines.cache.write_file", refuse)
+    assert engines.load(recipes[1], "8.6", AGAIN).data == bytes(1000)

@@ -68,6 +68,32 @@ def test_a_size_of_batch_is_compiled_once(bundle, monkeypatch):
     assert made == [2, 3]
 
 
+def test_the_last_sizes_of_batch_are_kept_and_no_more(bundle, monkeypatch):
+    engine = load_engine("openvino", bundle, "time.mask", threads=1)
+    made = []
+    monkeypatch.setattr(vino, "_compile", lambda path, spec, batch, *more: made.append(batch) or [batch])
+    for batch in [*range(2, 12), 11, 10, 2]:
+        assert engine._compiled(batch) == [batch] and len([*engine._requests]) <= vino.MOST_SIZES
+    assert made == [*range(2, 12), 2]
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        ("can't alloc", "no memory for it at batch 1; free some memory, or choose a smaller batch"),
+        ("x: Resource temporarily unavailable", "threads: openvino cannot start its own; raise the limit of `ulimit"),
+    ],
+)
+def test_a_network_that_finds_no_room_is_not_to_blame(error, words, bundle, monkeypatch):
+    def refuse(*given):
+        raise RuntimeError(error)
+
+    monkeypatch.setattr(vino, "_core", lambda: type("Core", (), {"read_model": refuse}))
+    monkeypatch.setattr(vino, "check_cpu", lambda precision: None)
+    with pytest.raises(OutOfResource, match=words):
+        load_engine("openvino", bundle, "time.mask", threads=1)
+
+
 def test_a_call_that_fails_is_for_want_of_memory(bundle):
     engine = load_engine("openvino", bundle, "vae.decode", threads=1)
 

@@ -1,14 +1,17 @@
 """The runner of devices, on the CPU: the same latents as the loop of sampling/loop.py, by other code."""
 
+import gc
+
 import numpy as np
 import pytest
 import torch
 
-from cdiff_rt.errors import BadRequest, OutOfResource
+from cdiff_rt.errors import BadEnvironment, BadRequest, OutOfResource
 from cdiff_rt.gpu import runner
 from cdiff_rt.gpu.loop import LoopShape
-from cdiff_rt.gpu.runner import DeviceRunner
+from cdiff_rt.gpu.runner import MOST_CALLS, MOST_LOOPS, DeviceRunner
 from cdiff_rt.inputs.inpainting import Inpainting
+from cdiff_rt.manifest import Bundle
 from cdiff_rt.pipeline import Pipeline
 from cdiff_rt.run import OnDevice
 from cdiff_rt.sampling.solvers import SOLVERS
@@ -94,6 +97,41 @@ def test_runs_of_one_structure_share_a_loop_and_do_not_disturb_each_other(bundle
     pipeline.generate(mask=mask, text=TEXT, steps=5)
     pipeline.generate(mask=mask, text=TEXT, steps=4, eta=0.0)
     assert len([*pipeline._runner._loops]) == 3
+
+
+def test_loops_calls_and_engines_are_the_last_few(bundle, tiny_bundle):
+    pipeline = on_device(Bundle.open(tiny_bundle))
+    runner, first = pipeline._runner, pipeline.generate(text="a man", steps=1)
+    for number in range(1, 2 * MOST_LOOPS):
+        pipeline.generate(text="a man", steps=1 + number % 3, batch=number)
+        assert len([*runner._loops]) <= MOST_LOOPS and len([*runner._calls]) <= MOST_CALLS
+    for number in range(2 * MOST_CALLS):
+        pipeline.decode(np.zeros((1 + number, 3, 8, 8), np.float32))
+    gc.collect()
+    bound = {loop.shape.batch for loop in runner._loops} | {1, *range(MOST_CALLS + 1, 2 * MOST_CALLS + 1)}
+    assert len([*runner._calls]) == MOST_CALLS and {batch for _, batch in runner._engines} <= bound
+    np.testing.assert_array_equal(pipeline.generate(text="a man", steps=1).latents, first.latents)
+
+
+def test_a_callback_may_begin_a_run_of_the_same_shape(device):
+    alone = [device.generate(text=TEXT, steps=3, seed=seed).latents for seed in (1, 2)]
+    inner = []
+
+    def within(state):
+        inner.append(device.generate(text=TEXT, steps=3, seed=2).latents)
+
+    outer = device.generate(text=TEXT, steps=3, seed=1, callback_on_step_end=within).latents
+    np.testing.assert_array_equal(outer, alone[0])
+    for latents in inner:
+        np.testing.assert_array_equal(latents, alone[1])
+    assert len(inner) == 3
+
+
+def test_a_pytorch_that_does_not_reach_the_gpu_is_told(bundle):
+    if torch.version.cuda:
+        pytest.skip("this PyTorch has CUDA")
+    with pytest.raises(BadEnvironment, match="^torch: .*CUDA.*; install a PyTorch with a CUDA that the driver knows"):
+        DeviceRunner(bundle, "torch-cuda", OnDevice())
 
 
 def test_half_precision_keeps_latents_in_fp32_and_stays_near(bundle, mask, pipeline):
