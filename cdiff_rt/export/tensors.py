@@ -18,6 +18,7 @@ from cdiff_rt.export.stored import AGAIN, CODES, DTYPES, HELP, LONGEST, File, St
 from cdiff_rt.notes import log
 
 _HEAD = 4096  # bytes that a file is recognised by
+LARGEST_HEADER = 16 << 20  # bytes, of a safetensors file
 
 
 class Tensors(Mapping[str, Tensor]):
@@ -153,9 +154,11 @@ def _of_safetensors(file: File) -> dict[str, Stored]:
     from safetensors import SafetensorError, safe_open
 
     try:
+        (size,) = struct.unpack("<Q", file.read(0, 8))
+        if size > LARGEST_HEADER:
+            raise ValueError(f"its header has {size} bytes")
         with safe_open(file.path, "pt"):
             pass
-        (size,) = struct.unpack("<Q", file.read(0, 8))
         header = json.loads(file.read(8, size))
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise file.bad(f"it is damaged or cut short ({plain(error)})", AGAIN) from None

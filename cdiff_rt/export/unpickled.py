@@ -51,7 +51,7 @@ def load(file: File) -> dict[object, Stored]:
         value, records = _of_zip(file) if file.read(0, 4) == ZIP else _of_legacy(file)
         weights = _state_dict(file, value)
         return {name: _stored(file, name, made, records) for name, made in weights.items()}
-    except BadArtefact:
+    except (BadArtefact, MemoryError):
         raise
     except Attack as attack:
         seen = f"loaded the usual way it would run {plain(attack)}"
@@ -76,6 +76,8 @@ def _of_zip(file: File) -> tuple[Any, Records]:
         odd = any(entry.compress_type or entry.flag_bits & 1 for entry in entries)
         if odd or len(found) < len(entries):
             raise file.bad("it is a zip file with compressed, encrypted or doubled entries", HELP)
+        if sum(entry.file_size for entry in entries) > file.size:  # to check them all would take without end
+            raise file.bad("its records overlap", AGAIN)
         _check_sums(file, archive)
         if found["data.pkl"].file_size > LARGEST:
             raise ValueError(f"the pickle has {found['data.pkl'].file_size} bytes")
@@ -123,7 +125,7 @@ def _of_legacy(file: File) -> tuple[Any, Records]:
     storages = [it for it in persistent if not isinstance(it, tuple) or it[:1] != ("module",)]  # else source code
     sizes = {key: size for key, (_, size, _) in map(_storage, storages)}
     keys, places, offset = content(head)[0], {}, head.tell()
-    for key in keys:
+    for key in (key for key in keys if type(key) is str):  # what is no text might be a tuple too deep to be hashed
         (count,) = struct.unpack("<q", file.read(offset, 8))
         places[key] = offset + 8, count * sizes[key]
         offset += 8 + count * sizes[key]
@@ -138,17 +140,13 @@ def _of_legacy(file: File) -> tuple[Any, Records]:
 def _state_dict(file: File, value: Any) -> dict[Any, Made]:
     """The tensors to keep. Beside a model's, Lightning's files hold the optimizer's."""
     for _ in range(8):
-        inner = {key: thing for key, thing in pairs_of(value) if type(key) is str and _is_mapping(thing)}
+        inner = {key: thing for key, thing in pairs_of(value) if type(key) is str and _holds_weights(thing)}
         known = [key for key in WRAPPERS if key in inner]
         if not known:
             break
         if known[1:]:
-            log.info(
-                "%s: the weights of %r are read; %s beside it are not",
-                file.path.name,
-                known[0],
-                ", ".join(map(repr, known[1:])),
-            )
+            others = ", ".join(map(repr, known[1:]))
+            log.info("%s: the weights of %r are read; %s beside it are not", file.path.name, known[0], others)
         value = inner[known[0]]
     entries = [(key, _unwrapped(thing)) for key, thing in pairs_of(value)]
     tensors = [(key, thing) for key, thing in entries if thing]
@@ -159,8 +157,10 @@ def _state_dict(file: File, value: Any) -> dict[Any, Made]:
     return dict(tensors)
 
 
-def _is_mapping(thing: Any) -> bool:
-    return isinstance(thing, Made) and not _unwrapped(thing) and next(pairs_of(thing), None) is not None
+def _holds_weights(thing: Any) -> bool:
+    """Whether it is a mapping of tensors, or of such a mapping."""
+    wrapped = (isinstance(inner, Made) and type(key) is str and key in WRAPPERS for key, inner in pairs_of(thing))
+    return any(_unwrapped(inner) for _, inner in pairs_of(thing)) or any(wrapped)
 
 
 def _told(value: Any) -> str:

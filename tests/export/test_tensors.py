@@ -211,6 +211,16 @@ def many_records(path):
     path.write_bytes(whole[:begin] + index + struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, 0, 0, len(index), begin, 0))
 
 
+def overlapping(path):
+    """Twenty thousand records of the same bytes: a checksum of each is one of 20 GB."""
+    zipped(path, GOOD, data=bytes(1 << 20))
+    whole = path.read_bytes()
+    begin, end = whole.index(b"PK\1\2"), whole.index(b"PK\5\6")
+    last = whole[whole.rindex(b"PK\1\2") : end]
+    index = whole[begin:end] + b"".join(last.replace(b"archive/data/0", b"archive/%06d" % i) for i in range(20_000))
+    path.write_bytes(whole[:begin] + index + struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, 0, 0, len(index), begin, 0))
+
+
 GOOD = beside(b"N")
 BEYOND = "nothing that torch.save writes"
 OUTSIDE, LENGTH = "of fewer stored elements", "the data of w have another length"
@@ -231,6 +241,8 @@ BAD = {
     ),
     "arrays": (lambda path: np.savez(path.open("wb"), a=np.zeros(3)), "a zip file without data.pkl, of a.npy"),
     "module": (saved(torch.nn.Linear(2, 2)), "an object of the class torch.nn.modules.linear.Linear"),
+    "long header": (content((17 << 20).to_bytes(8, "little") + b"{" + b" " * (18 << 20)), "its header has 17825792"),
+    "overlapping records": (overlapping, "its records overlap"),
     "many records": (many_records, "more than 8388608 bytes at once"),
     "large pickle": (packed(b"\x80\2" + b"N" * (64 << 20) + b"."), "the pickle has 67108867 bytes"),
     "long pickle": (packed(b"\x80\2" + b"N0" * 2_000_000 + b"N."), "more than 3000000 steps"),
@@ -373,6 +385,8 @@ WRAPPED = {
     "ema": lambda sd: {"ema": sd, "step": torch.tensor(3)},
     "state dict of a model": lambda sd: {"state_dict": {"model": sd}},
     "deep": lambda sd: {"module": {"state_dict": {"net": sd}}},
+    "beside settings of that name": lambda sd: {"params": {"lr": 1, "a": [torch.zeros(2)]}, "model": sd},
+    "settings alone of that name": lambda sd: sd | {"params": {"lr": 1}, "model": {}},
     "beside numbers": lambda sd: sd | {"epoch": 3, "args": {"a": torch.zeros(2)}},
 }
 

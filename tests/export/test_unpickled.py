@@ -316,6 +316,15 @@ def test_attributes_given_to_a_tensor_are_ignored(tmp_path):
     assert open_tensors(tmp_path / "model.pt")["w"].tolist() == [0, 0]
 
 
+def test_keys_of_storages_that_are_no_text_are_not_hashed(tmp_path):
+    """To hash a million tuples in one another would end the process."""
+    legacy(tmp_path / "model.pt", beside(b"N"))
+    whole, keys = (tmp_path / "model.pt").read_bytes(), pickle.dumps(["0"], 2)
+    deep = b"\x80\2](" + b")" + b"\x85" * 1_000_000 + value("0") + b"e."
+    (tmp_path / "model.pt").write_bytes(whole.replace(keys, deep))
+    assert open_tensors(tmp_path / "model.pt")["w"].tolist() == [0, 0]
+
+
 @pytest.mark.parametrize("elements", [1, 3, 4])
 def test_a_storage_of_another_size_than_its_record_is_refused(tmp_path, elements):
     """torch itself would read on in the next record."""
