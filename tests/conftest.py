@@ -187,7 +187,7 @@ def label_200(path: Path) -> None:
 
 def off_palette(path: Path) -> None:
     colours = COLOURS.copy()
-    colours[0, 0] = (1, 2, 3)
+    colours[0, 0] = (90, 100, 110)
     Image.fromarray(colours).save(path)
 
 
@@ -216,16 +216,19 @@ BAD_MASKS: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     "directory": (lambda path: path.mkdir(), ("not a file",)),
     "fifo": (os.mkfifo, ("not a file",)),
     "device": (lambda path: path.symlink_to("/dev/zero"), ("not a file",)),
-    "jpeg named png": (lambda path: Image.fromarray(LABELS).save(path, "JPEG"), ("JPEG", "changes labels")),
+    "jpeg named png": (lambda path: Image.fromarray(LABELS).save(path, "JPEG"), ("JPEG", "changes labels", "--snap")),
     "gif named png": (lambda path: Image.fromarray(LABELS).save(path, "GIF"), ("GIF",)),
     "animated": (animated, ("animation", "2 frames")),
     "4 bits": (lambda path: path.write_bytes(small_png(bits=4, colour_type=0, row=bytes(4))), ("L;4", "8 bits")),
     "16-bit colour": (lambda path: path.write_bytes(small_png(bits=16, colour_type=2, row=bytes(48))), ("RGB;16B",)),
     "broken exif": (broken_exif, ("cannot be read",)),
     "16 bits": (lambda path: Image.fromarray(LABELS.astype(np.uint16)).save(path), ("I;16",)),
-    "1 bit": (lambda path: Image.fromarray(LABELS == 0).save(path), ("mode 1",)),
-    "transparent": (lambda path: Image.fromarray(with_alpha(254)).save(path), ("transparent",)),
-    "off palette": (off_palette, ("1 colours", "#010203")),
+    "1 bit": (lambda path: Image.fromarray(LABELS == 0).save(path), ("mode 1", "black and white", "--labels FILE")),
+    "transparent": (
+        lambda path: Image.fromarray(with_alpha(254)).save(path),
+        ("4096 of its 4096", "transparent", "--snap"),
+    ),
+    "off palette": (off_palette, ("1 colours", "#5a646e", "--snap")),
     "label 200": (label_200, ("label 200", "x 3, y 5", "0-18")),
     "rotated": (rotated, ("EXIF",)),
     "text bomb": (text_bomb, ("cannot be read",)),

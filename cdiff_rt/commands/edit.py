@@ -153,13 +153,15 @@ def by_imagic(
     except ModuleNotFoundError as error:
         remedy = "run `pip install '.[torch]'` in the checkout"
         raise BadEnvironment("imagic", f"{error.name} is not installed", remedy) from None
+    from cdiff_rt.inputs.modalities import asked
     from cdiff_rt.pipeline import Pipeline
 
+    wanted: dict = asked(conditions, pipeline.manifest, labels=settings.labels, snap=settings.snap)
     tuning = imagic.Tuning(*iterations, seed=settings.seed)
     with Progress(len(conditions) * tuning.iterations, "tuning") as progress:
-        tuned = imagic.tune(pipeline.bundle, pipeline.read_photo(image), conditions, work, tuning, progress)
+        tuned = imagic.tune(pipeline.bundle, pipeline.read_photo(image), wanted, work, tuning, progress)
     generate = Pipeline(tuned.bundle, pipeline.backend).generate
-    return imagic.edit(tuned, generate, settings, conditions, alphas=alphas, callback_on_step_end=watch)
+    return imagic.edit(tuned, generate, settings, wanted, alphas=alphas, callback_on_step_end=watch)
 
 
 def check_method(method: str, strip: bool, count: int) -> None:

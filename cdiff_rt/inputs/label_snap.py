@@ -1,0 +1,93 @@
+"""Masks with soft edges: pixels whose colour is none of the table's take the label of the nearest that has one."""
+
+import numpy as np
+from PIL import Image
+
+from cdiff_rt.errors import BadInput
+from cdiff_rt.inputs.label_causes import SOFT, WHITE
+from cdiff_rt.inputs.label_colours import HELP, LOSSY, TABLE, bands, distinct, is_grey, nearest_of, packed, unpacked
+
+OPEN, QUEUED, EDGE = 253, 254, 255  # of a pixel without a label yet, one that is about to get it, and one outside
+CLEAN_SHARE = 0.5  # of the pixels, at least
+CLEAR = 128  # of 255: what is less opaque is background
+FLAT = 12  # levels by which neighbours may differ where a colour is meant and not passed through
+
+
+def snapped(name: str, image: Image.Image) -> tuple[np.ndarray, str] | None:
+    """The labels [H, W] of a picture in the table's colours, more or less, and how they were read.
+
+    None if it needs no help. Transparent and white are background. Raises BadInput if too little is near to the table.
+    """
+    pixels, hidden = _layers(image)
+    found = distinct(pixels)
+    colours, lossless = unpacked(found), image.format not in LOSSY
+    if not hidden and (is_grey(colours) and lossless or not nearest_of(colours)[1].any()):
+        return None
+    labels = _clean(pixels, found, colours)
+    unclear = int(np.count_nonzero(labels == OPEN))
+    if is_grey(colours) or unclear > (1 - CLEAN_SHARE) * labels.size:
+        seen = f"{unclear} of its {labels.size} pixels are far from the colours of the table"
+        raise BadInput(f"mask {name}", "it has greys only" if is_grey(colours) else seen, HELP)
+    grow(labels)
+    moved = sum(np.count_nonzero((pixels[rows] != TABLE[labels[rows]]).any(-1)) for rows in bands(pixels)) + hidden
+    return labels, f"{image.format or 'picture'} in soft colours, {moved} of {labels.size} pixels moved to the table's"
+
+
+def _layers(image: Image.Image) -> tuple[np.ndarray, int]:
+    """Its colours [H, W, 3], black where it is transparent, and how many pixels are."""
+    if not image.has_transparency_data:
+        return np.asarray(image.convert("RGB")), 0
+    both = np.asarray(image.convert("RGBA"))
+    clear = both[..., 3] < CLEAR
+    return np.where(clear[..., None], np.uint8(0), both[..., :3]), int(np.count_nonzero(both[..., 3] < 255))
+
+
+def _clean(pixels: np.ndarray, found: np.ndarray, colours: np.ndarray) -> np.ndarray:
+    """The label of each pixel in a flat square of 2 x 2 of one colour of the table, and OPEN for others.
+
+    From one colour to another a soft edge may pass through a third, but it is flat nowhere.
+    """
+    place, off = nearest_of(colours, np.concatenate([TABLE, WHITE]))
+    place[place == len(TABLE)] = 0  # white
+    table = np.full(2**24, OPEN, np.uint8)
+    table[found[off <= SOFT]] = place[off <= SOFT]
+    near = np.concatenate([table[packed(pixels[rows])] for rows in bands(pixels)])
+    if not off.any():
+        return near
+    flat = _same(near, 0) & (near[1:, 1:] != OPEN)
+    for channel in range(3):
+        flat &= _same(pixels[..., channel], FLAT)
+    clean = np.zeros(near.shape, bool)
+    for y in (0, 1):
+        for x in (0, 1):
+            clean[y : len(near) - 1 + y, x : near.shape[1] - 1 + x] |= flat
+    return np.where(clean, near, np.uint8(OPEN))
+
+
+def _same(values: np.ndarray, by: int) -> np.ndarray:
+    """Whether the four of each square of [H, W] differ by no more than that, [H - 1, W - 1]."""
+    four = (values[:-1, :-1], values[1:, :-1], values[:-1, 1:], values[1:, 1:])
+    highest = np.maximum(np.maximum(four[0], four[1]), np.maximum(four[2], four[3]))
+    return highest - np.minimum(np.minimum(four[0], four[1]), np.minimum(four[2], four[3])) <= by
+
+
+def grow(labels: np.ndarray) -> None:
+    """Gives every OPEN pixel of [H, W] the label of the nearest that has one, ring by ring."""
+    padded = np.pad(labels, 1, constant_values=EDGE)
+    flat, width = padded.ravel(), padded.shape[1]
+    steps = (-width, width, -1, 1, -width - 1, -width + 1, width - 1, width + 1)
+    ring = np.flatnonzero(flat == OPEN)
+    ring = ring[np.any([flat[ring + step] < OPEN for step in steps], 0)]
+    while ring.size:
+        found = np.full(ring.size, OPEN, np.uint8)
+        for step in steps:
+            found = np.where((found == OPEN) & (flat[ring + step] < OPEN), flat[ring + step], found)
+        flat[ring] = found
+        following = []
+        for step in steps:
+            following.append((ring + step)[flat[ring + step] == OPEN])
+            flat[following[-1]] = QUEUED
+        ring = np.concatenate(following)
+        flat[ring] = OPEN
+        ring = np.unique(ring)
+    labels[:] = padded[1:-1, 1:-1]
