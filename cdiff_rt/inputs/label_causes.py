@@ -7,7 +7,7 @@ import numpy as np
 
 from cdiff_rt.inputs.label_colours import HELP, NEAR, TABLE, is_black_and_white, is_grey, nearest_of
 
-SOFT = 24  # levels: what a soft edge or JPEG leaves of a colour's own pixels
+SOFT = 25  # levels: what a soft edge or JPEG leaves of a colour's own pixels
 WITH_SNAP = "draw it with hard edges, or read it with --snap (snap=True)"
 WITH_ORDER = "say what its numbers are by --labels FILE (docs/masks.md)"
 WHITE = np.array([[255, 255, 255]], np.int16)
@@ -50,7 +50,7 @@ def shifted(seen: Seen) -> bool:
 
 
 def many_classes(seen: Seen) -> bool:
-    return seen.levels is not None and len(seen.levels) < 100
+    return seen.levels is not None and seen.levels[seen.levels < 255].max(initial=0) < 200
 
 
 def white_behind(seen: Seen) -> bool:

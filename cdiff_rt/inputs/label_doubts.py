@@ -46,7 +46,7 @@ def _of_faces(labels: np.ndarray) -> Iterator[str]:
         yield f"it has no {NEEDED}; are its numbers or colours those of docs/masks.md?"
     elif wrong := misplaced(labels, CLASSES):
         others = [name for name, order in ORDERS.items() if order != CLASSES and not misplaced(labels, order)]
-        remedy = f"in the order of --labels {others[0]} it can" if others else "see --labels (docs/masks.md)"
+        remedy = f"with --labels {others[0]} it can" if others else "is it turned or mirrored, or its order another?"
         yield f"{', '.join(wrong[:3])}: it cannot be an upright face as it is read; {remedy}"
 
 

@@ -101,23 +101,17 @@ def _numbers_of(name: str, image: Image.Image, known: Collection[int], snap: boo
     """Each pixel's number, [H, W], and how it was found out."""
     if snap and (moved := snapped(name, image)):
         return moved
-    alpha = np.asarray(image.convert("RGBA"))[..., 3] if image.has_transparency_data else None
-    picture = colours_of(name, image.convert(image.mode[:-1]) if image.mode in ("RGBA", "LA") else image)
-    if alpha is not None:
-        _check_opaque(name, image, alpha)
-    numbers, how = numbers_of(name, picture, known)
-    table = np.zeros(len(picture.rgb), np.int32)
-    table[picture.used] = numbers
-    return table[picture.index], how
-
-
-def _check_opaque(name: str, image: Image.Image, alpha: np.ndarray) -> None:
-    """An alpha channel that hides something is refused; a palette or a colour key that does is only a way to show it."""
-    hidden = int(np.count_nonzero(alpha < 255))
-    if hidden and image.mode in ("RGBA", "LA"):
+    hidden = np.asarray(image.convert("RGBA"))[..., 3] < 255 if image.has_transparency_data else np.zeros(1, bool)
+    if hidden.any() and image.mode in ("RGBA", "LA"):
         remedy = (
             "save it without an alpha channel, or read it with --snap (snap=True), to which transparent is background"
         )
-        raise BadInput(f"mask {name}", f"{hidden} of its {alpha.size} pixels are partly transparent", remedy)
-    if hidden:
-        log.info("mask %s: %d pixels are shown transparent; their labels count", name, hidden)
+        seen = f"{np.count_nonzero(hidden)} of its {hidden.size} pixels are partly transparent"
+        raise BadInput(f"mask {name}", seen, remedy)
+    picture = colours_of(name, image.convert(image.mode[:-1]) if image.mode in ("RGBA", "LA") else image)
+    numbers, how = numbers_of(name, picture, known)
+    table = np.zeros(len(picture.rgb), np.int32)
+    table[picture.used] = numbers
+    if hidden.any() and table[picture.index[hidden]].any():  # by a palette or a colour key: a way to show it
+        log.warning("mask %s: it is shown partly transparent, but the labels there count too", name)
+    return table[picture.index], how

@@ -10,6 +10,7 @@ from cdiff_rt.inputs.label_colours import NEAR, Colours, is_black_and_white, is_
 from cdiff_rt.notes import log
 
 NUMBERS = "pixel values are labels"
+FEW = 4  # colours that another palette may share with the table by chance, black among them
 
 
 def numbers_of(name: str, picture: Colours, known: Collection[int]) -> tuple[np.ndarray, str]:
@@ -23,7 +24,7 @@ def numbers_of(name: str, picture: Colours, known: Collection[int]) -> tuple[np.
         if is_grey(rgb) and set(rgb[:, 0].tolist()) <= set(known):
             return rgb[:, 0], f"{picture.form}, {NUMBERS}"
         if off.max() <= NEAR:
-            return table, f"{picture.form}{_by_colour(name, picture, table, off)}"
+            return table, f"{picture.form}{_by_colour(name, picture, known, table, off)}"
     if picture.numbered and set(used.tolist()) <= set(known) and _keeps_its_order(used, rgb):
         told = "its palette is none that is known, so its numbers are taken as labels"
         log.warning("mask %s: %s; they are wrong if a program sorted the colours anew", name, told)
@@ -35,12 +36,15 @@ def _repeats(rgb: np.ndarray) -> bool:
     return len(np.unique(rgb, axis=0)) < len(rgb)
 
 
-def _by_colour(name: str, picture: Colours, table: np.ndarray, off: np.ndarray) -> str:
+def _by_colour(name: str, picture: Colours, known: Collection[int], table: np.ndarray, off: np.ndarray) -> str:
+    used = picture.used
     if off.max():
-        moved = int(picture.counts[picture.used][off > 0].sum())
+        moved = int(picture.counts[used][off > 0].sum())
         log.warning("mask %s: %d pixels are up to %d levels off the colours of docs/masks.md", name, moved, off.max())
-    if picture.numbered and np.array_equal(table, picture.used):
+    if picture.numbered and np.array_equal(table, used):
         return f", {NUMBERS}"
+    if picture.numbered and len(used) <= FEW and set(used.tolist()) <= set(known):
+        log.warning("mask %s: all its %d colours are the table's, so these count and not its numbers", name, len(used))
     return " in the CelebAMask-HQ colours"
 
 
@@ -51,9 +55,11 @@ def _keeps_its_order(used: np.ndarray, rgb: np.ndarray) -> bool:
     ):  # labels made visible are proportional to these; others are labels themselves
         slope = rgb[used.argmax(), 0] / max(used.max(), 1)
         return not is_black_and_white(rgb) and bool((np.abs(rgb[:, 0] - slope * used) <= 1).all())
-    for colours in (rgb, rgb[:, ::-1]):
+    _, first, times = np.unique(rgb, axis=0, return_index=True, return_counts=True)
+    once = first[times == 1]  # a colour of several numbers says nothing of them
+    for colours in (rgb[once], rgb[once, ::-1]):
         table, off = nearest_of(colours)
-        if 2 * np.count_nonzero((off <= NEAR) & (table != used)) > len(used):
+        if 2 * np.count_nonzero((off <= NEAR) & (table != used[once])) > len(used):
             return False
     return True
 
@@ -62,7 +68,7 @@ def _no_mask(name: str, picture: Colours, known: Collection[int]) -> BadInput:
     """The error that says what was seen, and the likely cause."""
     used, rgb = picture.used, picture.rgb[picture.used]
     by_number = picture.numbered and not set(used.tolist()) <= set(known)
-    levels = rgb[:, 0] if is_grey(rgb) else used if by_number else None
+    levels = used if by_number and not is_black_and_white(rgb) else rgb[:, 0] if is_grey(rgb) else None
     if levels is None:
         strange = packed(rgb[nearest_of(rgb)[1] > 0])
         seen = f"{len(strange)} colours off the palette ({', '.join(f'#{colour:06x}' for colour in strange[:5])})"

@@ -4,13 +4,26 @@ import numpy as np
 from PIL import Image
 
 from cdiff_rt.errors import BadInput
-from cdiff_rt.inputs.label_causes import SOFT, WHITE
-from cdiff_rt.inputs.label_colours import HELP, LOSSY, TABLE, bands, distinct, is_grey, nearest_of, packed, unpacked
+from cdiff_rt.inputs.label_causes import SOFT, WHITE, Seen, likely
+from cdiff_rt.inputs.label_colours import (
+    HELP,
+    LOSSY,
+    NEAR,
+    TABLE,
+    bands,
+    distinct,
+    is_grey,
+    nearest_of,
+    packed,
+    unpacked,
+)
 
 OPEN, QUEUED, EDGE = 253, 254, 255  # of a pixel without a label yet, one that is about to get it, and one outside
 CLEAN_SHARE = 0.5  # of the pixels, at least
 CLEAR = 128  # of 255: what is less opaque is background
-FLAT = 12  # levels by which neighbours may differ where a colour is meant and not passed through
+FLAT_OTHER = 2  # levels by which neighbours may differ where another colour must be meant
+FLAT, OF_WIDTH = (12, 40), 6000  # and where one of the table is: the larger a picture, the wider its soft edges
+OTHER_SHARE = 0.01  # of the pixels, at most
 
 
 def snapped(name: str, image: Image.Image) -> tuple[np.ndarray, str] | None:
@@ -23,11 +36,16 @@ def snapped(name: str, image: Image.Image) -> tuple[np.ndarray, str] | None:
     colours, lossless = unpacked(found), image.format not in LOSSY
     if not hidden and (is_grey(colours) and lossless or not nearest_of(colours)[1].any()):
         return None
-    labels = _clean(pixels, found, colours)
+    if is_grey(colours):
+        raise BadInput(f"mask {name}", f"{image.format} of greys, which are no labels any more", HELP)
+    near, exact = _near(pixels, found, colours)
+    _check_flat(name, pixels, near)
+    flat = int(np.clip(OF_WIDTH // max(near.shape), *FLAT))
+    labels = near if exact else np.where(_of_flat(near, pixels, flat) & (near != OPEN), near, np.uint8(OPEN))
     unclear = int(np.count_nonzero(labels == OPEN))
-    if is_grey(colours) or unclear > (1 - CLEAN_SHARE) * labels.size:
+    if unclear > (1 - CLEAN_SHARE) * labels.size:
         seen = f"{unclear} of its {labels.size} pixels are far from the colours of the table"
-        raise BadInput(f"mask {name}", "it has greys only" if is_grey(colours) else seen, HELP)
+        raise BadInput(f"mask {name}", seen, HELP)
     grow(labels)
     moved = sum(np.count_nonzero((pixels[rows] != TABLE[labels[rows]]).any(-1)) for rows in bands(pixels)) + hidden
     return labels, f"{image.format or 'picture'} in soft colours, {moved} of {labels.size} pixels moved to the table's"
@@ -42,26 +60,39 @@ def _layers(image: Image.Image) -> tuple[np.ndarray, int]:
     return np.where(clear[..., None], np.uint8(0), both[..., :3]), int(np.count_nonzero(both[..., 3] < 255))
 
 
-def _clean(pixels: np.ndarray, found: np.ndarray, colours: np.ndarray) -> np.ndarray:
-    """The label of each pixel in a flat square of 2 x 2 of one colour of the table, and OPEN for others.
-
-    From one colour to another a soft edge may pass through a third, but it is flat nowhere.
-    """
+def _near(pixels: np.ndarray, found: np.ndarray, colours: np.ndarray) -> tuple[np.ndarray, bool]:
+    """The label whose colour is near to each pixel's, or OPEN, [H, W]; and whether all are those colours."""
     place, off = nearest_of(colours, np.concatenate([TABLE, WHITE]))
     place[place == len(TABLE)] = 0  # white
     table = np.full(2**24, OPEN, np.uint8)
     table[found[off <= SOFT]] = place[off <= SOFT]
-    near = np.concatenate([table[packed(pixels[rows])] for rows in bands(pixels)])
-    if not off.any():
-        return near
-    flat = _same(near, 0) & (near[1:, 1:] != OPEN)
+    return np.concatenate([table[packed(pixels[rows])] for rows in bands(pixels)]), off.max() <= NEAR
+
+
+def _check_flat(name: str, pixels: np.ndarray, near: np.ndarray) -> None:
+    """Raises BadInput for areas of other colours, which are no edges."""
+    other = _of_flat(near, pixels, FLAT_OTHER) & (near == OPEN)
+    if np.count_nonzero(other) > OTHER_SHARE * other.size:
+        colours, counts = np.unique(packed(pixels[other]), return_counts=True)
+        cause, remedy = likely(Seen(unpacked(colours), counts))
+        most = ", ".join(f"#{colour:06x}" for colour in colours[np.argsort(-counts)[:5]])
+        seen = f"{counts.sum()} of its {other.size} pixels are areas of other colours ({most})"
+        raise BadInput(f"mask {name}", f"{seen}; {cause}", remedy)
+
+
+def _of_flat(near: np.ndarray, pixels: np.ndarray, by: int) -> np.ndarray:
+    """Which pixels lie in a square of 2 x 2 that is all near to one label and whose channels differ by no more than that.
+
+    From one colour to another a soft edge may pass through a third, but it is flat nowhere.
+    """
+    flat = _same(near, 0)
     for channel in range(3):
-        flat &= _same(pixels[..., channel], FLAT)
-    clean = np.zeros(near.shape, bool)
+        flat &= _same(pixels[..., channel], by)
+    inside = np.zeros(near.shape, bool)
     for y in (0, 1):
         for x in (0, 1):
-            clean[y : len(near) - 1 + y, x : near.shape[1] - 1 + x] |= flat
-    return np.where(clean, near, np.uint8(OPEN))
+            inside[y : len(near) - 1 + y, x : near.shape[1] - 1 + x] |= flat
+    return inside
 
 
 def _same(values: np.ndarray, by: int) -> np.ndarray:
