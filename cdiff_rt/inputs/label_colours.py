@@ -10,6 +10,7 @@ from cdiff_rt.errors import BadInput
 from cdiff_rt.inputs.palette import PALETTE
 
 NEAR = 8  # levels of 255 that a colour may be off the table's, which are at least 51 apart
+MANY = 2**16  # colours
 ABSENT = -256  # the channels of a palette's entry that is not there
 TABLE = np.array(PALETTE, np.int16)
 HELP = "a mask is a PNG of labels 0-18 (palette or grey) or of the 19 CelebAMask-HQ colours, see docs/masks.md"
@@ -84,9 +85,12 @@ def nearest_of(rgb: np.ndarray, table: np.ndarray = TABLE) -> tuple[np.ndarray, 
 
 
 def _numbered(form: str, pixels: np.ndarray) -> Colours:
-    """Of pixels [H, W, 3]."""
+    """Of pixels [H, W, 3]; of too many colours some, and nothing of where they are."""
     found = distinct(pixels)
-    place = np.zeros(2**24, np.uint16 if len(found) <= 2**16 else np.uint32)
+    if len(found) > MANY:
+        some = unpacked(found[:: len(found) // MANY + 1])
+        return Colours(form, np.zeros((0, 0), np.uint16), some, np.ones(len(some), int))
+    place = np.zeros(2**24, np.uint16)
     place[found] = np.arange(len(found))
     index = np.concatenate([place[packed(pixels[rows])] for rows in bands(pixels)])
     return Colours(form, index, unpacked(found), _counts(index, len(found)))

@@ -19,6 +19,8 @@ def numbers_of(name: str, picture: Colours, known: Collection[int]) -> tuple[np.
     Raises BadInput for whatever has neither.
     """
     used, rgb = picture.used, picture.rgb[picture.used]
+    if not picture.index.size:
+        raise _no_mask(name, picture, known)
     table, off = nearest_of(rgb)
     if not _repeats(rgb):
         if is_grey(rgb) and set(rgb[:, 0].tolist()) <= set(known):
@@ -71,7 +73,8 @@ def _no_mask(name: str, picture: Colours, known: Collection[int]) -> BadInput:
     levels = used if by_number and not is_black_and_white(rgb) else rgb[:, 0] if is_grey(rgb) else None
     if levels is None:
         strange = packed(rgb[nearest_of(rgb)[1] > 0])
-        seen = f"{len(strange)} colours off the palette ({', '.join(f'#{colour:06x}' for colour in strange[:5])})"
+        count = f"{len(strange)}" if picture.index.size else f"more than {len(strange)}"
+        seen = f"{count} colours off the palette ({', '.join(f'#{colour:06x}' for colour in strange[:5])})"
     else:
         bad = np.isin(picture.index, used[~np.isin(levels, list(known))])
         seen = strange_label(picture.index, bad, known, dict(zip(used.tolist(), levels.tolist(), strict=True)))

@@ -19,7 +19,9 @@ from cdiff_rt.inputs.label_colours import (
 )
 
 OPEN, QUEUED, EDGE = 253, 254, 255  # of a pixel without a label yet, one that is about to get it, and one outside
+MANY = 2**19  # colours, more than soft edges and JPEG make
 CLEAN_SHARE = 0.5  # of the pixels, at least
+WIDEST = 16  # a soft edge is at most this part of the picture's size
 CLEAR = 128  # of 255: what is less opaque is background
 FLAT_OTHER = 2  # levels by which neighbours may differ where another colour must be meant
 FLAT, OF_WIDTH = (12, 40), 6000  # and where one of the table is: the larger a picture, the wider its soft edges
@@ -33,6 +35,8 @@ def snapped(name: str, image: Image.Image) -> tuple[np.ndarray, str] | None:
     """
     pixels, hidden = _layers(image)
     found = distinct(pixels)
+    if len(found) > MANY:
+        raise BadInput(f"mask {name}", f"it has {len(found)} colours, as a photo", HELP)
     colours, lossless = unpacked(found), image.format not in LOSSY
     if not hidden and (is_grey(colours) and lossless or not nearest_of(colours)[1].any()):
         return None
@@ -42,11 +46,10 @@ def snapped(name: str, image: Image.Image) -> tuple[np.ndarray, str] | None:
     _check_flat(name, pixels, near)
     flat = int(np.clip(OF_WIDTH // max(near.shape), *FLAT))
     labels = near if exact else np.where(_of_flat(near, pixels, flat) & (near != OPEN), near, np.uint8(OPEN))
-    unclear = int(np.count_nonzero(labels == OPEN))
-    if unclear > (1 - CLEAN_SHARE) * labels.size:
-        seen = f"{unclear} of its {labels.size} pixels are far from the colours of the table"
+    unclear = np.count_nonzero(labels == OPEN)
+    if unclear > (1 - CLEAN_SHARE) * labels.size or not grow(labels, max(labels.shape) // WIDEST + 1):
+        seen = f"{unclear} of its {labels.size} pixels are far from the colours of the table, more than soft edges are"
         raise BadInput(f"mask {name}", seen, HELP)
-    grow(labels)
     moved = sum(np.count_nonzero((pixels[rows] != TABLE[labels[rows]]).any(-1)) for rows in bands(pixels)) + hidden
     return labels, f"{image.format or 'picture'} in soft colours, {moved} of {labels.size} pixels moved to the table's"
 
@@ -102,14 +105,14 @@ def _same(values: np.ndarray, by: int) -> np.ndarray:
     return highest - np.minimum(np.minimum(four[0], four[1]), np.minimum(four[2], four[3])) <= by
 
 
-def grow(labels: np.ndarray) -> None:
-    """Gives every OPEN pixel of [H, W] the label of the nearest that has one, ring by ring."""
+def grow(labels: np.ndarray, rings: int) -> bool:
+    """Gives every OPEN pixel of [H, W] the label of the nearest that has one, ring by ring; whether all got one."""
     padded = np.pad(labels, 1, constant_values=EDGE)
     flat, width = padded.ravel(), padded.shape[1]
     steps = (-width, width, -1, 1, -width - 1, -width + 1, width - 1, width + 1)
     ring = np.flatnonzero(flat == OPEN)
     ring = ring[np.any([flat[ring + step] < OPEN for step in steps], 0)]
-    while ring.size:
+    while ring.size and (rings := rings - 1) >= 0:
         found = np.full(ring.size, OPEN, np.uint8)
         for step in steps:
             found = np.where((found == OPEN) & (flat[ring + step] < OPEN), flat[ring + step], found)
@@ -122,3 +125,4 @@ def grow(labels: np.ndarray) -> None:
         flat[ring] = OPEN
         ring = np.unique(ring)
     labels[:] = padded[1:-1, 1:-1]
+    return not (labels == OPEN).any()
