@@ -120,7 +120,9 @@ ABOUT = {
     "sharpness": About(real, "Sharpen the choice between conditions: 0 shares equally, 1 is as trained.", WEIGHTS),
     "boost": About(real, "Apply a second softmax of this factor to the influence; 0 levels it.", WEIGHTS),
     "rounding": About(_word, "Convert pixels to 0-255 by cutting off or by rounding.", choices=lambda: ROUNDINGS),
-    "labels": About(_order, "Take the mask's numbers for labels in this order: celebamask, bisenet, or a file's."),
+    "labels": About(
+        _order, "Take the mask's numbers for labels in this order: celebamask, bisenet, or that of a file."
+    ),
     "snap": About(_yes_or_no, "Read a mask with soft edges too: JPEG, WebP, BMP, smoothed, on white or transparent."),
     "without": About(_names, "Ignore this condition although it is given; may be repeated."),
 }

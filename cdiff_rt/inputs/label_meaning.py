@@ -69,7 +69,8 @@ def _keeps_its_order(used: np.ndarray, rgb: np.ndarray) -> bool:
 def _no_mask(name: str, picture: Colours, known: Collection[int]) -> BadInput:
     """The error that says what was seen, and the likely cause."""
     used, rgb = picture.used, picture.rgb[picture.used]
-    by_number = picture.numbered and not set(used.tolist()) <= set(known)
+    coloured = 2 * picture.counts[used][nearest_of(rgb)[1] <= NEAR].sum() > picture.counts.sum()
+    by_number = picture.numbered and not coloured and not set(used.tolist()) <= set(known)
     levels = used if by_number and not is_black_and_white(rgb) else rgb[:, 0] if is_grey(rgb) else None
     if levels is None:
         strange = packed(rgb[nearest_of(rgb)[1] > 0])

@@ -8,6 +8,7 @@ first of which is number 0. In JSON it is an object or a list. An order is kept 
 """
 
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -26,12 +27,15 @@ def order_of(name: str, value: Any, folder: Path | None = None) -> str:
 
     Raises BadRequest, BadInput.
     """
-    if not isinstance(value, str | Path):
-        raise BadRequest(name, f"{value!r:.80}", f"give one of {', '.join(ORDERS)}, or the path of a file")
+    path = (folder or Path()) / value if isinstance(value, str | Path) and str(value) else None
+    written = "=" in str(value)
+    if path is None or not (written or str(value) in ORDERS or os.path.lexists(path)):
+        raise BadRequest(
+            name, f"{value!r:.80}", f"give one of {', '.join(ORDERS)}, or the path of a file that is there"
+        )
     if str(value) in ORDERS:
         return str(value)
-    written = "=" in str(value) and not Path(value).exists()
-    pairs = list(_pairs(name, str(value).replace(",", "\n") if written else _content(name, (folder or Path()) / value)))
+    pairs = list(_pairs(name, _content(name, path) if os.path.lexists(path) or not written else str(value)))
     numbers = [number for number, _ in pairs]
     if not pairs or len(set(numbers)) < len(numbers) or not 0 <= min(numbers) <= max(numbers) <= LARGEST_NUMBER:
         seen = f"{len(pairs)} numbers, {len(set(numbers))} of them different, from {min(numbers, default=0)} on"
