@@ -13,7 +13,7 @@ from cdiff_rt.engines.base import Precision
 from cdiff_rt.errors import BadArtefact, BadRequest, check_type
 from cdiff_rt.inputs import images
 from cdiff_rt.inputs.inpainting import Inpainting
-from cdiff_rt.inputs.modalities import KINDS, Condition, chosen_of
+from cdiff_rt.inputs.modalities import KINDS, Condition, asked, chosen_of, in_words
 from cdiff_rt.manifest import DEFAULT_MODEL, Bundle, Modality, find_model
 from cdiff_rt.notes import collected
 from cdiff_rt.outputs.formats import to_uint8
@@ -163,12 +163,13 @@ class Pipeline:
             settings, wanted = self._request(settings, conditions, given)
             strength, alphas = inversion.check(settings, strength, alphas, method)
             check_type("source", source, Mapping | None, "give a dict from names to conditions")
+            source = self._asked(source or {}, settings)
             shape = self.manifest.latent_shape
             table = inversion.last_steps(settings.sampling().table(self.manifest.schedule), strength)
             photo = self.read_photo(image)
             seen = read(photo) if read else {}
-            before, after = inversion.fill_in(wanted, source or {}, seen)
-            inversion.note_gaps(before, after, source or {})
+            before, after = inversion.fill_in(wanted, source, seen)
+            inversion.note_gaps(before, after, source)
             region = regions.region_of({**seen, **before}, after, keep, self.manifest)
             cells = region.cells(shape[-1])
             draw = lambda i: noise.normal(settings.seed, range(1), i, shape, noise.EDITING)
@@ -230,7 +231,10 @@ class Pipeline:
         named = {name: value for name, value in given.items() if name in names}
         changed = {name: value for name, value in given.items() if name not in names}
         whole = (settings or Settings()).amended(changed, self.manifest.influence)
-        return whole, {**(conditions or {}), **named}
+        return whole, self._asked({**(conditions or {}), **named}, whole)
+
+    def _asked(self, conditions: Conditions, how: Settings) -> Conditions:
+        return asked(conditions, self.manifest, labels=how.labels, snap=how.snap)
 
     def _influence(self, settings: Settings) -> Influence:
         return settings.influence or self.manifest.influence
@@ -245,8 +249,7 @@ class Pipeline:
 
     def _told(self, modalities: list[Modality], conditions: Conditions) -> dict[str, Any]:
         """What was asked for, in words."""
-        given = {m.name: KINDS[m.kind].show(value) for m in modalities if (value := conditions[m.name]) is not None}
-        return {"conditions": given, "prompt": " ".join(given[m.name] for m in modalities if m.kind == "words")}
+        return in_words({m: value for m in modalities if (value := conditions[m.name]) is not None})
 
     def _drawing(self, modalities: list[Modality], conditions: Conditions) -> np.ndarray | None:
         """The first condition that can be drawn."""

@@ -39,6 +39,18 @@ def _word(name: str, value: Any) -> str:
     return str.__str__(value)  # of a subclass, an enumeration's member say, the text itself
 
 
+def _yes_or_no(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise BadRequest(name, f"{value!r:.80}", "give true or false")
+    return value
+
+
+def _order(name: str, value: Any) -> str:
+    from cdiff_rt.inputs.label_orders import order_of  # where it is needed, for pictures load numpy
+
+    return order_of(name, value)
+
+
 def _names(name: str, value: Any) -> tuple[str, ...]:
     if not isinstance(value, Iterable) or isinstance(value, str) or getattr(value, "shape", (1,)) == ():
         raise BadRequest(name, f"{value!r:.80}", "give a list of names")
@@ -60,7 +72,8 @@ class About:
     @property
     def value_type(self) -> type:
         """Of a value, or of each where there are several."""
-        return int if self.kind is whole else float if self.kind is real else str
+        kinds: dict[Callable, type] = {whole: int, real: float, _yes_or_no: bool}
+        return kinds.get(self.kind, str)
 
     def read(self, name: str, value: Any) -> Any:
         """A value of the right type, in its range. Raises BadRequest."""
@@ -94,6 +107,10 @@ ABOUT = {
     "sharpness": About(real, "Sharpen the choice between conditions: 0 shares equally, 1 is as trained.", WEIGHTS),
     "boost": About(real, "Apply a second softmax of this factor to the influence; 0 levels it.", WEIGHTS),
     "rounding": About(_word, "Convert pixels to 0-255 by cutting off or by rounding.", choices=lambda: ROUNDINGS),
+    "labels": About(
+        _order, "Take the mask's numbers for labels in this order: celebamask, bisenet, or that of a file."
+    ),
+    "snap": About(_yes_or_no, "Read a mask with soft edges too: JPEG, WebP, BMP, smoothed, on white or transparent."),
     "without": About(_names, "Ignore this condition although it is given; may be repeated."),
 }
 
@@ -130,6 +147,8 @@ class Settings:
     temperature: float | None = None
     influence: Influence | None = None
     rounding: str = "truncate"
+    labels: str = "celebamask"
+    snap: bool = False
     without: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -163,6 +182,8 @@ class Settings:
         unusual = {
             "tier": how.tier,
             "rounding": self.rounding if self.rounding != "truncate" else None,
+            "labels": self.labels if self.labels != SETTINGS["labels"].default else None,
+            "snap": self.snap or None,
             "influence": self.influence and asdict(self.influence),
         }
         numbers = {"seed": self.seed, "first": self.first, "batch": self.batch}

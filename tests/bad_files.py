@@ -102,7 +102,7 @@ def label_200(path: Path) -> None:
 
 def off_palette(path: Path) -> None:
     colours = COLOURS.copy()
-    colours[0, 0] = (1, 2, 3)
+    colours[0, 0] = (90, 100, 110)
     Image.fromarray(colours).save(path, "PNG")
 
 
@@ -152,17 +152,17 @@ NO_PICTURES: Rows = {
 MASKS: Rows = {
     **NO_FILES,
     **NO_PICTURES,
-    "JPEG": (saved(LABELS, "JPEG"), ("JPEG", "changes labels")),
+    "JPEG": (saved(LABELS, "JPEG"), ("JPEG", "changes labels", "--snap")),
     "WebP": (saved(COLOURS, "WEBP"), ("WEBP", "changes labels")),
     "animated": (animated, ("animation", "2 frames")),
     "4 bits": (content(png(8, 8, 4, 0, zlib.compress(bytes(5) * 8))), ("L;4", "8 bits")),
     "16-bit colour": (content(png(8, 8, 16, 2, zlib.compress(bytes(49) * 8))), ("RGB;16B",)),
     "broken EXIF": (with_chunk(b"eXIf", b"MM\0*\0"), ("cannot be read",)),
     "16 bits": (saved(LABELS.astype(np.uint16)), ("I;16",)),
-    "1 bit": (saved(LABELS == 0), ("mode 1",)),
+    "1 bit": (saved(LABELS == 0), ("mode 1", "black and white", "--labels FILE")),
     "CMYK TIFF": (lambda path: Image.new("CMYK", (8, 8)).save(path, "TIFF"), ()),
-    "transparent": (saved(with_alpha(254)), ("transparent",)),
-    "off palette": (off_palette, ("1 colours", "#010203")),
+    "transparent": (saved(with_alpha(254)), ("4096 of its 4096", "transparent", "--snap")),
+    "off palette": (off_palette, ("1 colours", "#5a646e", "--snap")),
     "label 200": (label_200, ("label 200", "x 3, y 5", "0-18")),
     "rotated": (rotated, ("EXIF",)),
     "a photo": (saved(PHOTO), ("colours",)),

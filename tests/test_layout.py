@@ -37,7 +37,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "schema": set(),
     "intact": {"errors"},
-    "settings": {"errors", "sampling"},
+    "settings": {"errors", "inputs", "sampling"},
     "sampling": {"errors", "settings", "notes"},
     "manifest": {"errors", "intact", "schema", "sampling", "settings"},
     "nets": set(),
@@ -267,7 +267,7 @@ def test_a_planted_circle_is_found():
 
 def test_rooms_form_no_circle_but_for_the_names_that_settings_look_up():
     rooms = {room: needed - {room} for room, needed in MAY_IMPORT.items()}
-    rooms["settings"] = rooms["settings"] - {"sampling"}  # within functions: the names of solvers and tiers
+    rooms["settings"] = rooms["settings"] - {"sampling", "inputs"}  # in functions: names of solvers, tiers, labels
     assert circle(rooms) == []
 
 

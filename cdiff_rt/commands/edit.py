@@ -152,6 +152,7 @@ def by_imagic(
     threads: int | None,
 ) -> Any:
     from cdiff_rt.extras import needed
+    from cdiff_rt.inputs.modalities import asked
     from cdiff_rt.pipeline import Pipeline
     from cdiff_rt.process import usual_threads
     from cdiff_rt.run import OnDevice
@@ -161,11 +162,12 @@ def by_imagic(
         from cdiff_rt.engines.eager import use_threads
 
     use_threads(threads or usual_threads())
+    wanted: dict = asked(conditions, pipeline.manifest, labels=settings.labels, snap=settings.snap)
     tuning = imagic.Tuning(*iterations, seed=settings.seed)
     with Progress(len(conditions) * tuning.iterations, "tuning") as progress:
-        tuned = imagic.tune(pipeline.bundle, pipeline.read_photo(image), conditions, work, tuning, progress)
+        tuned = imagic.tune(pipeline.bundle, pipeline.read_photo(image), wanted, work, tuning, progress)
     generate = Pipeline(tuned.bundle, pipeline.backend, OnDevice(threads=threads)).generate
-    return imagic.edit(tuned, generate, settings, conditions, alphas=alphas, callback_on_step_end=watch)
+    return imagic.edit(tuned, generate, settings, wanted, alphas=alphas, callback_on_step_end=watch)
 
 
 def check_method(method: str, strip: bool, count: int) -> None:

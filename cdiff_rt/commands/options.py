@@ -13,6 +13,7 @@ from cdiff_rt.settings import ABOUT, INFLUENCES, SETTINGS
 
 CONDITIONS, SAMPLING, INFLUENCE = "Conditions", "Sampling", "Influence of the conditions"
 OUTPUT, MODEL, MANY = "Output", "Model and backend", "Many images"
+GROUPS = {"rounding": OUTPUT, "labels": CONDITIONS, "snap": CONDITIONS}  # of settings that are none of sampling's
 PATH = click.Path(path_type=Path)
 PRECISIONS = ("fp32", "bf16", "fp16")
 SCALES = click.IntRange(1, 16)
@@ -98,8 +99,10 @@ def setting(name: str) -> Decorator:
     kind: Any = Seed() if name == "seed" else Late(about.choices) if about.choices else about.value_type
     told = "the model's" if name in INFLUENCES else default
     does = about.does if told in (None, ()) else f"{about.does} Default: {told}."
-    metavar = {"seed": "N|random", "without": "NAME"}.get(name)
-    group = OUTPUT if name == "rounding" else INFLUENCE if name in INFLUENCES else SAMPLING
+    metavar = {"seed": "N|random", "without": "NAME", "labels": "ORDER"}.get(name)
+    group = GROUPS.get(name, INFLUENCE if name in INFLUENCES else SAMPLING)
+    if kind is bool:
+        return option(group, f"--{name}", about.does, is_flag=True, default=None)
     return option(group, f"--{name}", does, type=kind, multiple=isinstance(default, tuple), metavar=metavar)
 
 

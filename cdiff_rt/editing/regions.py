@@ -7,8 +7,7 @@ import numpy as np
 
 from cdiff_rt.errors import BadRequest
 from cdiff_rt.inputs import images
-from cdiff_rt.inputs.label_maps import read_labels
-from cdiff_rt.inputs.modalities import Condition
+from cdiff_rt.inputs.modalities import Condition, label_map
 from cdiff_rt.inputs.palette import CLASSES
 from cdiff_rt.manifest import Manifest, Modality
 
@@ -99,5 +98,4 @@ def kept_labels(keep: Keep, classes: int) -> set[int]:
 
 def labels_at(value: Condition, modality: Modality, size: int) -> np.ndarray:
     """A mask's labels as large as the image, [size, size]."""
-    labels, _ = read_labels(value, modality.classes)
-    return images.nearest(images.centre_square(labels), size)
+    return images.nearest(images.centre_square(label_map(value, modality).labels), size)

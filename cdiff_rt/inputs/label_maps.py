@@ -1,50 +1,92 @@
-"""Label maps that come in, and how the pixels of a picture are read as labels."""
+"""Label maps that come in: files, and how their pixels are read as labels."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from PIL import Image
 
 from cdiff_rt.errors import BadInput
 from cdiff_rt.inputs.images import ORIENTATION, Picture, check_size, name_of, opened
-from cdiff_rt.inputs.palette import PALETTE
+from cdiff_rt.inputs.label_causes import WITH_SNAP
+from cdiff_rt.inputs.label_colours import HELP, LOSSY, colours_of
+from cdiff_rt.inputs.label_meaning import numbers_of, strange_label
+from cdiff_rt.inputs.label_orders import labels_by_number
+from cdiff_rt.inputs.label_snap import snapped
+from cdiff_rt.inputs.palette import USUAL_ORDER
+from cdiff_rt.notes import log
 
-MASK_HELP = "a mask is a PNG of labels 0-18 (palette or grey) or of the 19 CelebAMask-HQ colours, see docs/masks.md"
+FORMATS = ("PNG", None)  # None is a picture that was never a file
+WITH_SNAP_ALSO = (*LOSSY, "BMP")
 
 
-def read_labels(picture: Picture, classes: int) -> tuple[np.ndarray, str]:
+@dataclass(frozen=True, eq=False)
+class LabelMap:
+    """A label map as it was given, how it is to be read, and once it was read, its labels."""
+
+    picture: Picture
+    classes: int
+    order: str = USUAL_ORDER
+    snap: bool = False
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """[H, W] uint8. Raises BadInput."""
+        return self._read[0]
+
+    @property
+    def how(self) -> str:
+        """How its pixels became labels; nothing for an array."""
+        return self._read[1]
+
+    @cached_property
+    def _read(self) -> tuple[np.ndarray, str]:
+        return read_labels(self.picture, self.classes, self.order, self.snap)
+
+
+def read_labels(picture: Picture, classes: int, order: str = USUAL_ORDER, snap: bool = False) -> tuple[np.ndarray, str]:
     """A label map -> [H, W] uint8 in 0..classes-1, and how it was read.
 
-    Arrays hold labels, and so do the pixels of palette and grey PNGs; RGB must use the palette's colours exactly. Raises
-    BadInput.
+    An array's numbers, or those that the colours of a picture stand for, mean labels by the `order` (label_orders.py).
+    With `snap` a picture's pixels need only be near to the table's colours, or to others that are. Raises BadInput.
     """
+    known = labels_by_number(order, classes)
     if isinstance(picture, np.ndarray):
-        return check_labels(picture, classes), ""
+        return _translated(check_labels(picture, known), known), ""
     name = name_of(picture)
-    with opened(picture, "mask", MASK_HELP) as image:
-        _check_header(name, image)
+    with opened(picture, "mask", HELP) as image:
+        _check_header(name, image, snap)
         image.load()
-        labels, how = _labels_of(name, image)
-    return check_labels(labels, classes, name), how
+        numbers, how = _numbers_of(name, image, known, snap)
+    how += "" if order == USUAL_ORDER else f", labels {order if len(order) < 40 else 'of a file'}"
+    return _translated(check_labels(numbers, known, name), known), how
 
 
-def check_labels(labels: np.ndarray, classes: int, name: str = "array") -> np.ndarray:
-    """Raises BadInput unless `labels` is a map [H, W] of whole numbers below `classes`."""
+def check_labels(labels: np.ndarray, known: Collection[int], name: str = "array") -> np.ndarray:
+    """Raises BadInput unless `labels` is a map [H, W] of whole numbers that are known."""
     if labels.ndim != 2 or not labels.size or not np.issubdtype(labels.dtype, np.integer):
         raise BadInput(f"mask {name}", f"{labels.dtype} of shape {labels.shape}", "a mask is [H, W] of whole numbers")
-    bad = (labels < 0) | (labels >= classes)
-    if bad.any():
-        y, x = np.argwhere(bad)[0]
-        seen = f"label {labels[y, x]} at x {x}, y {y} ({bad.sum()} such pixels); the model knows 0-{classes - 1}"
+    strange = [number for number in np.unique(labels).tolist() if number not in known]
+    if strange:
+        seen = strange_label(labels, np.isin(labels, strange), known)
         raise BadInput(f"mask {name}", seen, "draw it again with the labels or colours of docs/masks.md")
-    return labels.astype(np.uint8)
+    return labels
 
 
-def _check_header(file: str, image: Image.Image) -> None:
+def _translated(numbers: np.ndarray, known: dict[int, int]) -> np.ndarray:
+    table = np.zeros(max(known) + 1, np.uint8)
+    table[list(known)] = list(known.values())
+    return table[numbers]
+
+
+def _check_header(file: str, image: Image.Image, snap: bool) -> None:
     name = f"mask {file}"
-    if image.format not in ("PNG", None):
-        reason = ", which changes labels at their borders" if image.format in ("JPEG", "WEBP") else ""
-        raise BadInput(name, f"format {image.format}{reason}", MASK_HELP)
+    if image.format not in FORMATS and not (snap and image.format in WITH_SNAP_ALSO):
+        reason = ", which changes labels at their borders" if image.format in LOSSY else ""
+        raise BadInput(name, f"format {image.format}{reason}", WITH_SNAP if image.format in WITH_SNAP_ALSO else HELP)
     check_size(file, "mask", image)
-    tiles = getattr(image, "tile", None)
+    tiles = getattr(image, "tile", None) if image.format == "PNG" else None
     stored = tiles[0][3] if tiles else image.mode  # "L;4" for four bits, which Pillow would scale to 0-255
     if image.mode in ("L", "LA", "RGB", "RGBA") and stored != image.mode:
         raise BadInput(name, f"pixels stored as {stored}", "save it with 8 bits per channel")
@@ -55,38 +97,21 @@ def _check_header(file: str, image: Image.Image) -> None:
         raise BadInput(name, "its EXIF data asks for a rotation", "rotate the pixels and save it without EXIF")
 
 
-def _labels_of(name: str, image: Image.Image) -> tuple[np.ndarray, str]:
-    if image.mode in ("RGBA", "LA"):
-        if np.asarray(image)[..., -1].min() < 255:
-            raise BadInput(f"mask {name}", "it is partly transparent", "save it without an alpha channel")
-        image = image.convert(image.mode[:-1])
-    if image.mode == "P":
-        return _labels_of_palette(name, image)
-    if image.mode == "L":
-        return np.asarray(image), "grey PNG, pixel values are labels"
-    if image.mode == "RGB":
-        return _labels_of_colours(name, np.asarray(image)), "RGB PNG in the CelebAMask-HQ colours"
-    raise BadInput(f"mask {name}", f"pixels of mode {image.mode}", MASK_HELP)
-
-
-def _labels_of_palette(name: str, image: Image.Image) -> tuple[np.ndarray, str]:
-    """Pixel values are labels, unless an editor has sorted the 19 colours anew: then the colours are."""
-    values = np.asarray(image)
-    entries = (image.getpalette("RGB") or [])[: 3 * 256]
-    colours = dict(enumerate(zip(entries[0::3], entries[1::3], entries[2::3], strict=True)))
-    used = {int(value): colours.get(int(value)) for value in np.unique(values)}
-    distinct = len(set(used.values())) == len(used) > 1
-    if distinct and set(used.values()) <= set(PALETTE) and any(PALETTE[v : v + 1] != (c,) for v, c in used.items()):
-        return _labels_of_colours(name, np.asarray(image.convert("RGB"))), "palette PNG in the CelebAMask-HQ colours"
-    return values, "palette PNG, pixel values are labels"
-
-
-def _labels_of_colours(name: str, pixels: np.ndarray) -> np.ndarray:
-    packed = pixels.astype(np.uint32) @ np.array([65536, 256, 1], np.uint32)  # [H, W]
-    table = {(r << 16) | (g << 8) | b: label for label, (r, g, b) in enumerate(PALETTE)}
-    colours, inverse = np.unique(packed, return_inverse=True)
-    strange = [int(colour) for colour in colours if int(colour) not in table]
-    if strange:
-        named = ", ".join(f"#{colour:06x}" for colour in strange[:5])
-        raise BadInput(f"mask {name}", f"{len(strange)} colours off the palette ({named})", MASK_HELP)
-    return np.array([table[int(colour)] for colour in colours], np.uint8)[inverse].reshape(packed.shape)
+def _numbers_of(name: str, image: Image.Image, known: Collection[int], snap: bool) -> tuple[np.ndarray, str]:
+    """Each pixel's number, [H, W], and how it was found out."""
+    if snap and (moved := snapped(name, image)):
+        return moved
+    hidden = np.asarray(image.convert("RGBA"))[..., 3] < 255 if image.has_transparency_data else np.zeros(1, bool)
+    if hidden.any() and image.mode in ("RGBA", "LA"):
+        remedy = (
+            "save it without an alpha channel, or read it with --snap (snap=True), to which transparent is background"
+        )
+        seen = f"{np.count_nonzero(hidden)} of its {hidden.size} pixels are partly transparent"
+        raise BadInput(f"mask {name}", seen, remedy)
+    picture = colours_of(name, image.convert(image.mode[:-1]) if image.mode in ("RGBA", "LA") else image)
+    numbers, how = numbers_of(name, picture, known)
+    table = np.zeros(len(picture.rgb), np.int32)
+    table[picture.used] = numbers
+    if hidden.any() and table[picture.index[hidden]].any():  # by a palette or a colour key: a way to show it
+        log.warning("mask %s: it is shown partly transparent, but the labels there count too", name)
+    return table[picture.index], how

@@ -2,7 +2,7 @@
 
 import math
 import unicodedata
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,8 @@ import numpy as np
 
 from cdiff_rt.errors import BadArtefact, BadInput, BadRequest
 from cdiff_rt.inputs import images
-from cdiff_rt.inputs.label_maps import read_labels
+from cdiff_rt.inputs.label_doubts import doubts
+from cdiff_rt.inputs.label_maps import LabelMap
 from cdiff_rt.inputs.palette import PALETTE
 from cdiff_rt.inputs.wordpiece import WordPiece
 from cdiff_rt.manifest import Bundle, Manifest, Modality
@@ -19,7 +20,7 @@ from cdiff_rt.notes import log
 
 LONGEST_TEXT = 4096  # characters
 
-Condition = images.Picture  # of words a sentence, of numbers an array
+Condition = images.Picture | LabelMap  # of words a sentence, of numbers an array
 Reader = Callable[[Condition, Modality, Bundle], np.ndarray]
 
 
@@ -35,27 +36,54 @@ def chosen_of(manifest: Manifest, given: Collection[str], without: Collection[st
     return chosen
 
 
+def asked(
+    conditions: Mapping[str, Condition | None], manifest: Manifest, *, labels: str, snap: bool
+) -> dict[str, Condition | None]:
+    """Conditions that know how a request wants them read; one that knows already stays as it is."""
+    maps = {modality.name: modality.classes for modality in manifest.modalities if modality.kind == "labels"}
+    known = dict(conditions)
+    for name, value in conditions.items():
+        if name in maps and value is not None and not isinstance(value, LabelMap):
+            known[name] = LabelMap(value, maps[name], labels, snap)
+    return known
+
+
+def label_map(value: Condition, modality: Modality) -> LabelMap:
+    return value if isinstance(value, LabelMap) else LabelMap(value, modality.classes)
+
+
 def read_label_map(value: Condition, modality: Modality, bundle: Bundle) -> np.ndarray:
     """A mask -> one-hot [1, classes, size * size] float32."""
-    labels, how = read_labels(value, modality.classes)
-    name, (height, width) = images.name_of(value), labels.shape
-    square = images.centre_square(labels)
+    of = label_map(value, modality)
+    name, (height, width) = name_of(of), of.labels.shape
+    square = images.centre_square(of.labels)
     if height != width:
         log.warning("%s %s: %dx%d is not square, its centre is used", modality.name, name, width, height)
     small = images.nearest(square, modality.size)
-    found = np.unique(small)
-    if how:  # a picture's form is guessed, an array's is not
-        log.info("%s %s: %dx%d, %s, %d classes", modality.name, name, width, height, how, len(found))
-    if len(found) == 1:
-        log.warning("%s %s: every pixel has label %d", modality.name, name, found[0])
+    if of.how:  # a picture's form is guessed, an array's is not
+        found = len(np.unique(small))
+        log.info("%s %s: %dx%d, %s, %d classes", modality.name, name, width, height, of.how, found)
+    for doubt in doubts(square, small, modality.classes):
+        log.warning("%s %s: %s", modality.name, name, doubt)
     one_hot = np.eye(modality.classes, dtype=np.float32)[small.reshape(-1)]  # [size * size, classes]
     return one_hot.T[None]
 
 
 def draw_labels(value: Condition, modality: Modality) -> np.ndarray:
     """A mask in the colours of docs/masks.md, [S, S, 3] uint8."""
-    labels, _ = read_labels(value, modality.classes)
-    return np.array(PALETTE, np.uint8)[images.centre_square(labels) % len(PALETTE)]
+    return np.array(PALETTE, np.uint8)[images.centre_square(label_map(value, modality).labels) % len(PALETTE)]
+
+
+def picture_of(value: Condition) -> images.Picture:
+    return value.picture if isinstance(value, LabelMap) else value
+
+
+def name_of(value: Condition) -> str:
+    return images.name_of(picture_of(value))
+
+
+def how_it_was_read(value: Condition) -> str:
+    return value.how if isinstance(value, LabelMap) else ""
 
 
 def read_words(value: Condition, modality: Modality, bundle: Bundle) -> np.ndarray:
@@ -90,7 +118,7 @@ def read_numbers(value: Condition, modality: Modality, bundle: Bundle) -> np.nda
     """An array, a .npy file's path, or numbers with commas between them -> [1, tokens, width] float32."""
     name, shape = modality.name, modality.input_shape
     if not isinstance(value, str) or value.endswith(".npy"):
-        numbers = images.read_array(value, name)
+        numbers = images.read_array(picture_of(value), name)
     else:
         try:
             numbers = np.array([float(part) for part in value.split(",")])
@@ -126,7 +154,7 @@ def find_numbers(value: str, name: str, folder: Path) -> Condition:
 
 
 def file_name_or_text(value: Condition) -> str:
-    return str(value) if isinstance(value, str) and not value.endswith(".npy") else images.name_of(value)
+    return str(value) if isinstance(value, str) and not value.endswith(".npy") else name_of(value)
 
 
 @dataclass(frozen=True)
@@ -137,10 +165,19 @@ class Kind:
         [str, str, Path], Condition
     ]  # of a text, by its name: a Path if it names a file, from this folder on
     draw: Callable[[Condition, Modality], np.ndarray] | None = None  # [S, S, 3] uint8, to lay over an image
+    how: Callable[[Condition], str] = lambda value: ""  # it was read, where that had to be found out
 
 
 KINDS = {
-    "labels": Kind(read_label_map, images.name_of, find_file, draw_labels),
+    "labels": Kind(read_label_map, name_of, find_file, draw_labels, how_it_was_read),
     "words": Kind(read_words, str.__str__, lambda value, name, folder: check_text(value, name)),
     "numbers": Kind(read_numbers, file_name_or_text, find_numbers),
 }
+
+
+def in_words(conditions: Mapping[Modality, Condition]) -> dict[str, Any]:
+    """What was asked for, as parameters tell it, and how it was read."""
+    shown = {modality.name: KINDS[modality.kind].show(value) for modality, value in conditions.items()}
+    told = {"conditions": shown, "prompt": " ".join(shown[m.name] for m in conditions if m.kind == "words")}
+    read = {modality.name: how for modality, value in conditions.items() if (how := KINDS[modality.kind].how(value))}
+    return told | ({"read_as": read} if read else {})

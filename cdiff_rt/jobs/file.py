@@ -17,6 +17,7 @@ from typing import Any
 
 from cdiff_rt.errors import BadInput, CdiffError
 from cdiff_rt.inputs import images
+from cdiff_rt.inputs.label_orders import order_of
 from cdiff_rt.inputs.modalities import KINDS, Condition, chosen_of
 from cdiff_rt.manifest import Manifest, sha256
 from cdiff_rt.sampling.schedule import Schedule
@@ -101,7 +102,7 @@ def _read_row(line: bytes, number: int, folder: Path, manifest: Manifest) -> Job
     modalities = {modality.name: modality for modality in manifest.modalities}
     written = {key: row.pop(key) for key in modalities if key in row}
     conditions = {key: value for key, value in written.items() if value is not None}
-    job = Job(name, conditions, _settings(row, modalities, manifest))
+    job = Job(name, conditions, _settings(row, modalities, manifest, folder))
     _check(job, manifest)
     return replace(
         job, conditions={key: _find(value, key, modalities[key].kind, folder) for key, value in conditions.items()}
@@ -146,11 +147,13 @@ def _no_number(text: str) -> None:
     raise ValueError(f"{text} is no number")
 
 
-def _settings(row: dict[str, Any], modalities: Collection[str], manifest: Manifest) -> Settings:
+def _settings(row: dict[str, Any], modalities: Collection[str], manifest: Manifest, folder: Path) -> Settings:
     for name in row:
         if name not in SETTINGS or name == "batch":
             known = ", ".join(("id", *modalities, *(setting for setting in SETTINGS if setting != "batch")))
             raise BadInput("key", f"{name!r:.80}", f"a row has {known}")
+    if "labels" in row:
+        row["labels"] = order_of("labels", row["labels"], folder)
     return Settings().amended(row, manifest.influence)
 
 

@@ -19,6 +19,7 @@ from cdiff_rt.pipeline import Pipeline
 from cdiff_rt.sampling import noise
 from cdiff_rt.settings import Influence
 from cdiff_rt.version import __version__
+from tests.label_pictures import TABLE, in_order, saved
 
 TEXT = "This man has a long beard. He is in his fifties."
 
@@ -506,3 +507,40 @@ def test_an_edit_takes_a_tier_and_the_fewer_steps_it_has(tier, steps, pipeline):
     again = pipeline.edit(photo, **given, tier=tier, progress=lambda: seen.append(1))
     assert len(seen) == 2 * steps and again.parameters["tier"] == tier
     assert np.abs(again.images[0].astype(int) - photo).mean() < 6  # the autoencoder's own loss
+
+
+@pytest.mark.parametrize("as_array", [True, False])
+def test_a_mask_in_another_order_makes_the_same_image_and_tells_how_it_was_read(as_array, mask, pipeline):
+    theirs = in_order(mask, "bisenet")
+    usual = pipeline.generate(mask=mask, steps=1)
+    made = pipeline.generate(mask=theirs if as_array else saved(theirs), steps=1, labels="bisenet")
+    np.testing.assert_array_equal(made.images, usual.images)
+    np.testing.assert_array_equal(made.drawing, usual.drawing)
+    assert made.warnings == usual.warnings and made.parameters["labels"] == "bisenet"
+    how = {} if as_array else {"mask": "grey PNG, pixel values are labels, labels bisenet"}
+    assert made.parameters.get("read_as", {}) == how
+
+
+def test_a_soft_mask_is_read_on_request_and_that_is_told(mask, pipeline):
+    soft = saved(TABLE[mask], "JPEG", quality=95)
+    with pytest.raises(BadInput, match="--snap"):
+        pipeline.generate(mask=soft, steps=1)
+    made = pipeline.generate(mask=soft, steps=1, snap=True)
+    assert made.parameters["snap"] is True and "pixels moved" in made.parameters["read_as"]["mask"]
+    assert (made.drawing != TABLE[mask]).any(-1).mean() < 0.05
+
+
+def test_a_doubt_about_a_mask_is_a_warning_of_the_result(mask, pipeline):
+    (told,) = pipeline.generate(mask=in_order(mask, "bisenet"), steps=1).warnings
+    assert "with --labels bisenet it can" in told
+
+
+def test_the_order_is_that_of_the_masks_given_and_not_of_the_one_that_was_seen(mask, pipeline):
+    photo, wanted = pipeline.generate(mask=mask, steps=1).images[0], np.roll(mask, 4, 1)
+    how = {"tier": "turbo", "strength": 0.1, "keep": "all"}
+    usual = pipeline.edit(photo, mask=wanted, source={"mask": mask}, **how)
+    theirs = {"mask": in_order(wanted, "bisenet"), "labels": "bisenet", **how}
+    given = pipeline.edit(photo, source={"mask": in_order(mask, "bisenet")}, **theirs)
+    seen = pipeline.edit(photo, read=lambda photo: {"mask": mask}, **theirs)
+    for made in (given, seen):
+        np.testing.assert_array_equal(made.images, usual.images)

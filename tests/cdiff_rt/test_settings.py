@@ -98,6 +98,10 @@ def test_whatever_says_a_value_becomes_a_plain_one(name, value, plain):
         ("solver", 3, "solver: 3; give a name in quotes"),
         ("rounding", "up", "rounding: 'up'; choose one of truncate, nearest"),
         ("without", "mask", "without: 'mask'; give a list of names"),
+        ("snap", 1, "snap: 1; give true or false"),
+        ("snap", "yes", "snap: 'yes'; give true or false"),
+        ("labels", 7, "labels: 7; give one of celebamask, bisenet"),
+        ("labels", "", "labels: ''; give one of celebamask, bisenet"),
         ("decay", "slow", "decay: 'slow'; choose one of none, linear, cosine"),
         ("factor", -1, "factor: -1.0 is outside"),
         ("influence", 2.0, "influence: a float; give a cdiff_rt.Influence"),
@@ -135,6 +139,15 @@ def test_what_is_told_is_resolved_and_leaves_out_the_usual():
     }
     told = Settings(steps=10, influence=USUAL, rounding="nearest").told()
     assert (told["rounding"], told["influence"]) == ("nearest", dataclasses.asdict(USUAL)) and "tier" not in told
+
+
+def test_how_masks_are_read_is_told_as_it_can_be_asked_for_again(tmp_path):
+    (tmp_path / "order.txt").write_text("0 = background\n17 = hair\n")
+    settings = Settings(labels=tmp_path / "order.txt", snap=True)
+    told = settings.told()
+    assert (told["labels"], told["snap"]) == ("0=background,17=hair", True)
+    assert Settings(labels=told["labels"], snap=told["snap"]) == settings
+    assert not {"labels", "snap"} & set(Settings(labels="celebamask", snap=False).told())
 
 
 def test_every_tier_can_be_asked_for():

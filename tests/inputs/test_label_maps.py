@@ -110,14 +110,14 @@ def test_a_decompression_bomb_is_refused_before_decoding(bomb_file, root):
 )
 def test_arrays_that_are_no_label_maps_are_refused(labels):
     with pytest.raises(BadInput, match="^mask array: "):
-        check_labels(labels, 19)
+        check_labels(labels, range(19))
 
 
 def test_a_wrong_label_is_named_with_its_first_place_and_count():
     labels = np.zeros((8, 8), int)
     labels[6, 2] = labels[7, 1] = 23
     with pytest.raises(BadInput, match=r"label 23 at x 2, y 6 \(2 such pixels\); the model knows 0-18"):
-        check_labels(labels, 19)
+        check_labels(labels, range(19))
 
 
 def test_a_palette_that_an_editor_sorted_anew_is_read_by_its_colours(tmp_path):

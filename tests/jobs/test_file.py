@@ -214,3 +214,15 @@ def test_a_tier_is_known_by_what_it_stands_for(write, bundle, monkeypatch):
     assert request({"tier": "exact"}) == request({}) != fast
     monkeypatch.setitem(TIERS, "fast", replace(TIERS["fast"], steps=12))
     assert request({"tier": "fast"}) != fast
+
+
+def test_an_order_of_labels_is_a_file_beside_the_jobs_and_part_of_the_request(write, bundle, tmp_path):
+    (tmp_path / "masks" / "order.txt").write_text("0 = background\n1 = skin\n")
+    path = write({"mask": "masks/face.png", "labels": "masks/order.txt", "snap": True}, {"mask": "masks/face.png"})
+    mine, usual = read_jobs(path, bundle.manifest)
+    assert (mine.settings.labels, mine.settings.snap) == ("0=background,1=skin", True)
+    (tmp_path / "masks" / "order.txt").write_text("0 = background\n1 = hair\n")
+    (other, _) = read_jobs(path, bundle.manifest)
+    assert len({job.request({}) for job in (mine, usual, other)}) == 3
+    with pytest.raises(BadInput, match="line 1: labels: 'order.txt'; give one of celebamask"):
+        read_jobs(write({"mask": "masks/face.png", "labels": "order.txt"}), bundle.manifest)
