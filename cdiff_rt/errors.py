@@ -1,6 +1,8 @@
 """The one exception type for users: what was wrong, the value seen, what to do. The CLI prints it as one line."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -45,6 +47,15 @@ class OutOfResource(CdiffError):
     """Memory, disk or time ran out."""
 
     exit_code = 6
+
+
+@contextmanager
+def named_as(argument: str) -> Iterator[None]:
+    """What is refused within the block was given as this argument, which its name alone would not say."""
+    try:
+        yield
+    except CdiffError as error:
+        raise type(error)(f"{argument} {error.what}", error.seen, error.remedy) from None
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -9,7 +9,7 @@ import json
 import os
 import stat
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -60,6 +60,7 @@ class Modality:
     tokens: int = 0  # words: length of the sequence; numbers: how many rows
     width: int = 0  # numbers: how many in a row
     vocabulary: str = ""  # words: the file of word pieces
+    synonyms: dict[str, str] = field(default_factory=dict, hash=False)  # words: one it does not know -> what to say
 
     @property
     def input_shape(self) -> tuple[int, ...]:
