@@ -220,6 +220,7 @@ def test_an_edit_by_imagic_is_one_command_and_goes_on_in_its_folder(photo, mask_
     result = run(*arguments, "--save-influence")
     assert result.exit_code == 0 and out.exists()
     assert "mask: iteration 4 of 4, loss 0." in result.stderr
+    assert result.stderr.count("mask face.png: 128x128") == 1  # read to learn and to generate
     assert record_of(out)["edit"] == {"method": "imagic", "alphas": [1.0]}
     again = run(*arguments, "--alphas", "0,1", "--force", "--backend", "torch")
     assert again.exit_code == 0 and "iteration" not in again.stderr

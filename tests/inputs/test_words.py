@@ -102,3 +102,13 @@ def test_no_more_than_a_few_are_named(caplog):
 
 def test_a_synonym_of_somebody_elses_bundle_is_no_way_into_the_terminal(caplog):
     warnings_of("man x", LIST, caplog, {"x": "\x1b[31m"})
+
+
+def test_the_model_card_lists_the_words_and_synonyms_are_of_them(bundle, root):
+    card = " ".join((root / "cdiff_rt" / "models" / "faces-128.md").read_text().split())
+    known = WordPiece.from_file(bundle.path("vocab.txt")).words
+    assert f"sentences of these words: {', '.join(known)}. " in card
+    synonyms = bundle.manifest.modalities[1].synonyms
+    assert {word for said in synonyms.values() for word in said.split()} <= set(known) and not set(synonyms) & set(
+        known
+    )
