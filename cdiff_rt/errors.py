@@ -2,6 +2,8 @@
 
 import math
 import operator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -46,6 +48,15 @@ class OutOfResource(CdiffError):
     """Memory, disk or time ran out."""
 
     exit_code = 6
+
+
+@contextmanager
+def named_as(argument: str) -> Iterator[None]:
+    """What is refused within the block was given as this argument, which its name alone would not say."""
+    try:
+        yield
+    except CdiffError as error:
+        raise type(error)(f"{argument} {error.what}", error.seen, error.remedy) from None
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -50,6 +50,7 @@ class Paper:
     questions: list[Question]
     truth: dict[str, list[float]]  # column -> mean and interval, for the portraits that the conditions were made of
     files: dict[str, str]  # file name -> sha256
+    knows: str = "images like its model's"  # what the judge has learned from
 
 
 @dataclass(frozen=True)

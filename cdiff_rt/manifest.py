@@ -10,7 +10,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -66,6 +66,7 @@ class Modality:
     tokens: int = 0  # words: length of the sequence; numbers: how many rows
     width: int = 0  # numbers: how many in a row
     vocabulary: str = ""  # words: the file of word pieces
+    synonyms: dict[str, str] = field(default_factory=dict, hash=False)  # words: one it does not know -> what to say
 
     @property
     def input_shape(self) -> tuple[int, ...]:

@@ -8,9 +8,10 @@ from typing import Any, Literal, Self
 import numpy as np
 
 from cdiff_rt.editing import inversion, regions
+from cdiff_rt.editing.sides import sides_of
 from cdiff_rt.engines.backends import resolve
 from cdiff_rt.engines.base import Precision
-from cdiff_rt.errors import BadArtefact, BadRequest, check_type
+from cdiff_rt.errors import BadArtefact, BadRequest, check_type, named_as
 from cdiff_rt.inputs import images
 from cdiff_rt.inputs.inpainting import Inpainting
 from cdiff_rt.inputs.modalities import KINDS, Condition, asked, chosen_of, in_words
@@ -153,11 +154,12 @@ class Pipeline:
         """A photo, a file or [S, S, 3] uint8, changed no more than the conditions given ask for; see editing/.
 
         `source` says by modality what it shows now; what it leaves open is asked of `read`, or the inversion does
-        without. There is an image for each of `alphas`, from the source's conditions, 0, to those given, 1, and beyond.
-        `strength` is the share of the steps that are walked. The labels that `keep` names, or "all", stay pixel by
-        pixel where the mask does. Settings are those of `generate`, but for `batch` and `first`, which follow from
-        `alphas`; the solver has to add noise. `progress` is called after every step of the inversion and of the edit,
-        the callback after those of the edit. Raises BadRequest or BadInput.
+        without. A sentence that is read so stays if no other is given. There is an image for each of `alphas`, from the
+        source's conditions, 0, to those given, 1, and beyond. `strength` is the share of the steps that are walked. The
+        labels that `keep` names, or "all", stay pixel by pixel where the mask does, but for their borders. Settings are
+        those of `generate`, but for `batch` and `first`, which follow from `alphas`; the solver has to add noise.
+        `progress` is called after every step of the inversion and of the edit, the callback after those of the edit.
+        Raises BadRequest or BadInput.
         """
         with self._turns.take(), collected() as warnings:
             settings, wanted = self._request(settings, conditions, given)
@@ -167,14 +169,14 @@ class Pipeline:
             shape = self.manifest.latent_shape
             table = inversion.last_steps(settings.sampling().table(self.manifest.schedule), strength)
             photo = self.read_photo(image)
-            seen = read(photo) if read else {}
-            before, after = inversion.fill_in(wanted, source, seen)
-            inversion.note_gaps(before, after, source)
-            region = regions.region_of({**seen, **before}, after, keep, self.manifest)
+            sides = sides_of(self.manifest, wanted, source, settings.without, read, photo)
+            region = regions.region_of(sides.seen, sides.after, keep, self.manifest)
             cells = region.cells(shape[-1])
             draw = lambda i: noise.normal(settings.seed, range(1), i, shape, noise.EDITING)
             known = KnownRegion(self.encode(photo), cells, draw)
-            old, new = (self._run(of, table, settings) for of in (before, after))
+            with named_as("source"):
+                old = self._run(sides.before, table, settings)
+            new = self._run(sides.after, table, settings)
             contexts = inversion.contexts_between(self._runner, old, new, alphas)
             new = replace(new, contexts=contexts, known=known if cells.any() else None)
             inverted = inversion.METHODS[method](self._runner, old, known, progress)
@@ -185,12 +187,13 @@ class Pipeline:
                 "method": method,
                 "of_steps": settings.sampling().steps,
                 "alphas": list(alphas),
-                "source": self._told(old.modalities, before)["conditions"],
+                "source": self._told(old.modalities, sides.before)["conditions"],
+                "read": sides.guessed,
             }
             edit |= {"keep": region.labels, "change": region.change(photo, edited)}
             told = settings.told() | {"steps": len(table.timesteps), "batch": len(alphas), "edit": edit}
-            told |= self._told(new.modalities, after) | self.identity()
-            return Generated(edited, latents, told, self._drawing(new.modalities, after), warnings)
+            told |= self._told(new.modalities, sides.after) | self.identity()
+            return Generated(edited, latents, told, self._drawing(new.modalities, sides.after), warnings)
 
     def decode(self, latents: np.ndarray, rounding: str = "truncate") -> np.ndarray:
         """[B, C, *latent] of the loop -> [B, H, W, 3] uint8."""

@@ -13,12 +13,15 @@ import numpy as np
 from cdiff_rt.bench import likeness
 from cdiff_rt.bench.quality import LABELS_KEPT, interval, mean_iou
 from cdiff_rt.editing.reading import described
+from cdiff_rt.editing.regions import kept_labels
 from cdiff_rt.exam import UNASKED, Exam
 from cdiff_rt.pipeline import Pipeline
 
 STRENGTHS = (0.4, 0.6, 0.8, 1.0)  # of SDEdit
 HIGHEST_PSNR = 60.0  # dB: of equal images
 COLUMNS = ("mIoU", "attributes", "both", "changed", "unchanged", "PSNR", "SSIM")
+BORDER_COLUMNS = ("left over", "error inside", "error outside")
+NEAR, NOTICEABLE = 4, 20  # pixels from a border; levels of 255
 log = logging.getLogger("cdiff_rt.bench")
 
 
@@ -34,6 +37,7 @@ class Case:
     changed: np.ndarray  # those that are others than before
     unchanged: np.ndarray
     stays: np.ndarray  # [H, W] bool: pixels that the change leaves alone
+    becomes: np.ndarray  # [H, W, 3] uint8: the photo of the same after the change
 
 
 Way = Callable[[Case, int], np.ndarray]  # a case and its number -> [H, W, 3] uint8
@@ -90,6 +94,46 @@ def score(exam: Exam, cases: Sequence[Case], made: Sequence[np.ndarray]) -> dict
     return dict(zip(COLUMNS, (iou, named, both, changed, unchanged, *kept), strict=True))
 
 
+def compare_borders(
+    pipeline: Pipeline, exam: Exam, cases: Sequence[Case], keep: str
+) -> dict[str, dict[str, np.ndarray]]:
+    """What `keep` leaves at its borders, and what pasting all that has the kept labels would leave.
+
+    way -> column -> one number per case; NaN where nothing was to change. Cases without such labels are left out.
+    """
+    rows: dict[str, dict[str, np.ndarray]] = {}
+    for name in ("source given", "source read from the photo"):
+        found: dict[str, list[list[float]]] = {name: [], f"{name}, pasted to the border": []}
+        for number, case in enumerate(cases):
+            source = case.before if name == "source given" else described(exam, case.photo)
+            was, becomes = np.asarray(source[exam.paper.mask]), case.labels
+            kept = (was == becomes) & np.isin(was, sorted(kept_labels(keep, exam.paper.classes)))
+            if kept.any():
+                made = pipeline.edit(case.photo, source=source, seed=number, keep=keep, **case.after).images[0]
+                pasted = np.where(kept[..., None], case.photo, made)
+                for way, image in zip(found, (made, pasted), strict=True):
+                    found[way].append(at_border(case, image, kept))
+        rows |= {way: dict(zip(BORDER_COLUMNS, np.array(of).T, strict=True)) for way, of in found.items()}
+    return rows
+
+
+def at_border(case: Case, image: np.ndarray, kept: np.ndarray) -> list[float]:
+    """`BORDER_COLUMNS` of an edited image [H, W, 3] uint8, near the border of what is `kept` [H, W] bool.
+
+    Inside it, of the pixels that ought to change noticeably, the share that is more like the photo than like what they
+    ought to become; and how far, in levels, those inside and those outside are from that.
+    """
+    windows = np.lib.stride_tricks.sliding_window_view(np.pad(kept, NEAR, mode="edge"), (2 * NEAR + 1,) * 2)
+    near = windows.any((2, 3)) & ~windows.all((2, 3))
+    moved, short, wrong = (
+        np.abs(a.astype(int) - b).mean(-1)
+        for a, b in ((case.photo, case.becomes), (image, case.photo), (image, case.becomes))
+    )
+    inside, outside = near & kept, near & ~kept
+    parts = ((short < wrong, inside & (moved > NOTICEABLE)), (wrong, inside), (wrong, outside))
+    return [float(values[where].mean()) if where.any() else float("nan") for values, where in parts]
+
+
 def share(answers: np.ndarray, right: np.ndarray) -> float:
     """Of the right answers, where something is asked."""
     asked = right != UNASKED
@@ -103,10 +147,11 @@ def psnr(first: np.ndarray, second: np.ndarray, where: np.ndarray) -> float:
 
 def table(rows: dict[str, dict[str, np.ndarray]]) -> str:
     """Markdown: means over the cases, with their 95 % bootstrap intervals."""
-    lines = [f"| images | {' | '.join(COLUMNS)} |", "|---" * (1 + len(COLUMNS)) + "|"]
+    titles = list(next(iter(rows.values())))
+    lines = [f"| images | {' | '.join(titles)} |", "|---" * (1 + len(titles)) + "|"]
     for name, columns in rows.items():
         cells = []
-        for column in COLUMNS:
+        for column in titles:
             values = columns[column][~np.isnan(columns[column])]
             places = 1 if column == "PSNR" else 3
             mean, low, high = interval(values) if len(values) else (np.nan, np.nan, np.nan)

@@ -23,6 +23,7 @@ from cdiff_rt.commands.options import (
     threads_option,
 )
 from cdiff_rt.commands.terminal import Progress, save
+from cdiff_rt.notes import collected
 from cdiff_rt.settings import Influence, Settings
 
 EDITING = "Editing"
@@ -58,7 +59,7 @@ Examples:
     type=METHODS,
     default="inversion",
 )
-@option(EDITING, "--strength", "Edit only this last share of the steps, 0 to 1.", type=float, default=1.0)
+@option(EDITING, "--strength", "Edit only this last share of the steps, at most 1.", type=float, default=1.0)
 @option(
     EDITING, "--keep", "Freeze what has these labels in both masks, e.g. hair,18; or all.", default="", metavar="LABELS"
 )
@@ -117,6 +118,7 @@ def edit(
     output_paths(out, wished.seed, range(1 if strip else len(values)), beside=Beside(kinds, save_latent), force=force)
     pipeline = Pipeline.from_pretrained(model, backend=backend, threads=threads)
     with ExitStack() as stack:
+        stack.enter_context(collected())  # for imagic, which reads conditions to learn and again to generate
         recorders = [stack.enter_context(kind(out, pipeline.decode)) for kind in kinds]
         watch = recorders[0] if recorders else None
         if method == "imagic":

@@ -175,17 +175,17 @@ def given(names: Iterable[str]) -> str | None:
 def conditions_of(options: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Takes the conditions by name out of a command's options; others are written NAME=VALUE."""
     given_by_name = {name: options.pop(f"{prefix}{name}") for name in ("mask", "text")}
-    return all_conditions(given_by_name, options.pop(f"{prefix}others"))
+    return all_conditions(given_by_name, options.pop(f"{prefix}others"), f"--{prefix.strip('_') or 'condition'}")
 
 
-def all_conditions(named: dict[str, Any], others: tuple[str, ...]) -> dict[str, Any]:
-    """The conditions by name; `others` are written NAME=VALUE."""
+def all_conditions(named: dict[str, Any], others: tuple[str, ...], written: str) -> dict[str, Any]:
+    """The conditions by name; `others` are NAME=VALUE each, behind the option `written` so."""
     conditions = {name: value for name, value in named.items() if value is not None}
     for other in others:
         name, equals, value = other.partition("=")
         if not equals or not name.isidentifier():
-            raise click.UsageError(f"--condition {other!r}: write NAME=VALUE")
+            raise click.UsageError(f"{written} {other!r:.80}: write NAME=VALUE")
         if name in conditions:
-            raise click.UsageError(f"--condition {name}: it is given twice")
+            raise click.UsageError(f"{written} {name}: it is given twice")
         conditions[name] = value
     return conditions

@@ -83,34 +83,9 @@ METHODS = {"inversion": invert, "sdedit": forget}
 
 
 def last_steps(table: SolverTable, strength: float) -> SolverTable:
-    """The share `strength` of the steps that lies nearest to the image; at least one."""
+    """The share `strength` of the steps that lies nearest to the image."""
     first = len(table.timesteps) - walked(len(table.timesteps), strength)
     return SolverTable(table.timesteps[first:], table.alpha_bars[first:], table.coefficients[first:])
-
-
-def fill_in(
-    wanted: Mapping[str, Condition | None], source: Mapping[str, Condition | None], seen: Mapping[str, Condition]
-) -> tuple[Conditions, Conditions]:
-    """What the photo shows now, and what it is to show.
-
-    A modality of the `source` that nothing else is wanted of stays. What the source leaves open is taken of what was
-    `seen` in the photo; and if that is nothing either, the inversion does without. Raises BadRequest if nothing is left.
-    """
-    given = {name: value for name, value in source.items() if value is not None}
-    after = given | {name: value for name, value in wanted.items() if value is not None}
-    before = {name: value for name, value in seen.items() if name in after} | given
-    if after and not before:
-        remedy = f"give the source's {' or '.join(after)}"
-        raise BadRequest("source", "nothing says what the image shows now", remedy)
-    return before, after
-
-
-def note_gaps(before: Conditions, after: Conditions, source: Mapping[str, Condition | None]) -> None:
-    for name in after:
-        if name not in before:
-            log.warning("source %s: not given; the inversion does without it", name)
-        elif source.get(name) is None:
-            log.info("source %s: not given; it is read from the image", name)
 
 
 def between(before: np.ndarray, after: np.ndarray, alphas: Sequence[float]) -> np.ndarray:
@@ -148,6 +123,8 @@ def check(
         raise BadRequest("eta", f"0 with {how.solver}, and an edit keeps the noise of every step", remedy)
     strength = real("strength", strength)
     check_range("strength", strength, 0.0, 1.0)
+    if not walked(how.steps, strength):
+        raise BadRequest("strength", f"{strength:g} of {how.steps} steps is none", f"give {1 / how.steps:g} or more")
     if isinstance(alphas, str) or not isinstance(alphas, Sequence):
         raise BadRequest("alphas", f"{alphas!r:.80}", "give a list of numbers")
     check_range("number of alphas", len(alphas), 1, LARGEST_BATCH)
@@ -184,7 +161,7 @@ def calls(steps: int, strength: float) -> int:
 
 
 def walked(steps: int, strength: float) -> int:
-    return max(1, round(strength * steps))
+    return round(strength * steps)
 
 
 def side_by_side(result: Generated) -> Generated:

@@ -20,7 +20,13 @@ def reading_for(model: str) -> Reading | None:
         return None
     except CdiffError:
         return None
-    return lambda photo: described(exam, photo)
+
+    def read(photo: np.ndarray) -> dict[str, np.ndarray | str]:
+        judge = f"the judge of the exam of {model}, which knows {exam.paper.knows} only"
+        log.info("the image is read by %s; give as the source what is read wrongly", judge)
+        return described(exam, photo)
+
+    return read
 
 
 def described(exam: Exam, photo: np.ndarray) -> dict[str, np.ndarray | str]:

@@ -1,7 +1,6 @@
 """How a user's value becomes what a condition network takes: one row of `KINDS` for each kind of modality."""
 
 import math
-import unicodedata
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +14,9 @@ from cdiff_rt.inputs.label_doubts import doubts
 from cdiff_rt.inputs.label_maps import LabelMap
 from cdiff_rt.inputs.palette import PALETTE
 from cdiff_rt.inputs.wordpiece import WordPiece
+from cdiff_rt.inputs.words import check_text, tell_unknown
 from cdiff_rt.manifest import Bundle, Manifest, Modality
 from cdiff_rt.notes import log
-
-LONGEST_TEXT = 4096  # characters
 
 Condition = images.Picture | LabelMap  # of words a sentence, of numbers an array
 Reader = Callable[[Condition, Modality, Bundle], np.ndarray]
@@ -26,13 +24,14 @@ Reader = Callable[[Condition, Modality, Bundle], np.ndarray]
 
 def chosen_of(manifest: Manifest, given: Collection[str], without: Collection[str] = ()) -> list[Modality]:
     """The modalities of the conditions given, in the model's order. Raises BadRequest for none, or for one it lacks."""
-    known = {modality.name: modality for modality in manifest.modalities}
-    strange = sorted({*given, *without} - set(known))
-    if strange:
-        raise BadRequest("condition", f"{strange[0]!r}", f"{manifest.name} knows {', '.join(known)}")
-    chosen = [modality for name, modality in known.items() if name in given and name not in without]
+    check_names(manifest, given, "condition")
+    check_names(manifest, without, "without")
+    chosen = [m for m in manifest.modalities if m.name in given and m.name not in without]
+    known = ", ".join(modality.name for modality in manifest.modalities)
+    if given and not chosen:
+        raise BadRequest("without", "it leaves no condition", f"give another one of {known}")
     if not chosen:
-        raise BadRequest("conditions", "none given", f"give at least one of {', '.join(known)}")
+        raise BadRequest("conditions", "none given", f"give at least one of {known}")
     return chosen
 
 
@@ -50,6 +49,13 @@ def asked(
 
 def label_map(value: Condition, modality: Modality) -> LabelMap:
     return value if isinstance(value, LabelMap) else LabelMap(value, modality.classes)
+
+
+def check_names(manifest: Manifest, names: Collection[str], what: str) -> None:
+    """Raises BadRequest for one that the model has no modality of; `what` they were given as."""
+    known = [modality.name for modality in manifest.modalities]
+    for name in sorted(set(names) - set(known)):
+        raise BadRequest(what, f"{name!r:.80}", f"{manifest.name} knows {', '.join(known)}")
 
 
 def read_label_map(value: Condition, modality: Modality, bundle: Bundle) -> np.ndarray:
@@ -91,14 +97,9 @@ def read_words(value: Condition, modality: Modality, bundle: Bundle) -> np.ndarr
     if not isinstance(value, str):
         raise BadInput(modality.name, f"a {type(value).__name__}", "give a sentence")
     check_text(value, modality.name)
-    tokens = vocabulary_of(modality, bundle).encode(value, modality.tokens)
-    unknown = [repr(word) for word in tokens.unknown if any(map(str.isalnum, word))]
-    if unknown:
-        words = ", ".join(unknown[:8])
-        path = bundle.path(modality.vocabulary)
-        log.warning("%s: the model never saw %s; the words it knows are in %s", modality.name, words, path)
-    if tokens.dropped:
-        log.warning("%s: too long, the last %d word pieces are left out", modality.name, tokens.dropped)
+    pieces = vocabulary_of(modality, bundle)
+    tokens = pieces.encode(value, modality.tokens)
+    tell_unknown(value, modality.name, tokens, pieces.words, modality.synonyms)
     return np.array([tokens.ids], dtype=np.int64)
 
 
@@ -132,18 +133,6 @@ def read_numbers(value: Condition, modality: Modality, bundle: Bundle) -> np.nda
     return numbers.astype(np.float32).reshape(1, *shape)
 
 
-def check_text(text: str, name: str) -> str:
-    """Raises BadInput for one that no model can read."""
-    if not text.strip():
-        raise BadInput(name, "it is empty", "describe the face, or leave the option out")
-    if len(text) > LONGEST_TEXT:
-        raise BadInput(name, f"{len(text)} characters", f"use at most {LONGEST_TEXT}")
-    for place, c in enumerate(text):
-        if unicodedata.category(c) in ("Cc", "Cs") and c not in "\t\n\r":
-            raise BadInput(name, f"control character U+{ord(c):04X} at position {place}", "remove it")
-    return text
-
-
 def find_file(value: str, name: str, folder: Path) -> Path:
     images.check_plain_file(folder / value, name)
     return folder / value
@@ -166,11 +155,12 @@ class Kind:
     ]  # of a text, by its name: a Path if it names a file, from this folder on
     draw: Callable[[Condition, Modality], np.ndarray] | None = None  # [S, S, 3] uint8, to lay over an image
     how: Callable[[Condition], str] = lambda value: ""  # it was read, where that had to be found out
+    stays: bool = False  # what a photo shows of it is wanted of the edited one too, unless told otherwise
 
 
 KINDS = {
     "labels": Kind(read_label_map, name_of, find_file, draw_labels, how_it_was_read),
-    "words": Kind(read_words, str.__str__, lambda value, name, folder: check_text(value, name)),
+    "words": Kind(read_words, str.__str__, lambda value, name, folder: check_text(value, name), stays=True),
     "numbers": Kind(read_numbers, file_name_or_text, find_numbers),
 }
 

@@ -30,3 +30,11 @@ PLACES = (
     (0, "r_eye", "nose"), (0, "eye_g", "nose"), (0, "nose", "mouth"), (0, "nose", "u_lip"), (0, "nose", "l_lip"),
     (0, "u_lip", "l_lip"), (1, "r_eye", "l_eye"), (1, "r_brow", "l_brow"), (1, "r_ear", "l_ear"),
 )  # fmt: skip
+# What people call classes beside their names.
+SYNONYMS = {
+    "glasses": ("eye_g",), "eyeglasses": ("eye_g",), "spectacles": ("eye_g",), "eyes": ("l_eye", "r_eye"),
+    "left_eye": ("l_eye",), "right_eye": ("r_eye",), "eyebrows": ("l_brow", "r_brow"), "brows": ("l_brow", "r_brow"),
+    "ears": ("l_ear", "r_ear"), "earring": ("ear_r",), "earrings": ("ear_r",), "necklace": ("neck_l",),
+    "lips": ("u_lip", "l_lip"), "upper_lip": ("u_lip",), "lower_lip": ("l_lip",),
+    "clothes": ("cloth",), "clothing": ("cloth",),
+}  # fmt: skip

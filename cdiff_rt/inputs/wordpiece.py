@@ -9,6 +9,7 @@ from pathlib import Path
 from cdiff_rt.errors import BadArtefact
 
 PAD, UNKNOWN, START, END = "[PAD]", "[UNK]", "[CLS]", "[SEP]"
+PART = "##"  # before a piece that goes on with a word
 LONGEST_WORD = 100  # characters; BERT calls longer words unknown
 _CJK = (
     (0x4E00, 0x9FFF), (0x3400, 0x4DBF), (0x20000, 0x2A6DF), (0x2A700, 0x2B73F),
@@ -18,11 +19,12 @@ _CJK = (
 
 @dataclass(frozen=True)
 class Tokens:
-    """`ids` has the fixed length asked for; `unknown` names the words without a piece, `dropped` counts the cut ones."""
+    """`ids` has the fixed length asked for; `unknown` names the words without a piece, `dropped` counts the cut pieces."""
 
     ids: list[int]
     unknown: list[str]
     dropped: int
+    known: bool  # whether any word, and not only a mark, has pieces
 
 
 class WordPiece:
@@ -53,26 +55,34 @@ class WordPiece:
             raise BadArtefact(f"vocabulary {name}", seen, remedy)
         return words
 
+    @property
+    def words(self) -> list[str]:
+        """All that there are, if pieces are whole words; none of a vocabulary that has parts of words for any text."""
+        whole = not any(piece.startswith(PART) for piece in self.index)
+        return sorted(filter(str.isalnum, self.index)) if whole else []
+
     def encode(self, text: str, length: int) -> Tokens:
         """[CLS] pieces [SEP] and padding, `length` ids in all."""
         ids: list[int] = []
         unknown: list[str] = []
+        known = False
         for word in split_words(text):
             pieces = self._pieces(word)
+            known |= bool(pieces) and word.isalnum()
             if not pieces:
                 unknown.append(word)
             ids += pieces or [self.index[UNKNOWN]]
         kept = ids[: length - 2]
         framed = [self.index[START], *kept, self.index[END]]
         padding = [self.index[PAD]] * (length - len(framed))
-        return Tokens(framed + padding, list(dict.fromkeys(unknown)), len(ids) - len(kept))
+        return Tokens(framed + padding, list(dict.fromkeys(unknown)), len(ids) - len(kept), known)
 
     def _pieces(self, word: str) -> list[int]:
         """Greedy longest match from the left; empty if some part of the word has no piece."""
         ids: list[int] = []
         start = 0
         while start < len(word) <= LONGEST_WORD:
-            prefix = "##" if start else ""
+            prefix = PART if start else ""
             ends = (end for end in range(len(word), start, -1) if prefix + word[start:end] in self.index)
             end = next(ends, None)
             if end is None:
@@ -86,7 +96,7 @@ def split_words(text: str) -> list[str]:
     """Lower-case words without accents; punctuation and CJK characters stand alone."""
     decomposed = unicodedata.normalize("NFD", "".join(_spaced(text)))
     plain = "".join(c for c in decomposed if unicodedata.category(c) != "Mn").lower()
-    spaced = "".join(f" {c} " if _is_punctuation(c) else c for c in plain)
+    spaced = "".join(f" {c} " if is_punctuation(c) else c for c in plain)
     return [word for word in spaced.split(" ") if word]
 
 
@@ -100,7 +110,7 @@ def _spaced(text: str) -> Iterator[str]:
             yield c
 
 
-def _is_punctuation(c: str) -> bool:
+def is_punctuation(c: str) -> bool:
     code = ord(c)
     ascii_marks = 33 <= code <= 47 or 58 <= code <= 64 or 91 <= code <= 96 or 123 <= code <= 126
     return ascii_marks or unicodedata.category(c).startswith("P")

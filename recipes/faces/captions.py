@@ -21,6 +21,21 @@ HAS_PHRASE = "has {things}"
 GLASSES_PHRASE = "wears glasses"
 SMILE_PHRASE = "is smiling"
 
+# Words that no caption contains, and what captions say instead.
+SYNONYMS = {
+    "guy": "man", "male": "man", "gentleman": "man", "boy": "man", "men": "man",
+    "lady": "woman", "female": "woman", "girl": "woman", "women": "woman",
+    "young": "twenties", "teenager": "teens", "teenage": "teens", "old": "seventies", "elderly": "seventies",
+    "twenty": "twenties", "thirty": "thirties", "forty": "forties", "fifty": "fifties", "sixty": "sixties",
+    "seventy": "seventies", "20s": "twenties", "30s": "thirties", "40s": "forties", "50s": "fifties",
+    "60s": "sixties", "70s": "seventies",
+    "bearded": "has a beard", "unshaven": "stubble", "stubbly": "stubble", "shaven": "no beard", "shaved": "no beard",
+    "blonde": "blond", "golden": "blond", "grey": "gray", "silver": "gray", "ginger": "red", "brunette": "brown",
+    "haired": "hair", "hairs": "hair", "spectacles": "glasses", "eyeglasses": "glasses",
+    "smile": "is smiling", "smiles": "is smiling", "grinning": "is smiling", "laughing": "is smiling",
+    "with": "has", "having": "has", "wearing": "wears", "an": "a", "without": "no",
+}  # fmt: skip
+
 LONGEST = 30  # words and full stops of a caption; its first and last token make it 32
 
 GRAY_OR_WHITE_BY_AGE = (0.03, 0.03, 0.04, 0.10, 0.45, 0.75, 0.85)

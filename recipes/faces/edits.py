@@ -7,6 +7,10 @@ python -m recipes.faces.edits measure --count 100 --json edits.json
 
 edits every pair's first portrait towards the second's mask and sentence, beside the baselines, and prints the table.
 
+python -m recipes.faces.edits borders --count 100
+
+does so with `keep`, and looks at the pixels near the borders of what is kept.
+
 python -m recipes.faces.edits picture --out docs/edit.jpg
 """
 
@@ -20,7 +24,7 @@ import click
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from cdiff_rt.bench.edits import Case, compare, table
+from cdiff_rt.bench.edits import Case, compare, compare_borders, table
 from cdiff_rt.bench.machine import machine
 from cdiff_rt.bench.report import heading
 from cdiff_rt.exam import UNASKED, Exam
@@ -128,6 +132,7 @@ def case_of(pair: Pair) -> Case:
         changed=np.where(visible & (before != after), after, UNASKED),
         unchanged=np.where(visible & (before == after), after, UNASKED),
         stays=pair.stays,
+        becomes=pair.after.image,
     )
 
 
@@ -155,6 +160,20 @@ def measure(count: int, first_seed: int, model: str, json_file: Path | None) -> 
             for name, row in rows.items()
         }
         json_file.write_text(json.dumps(plain, indent=1) + "\n")
+
+
+@main.command()
+@click.option("--count", default=100, show_default=True, type=click.IntRange(min=2), help="How many pairs.")
+@click.option("--first-seed", default=FIRST_SEED, show_default=True, help="Pair i has the seed first-seed + i.")
+@click.option("--keep", default="background", show_default=True, help="Labels to keep.")
+def borders(count: int, first_seed: int, keep: str) -> None:
+    """Edit portraits whose hair changes, keep some labels, and print what is left over at their borders."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    pairs = [pair(seed) for seed in range(first_seed, first_seed + count)]
+    cases = [case_of(of) for of in pairs if any(name.startswith("hair") for name in of.changed)]
+    rows = compare_borders(Pipeline.from_pretrained(), Exam.of("faces-128"), cases, keep)
+    click.echo(heading(machine(), {"pairs": len(cases), "of": count, "first seed": first_seed, "keep": keep}) + "\n")
+    click.echo(table(rows))
 
 
 def tile_of(text: str) -> Image.Image:

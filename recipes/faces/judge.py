@@ -191,6 +191,7 @@ def write_exam(portraits: Portraits, judge: nn.Module, out: Path) -> Exam:
         ],
         truth={},
         files={name: sha256(out / name) for name in (MASKS, JUDGE, WEIGHTS)},
+        knows="painted portraits",
     )
     write_paper(paper, out)
     exam = Exam.open(out)

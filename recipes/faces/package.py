@@ -1,6 +1,10 @@
 """The stages' weights, put together into the one checkpoint that `cdiff-rt export` takes.
 
 python -m recipes.faces.package --work trained --out faces-128.safetensors
+
+The same from a bundle, for what is said beside its weights:
+
+python -m recipes.faces.package --bundle cdiff_rt/models/faces-128 --out faces-128.safetensors
 """
 
 import json
@@ -11,16 +15,18 @@ import click
 from safetensors.torch import load_file
 
 from cdiff_rt.export.checkpoint import Description, in_memory, write_checkpoint
-from cdiff_rt.manifest import Modality
+from cdiff_rt.manifest import Bundle, Modality
 from cdiff_rt.settings import Influence
+from recipes.faces.captions import SYNONYMS
 from recipes.faces.config import FACES_128, IMAGE_SIZE, MASK_CLASSES, MASK_SIZE, SCHEDULE, TOKENS, VOCABULARY
 from recipes.faces.train import STAGES
 from recipes.faces.weights import load_model
 
+FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
 VOCABULARY_FILE = "vocab.txt"
 MODALITIES = (
     Modality("mask", "labels", decays=True, anchor=False, size=MASK_SIZE, classes=MASK_CLASSES),
-    Modality("text", "words", decays=False, anchor=True, tokens=TOKENS, vocabulary=VOCABULARY_FILE),
+    Modality("text", "words", decays=False, anchor=True, tokens=TOKENS, vocabulary=VOCABULARY_FILE, synonyms=SYNONYMS),
 )
 
 
@@ -58,12 +64,21 @@ def describe(latent_scale: float, training: dict[str, list[dict]]) -> Descriptio
 
 
 @click.command()
-@click.option("--work", type=click.Path(path_type=Path, exists=True, file_okay=False), required=True)
+@click.option("--work", type=FOLDER, help="A folder of the training's stages.")
+@click.option("--bundle", type=FOLDER, help="Or a bundle of this model.")
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), required=True)
-def main(work: Path, out: Path) -> None:
-    """Collect the weights in WORK into the checkpoint OUT."""
-    scale = load_file(work / "latents.safetensors")["scale"].item()
-    write_checkpoint(out, in_memory(describe(scale, training_log(work)), load_model(work).state_dict()))
+def main(work: Path | None, bundle: Path | None, out: Path) -> None:
+    """Collect the weights in WORK or BUNDLE into the checkpoint OUT."""
+    if work and not bundle:
+        scale = load_file(work / "latents.safetensors")["scale"].item()
+        found = in_memory(describe(scale, training_log(work)), load_model(work).state_dict())
+    elif bundle and not work:
+        opened = Bundle.open(bundle)
+        weights = load_file(opened.path(opened.manifest.weights))
+        found = in_memory(describe(opened.manifest.latent_scale, opened.manifest.provenance["training"]), weights)
+    else:
+        raise click.UsageError("give --work or --bundle")
+    write_checkpoint(out, found)
 
 
 if __name__ == "__main__":

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -29,6 +31,7 @@ def case(number):
         changed=np.array([UNASKED, 2]),
         unchanged=np.array([1, UNASKED]),
         stays=EVERYWHERE,
+        becomes=coded(LABELS[number], [1, 2]),
     )
 
 
@@ -102,6 +105,31 @@ def test_the_table_has_a_row_for_each_way_and_the_photo(exam, bundle, monkeypatc
     lines = table(rows).splitlines()
     assert len(lines) == 2 + len(rows) and "the photo, unedited" in lines[2]
     assert "| 1.000 [1.000, 1.000] |" in lines[2] and "SDEdit, strength 0.5" in lines[-2]
+
+
+def test_what_is_left_over_at_a_border_is_seen():
+    """The left half is kept; hair ends two pixels before its border, and an outline stays of the photo's."""
+    photo, becomes = np.full((16, 16, 3), 200, np.uint8), np.full((16, 16, 3), 200, np.uint8)
+    photo[:, 6:] = 50
+    becomes[:, 8:] = 100
+    kept = np.zeros((16, 16), bool)
+    kept[:, :8] = True
+    of = dataclasses.replace(CASES[0], photo=photo, becomes=becomes)
+    pasted = np.where(kept[..., None], photo, becomes)
+    assert edits.at_border(of, pasted, kept) == [1, 75, 0]  # two of four columns are 150 off
+    assert edits.at_border(of, becomes, kept) == [0, 0, 0]
+    assert edits.at_border(of, photo, kept) == [1, 75, 50]
+    same = dataclasses.replace(of, becomes=photo)
+    assert np.isnan(edits.at_border(same, photo, kept)[0])
+
+
+def test_borders_are_compared_with_both_sources_and_pasted_whole(exam, bundle):
+    rows = edits.compare_borders(pipeline := Recording(bundle.manifest), exam, CASES, "all")
+    assert list(rows) == [
+        f"source {how}{paste}" for how in ("given", "read from the photo") for paste in ("", ", pasted to the border")
+    ]
+    assert all(list(row) == list(edits.BORDER_COLUMNS) and len(row["left over"]) == 2 for row in rows.values())
+    assert {asked[2]["keep"] for asked in pipeline.asked} == {"all"} and len(pipeline.asked) == 4
 
 
 def test_a_column_that_nothing_is_asked_of_is_empty():

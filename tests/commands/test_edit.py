@@ -8,6 +8,7 @@ from click.testing import Result
 from PIL import Image
 
 from cdiff_rt import editing
+from cdiff_rt.editing.regions import region_between
 from tests.command_line import run as command
 
 NOW, THEN = "This man has stubble.", "This man has a long beard."
@@ -62,8 +63,11 @@ def test_an_edit_is_one_image_that_holds_its_parameters(photo, mask_file, out):
 @pytest.mark.parametrize("wanted", ["mask", "text"])
 def test_one_target_alone_works(wanted, photo, mask_file, out):
     value = {"mask": mask_file, "text": THEN}[wanted]
-    assert run("--image", photo, f"--{wanted}", value, "--out", out).exit_code == 0
-    assert list(record_of(out)["edit"]["source"]) == [wanted]
+    result = run("--image", photo, f"--{wanted}", value, "--out", out)
+    assert result.exit_code == 0 and "which knows painted portraits only" in result.stderr
+    source, record = record_of(out)["edit"]["source"], record_of(out)
+    assert wanted in source and f"it is read from the image as '{source['text']}'" in result.stderr
+    assert record["prompt"] == (THEN if wanted == "text" else source["text"])
 
 
 def test_the_source_can_be_told(photo, mask_file, out):
@@ -89,8 +93,9 @@ def test_several_alphas_are_a_strip_or_a_folder(photo, out, tmp_path):
 def test_kept_labels_keep_their_pixels(photo, pixels, mask, mask_file, out):
     result = run("--image", photo, "--source-mask", mask_file, "--text", THEN, "--keep", "background", "--out", out)
     assert result.exit_code == 0
+    kept = region_between(mask, mask, "background", 19).kept
     with Image.open(out) as image:
-        np.testing.assert_array_equal(np.asarray(image)[mask == 0], pixels[mask == 0])
+        np.testing.assert_array_equal(np.asarray(image)[kept], pixels[kept])
     assert "outside the edited region pixels changed by 0.0 of 255" in result.stderr
 
 
@@ -155,7 +160,9 @@ def test_an_absurdly_large_photo_is_refused(bomb_file, out):
 @pytest.mark.parametrize("option", ["--mask", "--source-mask"])
 def test_bad_masks_are_exit_code_3(option, bad_mask, photo, out):
     arguments = ["--image", photo, "--source-text", NOW, "--text", THEN, "--out", out, option, bad_mask.path]
-    check_refused(run(*arguments), 3, *bad_mask.words)
+    result = run(*arguments)
+    check_refused(result, 3, *bad_mask.words)
+    assert ("error: source mask" in result.stderr) == (option == "--source-mask")
     assert not out.exists()
 
 
@@ -171,12 +178,18 @@ def test_bad_masks_are_exit_code_3(option, bad_mask, photo, out):
         (["--text", THEN, "--alphas", ",".join(["1"] * 300), "--out", "folder"], "number of alphas: 300"),
         (["--text", THEN, "--alphas", "0,1", "--save-influence"], "a strip of images is one file"),
         (["--text", THEN, "--keep", "nose,ear"], "keep: 'ear'"),
-        (["--text", THEN, "--keep", "necklace"], "keep: 'necklace'"),
+        (["--text", THEN, "--keep", "scarf"], "keep: 'scarf'"),
         (["--text", THEN, "--seed", -1], "seed: -1"),
         (["--text", THEN, "--steps", 7], "take 5 or 8"),
         (["--text", THEN, "--out", "a.jpg"], "written as .png"),
-        (["--text", THEN, "--source", "sketch=1"], "'sketch'; faces-128 knows mask, text"),
-        (["--text", THEN, "--source", "text"], "write NAME=VALUE"),
+        (["--text", THEN, "--strength", 0], "strength: 0 of 50 steps is none"),
+        (["--text", THEN, "--source", "sketch=1"], "source: 'sketch'; faces-128 knows mask, text"),
+        (["--text", THEN, "--condition", "sketch=1"], "condition: 'sketch'; faces-128 knows mask, text"),
+        (["--text", THEN, "--without", "sketch"], "without: 'sketch'; faces-128 knows mask, text"),
+        (["--text", THEN, "--without", "text"], "without: it leaves no condition"),
+        (["--text", THEN, "--source", "text"], "--source 'text': write NAME=VALUE"),
+        (["--text", THEN, "--source-text", NOW, "--source", "text=a"], "--source text: it is given twice"),
+        (["--text", THEN, "--condition", "text=a"], "--condition text: it is given twice"),
         (["--text", THEN, "--backend", "cuda"], "'cuda'"),
     ],
     ids=lambda value: str(value)[:40],
@@ -207,6 +220,7 @@ def test_an_edit_by_imagic_is_one_command_and_goes_on_in_its_folder(photo, mask_
     result = run(*arguments, "--save-influence")
     assert result.exit_code == 0 and out.exists()
     assert "mask: iteration 4 of 4, loss 0." in result.stderr
+    assert result.stderr.count("mask face.png: 128x128") == 1  # read to learn and to generate
     assert record_of(out)["edit"] == {"method": "imagic", "alphas": [1.0]}
     again = run(*arguments, "--alphas", "0,1", "--force", "--backend", "torch")
     assert again.exit_code == 0 and "iteration" not in again.stderr

@@ -6,6 +6,7 @@ import pytest
 
 from cdiff_rt import runners as runs_module
 from cdiff_rt.editing import inversion
+from cdiff_rt.editing.regions import region_between
 from cdiff_rt.errors import BadInput, BadRequest
 from cdiff_rt.gpu.runner import DeviceRunner
 from cdiff_rt.manifest import Bundle
@@ -186,7 +187,7 @@ def test_what_is_to_be_kept_is_kept_pixel_by_pixel(pipeline, photo, mask, other_
         pipeline.edit(photo, source=source, steps=10, mask=other_mask, text=THEN, keep=keep)
         for keep in ((), "background,18")
     )
-    stays = (mask == other_mask) & np.isin(mask, (0, 18))
+    stays = region_between(mask, other_mask, "background,18", 19).kept
     np.testing.assert_array_equal(kept.images[0][stays], photo[stays])
     assert (plain.images[0][stays] != photo[stays]).mean() > 0.5
     change = kept.parameters["edit"]["change"]
@@ -211,11 +212,67 @@ def test_what_the_source_leaves_open_is_read_from_the_image(pipeline, photo, mas
 
     caplog.set_level("INFO")
     by_reading = pipeline.edit(photo, read=read, mask=mask, text=THEN, steps=5)
-    assert "source text: not given; it is read from the image" in caplog.text
+    assert f"source text: not given; it is read from the image as '{NOW}'" in caplog.messages
+    assert by_reading.parameters["edit"].items() >= {"source": {"mask": "array 128x128", "text": NOW}}.items()
+    assert by_reading.parameters["edit"]["read"] == ["mask", "text"]
     told = pipeline.edit(photo, source={"mask": mask, "text": NOW}, mask=mask, text=THEN, steps=5)
     np.testing.assert_array_equal(by_reading.latents, told.latents)
     mine = pipeline.edit(photo, source={"text": "a man"}, read=read, mask=mask, text=THEN, steps=5)
     assert mine.parameters["edit"]["source"] == {"mask": "array 128x128", "text": "a man"}
+    assert mine.parameters["edit"]["read"] == ["mask"]
+
+
+def test_nothing_is_read_where_the_source_says_all(pipeline, photo, mask):
+    def read(pixels):
+        raise AssertionError("nobody asked")
+
+    told = pipeline.edit(photo, source={"mask": mask, "text": NOW}, read=read, text=THEN, steps=5)
+    assert told.parameters["edit"]["read"] == []
+
+
+@pytest.mark.parametrize(
+    ("wanted", "stays"), [({"mask": "other"}, {"mask", "text"}), ({"text": THEN}, {"text"})], ids=["mask", "text"]
+)
+def test_of_what_is_read_the_sentence_stays_but_not_the_mask(wanted, stays, pipeline, photo, mask, other_mask):
+    """A mask says nothing of hair's colour, which stays; but a sentence may ask for other hair than a mask has."""
+    wanted = {name: other_mask if name == "mask" else value for name, value in wanted.items()}
+    result = pipeline.edit(photo, read=lambda pixels: {"mask": mask, "text": NOW}, steps=5, **wanted)
+    assert set(result.parameters["conditions"]) == set(result.parameters["edit"]["source"]) == stays
+    source = {name: value for name, value in {"mask": mask, "text": NOW}.items() if name in stays}
+    told = pipeline.edit(photo, source=source, steps=5, **source | wanted)
+    np.testing.assert_array_equal(result.latents, told.latents)
+
+
+def test_notes_and_warnings_are_said_once(pipeline, photo, mask_file, caplog):
+    caplog.set_level("INFO")
+    source = {"mask": mask_file, "text": "This guy has stubble."}
+    result = pipeline.edit(photo, source=source, text="This guy has a beard.", keep="background", steps=5)
+    assert len(caplog.messages) == len(set(caplog.messages))
+    assert [line.split(":")[0] for line in caplog.messages] == ["mask face.png", "text"]
+    assert result.warnings == [line for line in caplog.messages if "never learned 'guy' (say 'man')" in line]
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ({"text": " "}, "source text: it is empty"),
+        ({"text": "a\0"}, "source text: control character U+0000"),
+        ({"mask": "nowhere.png"}, "source mask nowhere.png: there is no such file"),
+        ({"mask": np.full((8, 8), 99)}, "source mask array: label 99"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("keep", ["", "background"])
+def test_what_is_wrong_with_the_source_is_said_to_be_the_sources(source, words, keep, pipeline, photo, mask):
+    with pytest.raises(BadInput) as raised:
+        pipeline.edit(photo, source={"mask": mask, **source}, text=THEN, keep=keep, steps=5)
+    assert str(raised.value).startswith(words)
+
+
+def test_what_is_wrong_with_what_is_wanted_is_not(pipeline, photo, mask):
+    for source in ({"text": NOW}, {"mask": mask, "text": NOW}):
+        with pytest.raises(BadInput, match="^mask nowhere.png: there is no such file"):
+            pipeline.edit(photo, source=source, mask="nowhere.png", text=THEN, steps=5)
 
 
 def test_without_that_the_inversion_does_without_it_and_says_so(pipeline, photo, mask, caplog):
@@ -245,9 +302,14 @@ def test_the_record_tells_the_whole_edit(pipeline, photo, mask):
     [
         ({"text": THEN}, "nothing says what the image shows now; give the source's text"),
         ({}, "give at least one of mask, text"),
-        ({"text": THEN, "source": {"sketch": "s.png"}}, "'sketch'; faces-128 knows mask, text"),
+        ({"text": THEN, "source": {"sketch": "s.png"}}, "source: 'sketch'; faces-128 knows mask, text"),
+        ({"conditions": {"sketch": "s.png"}}, "condition: 'sketch'; faces-128 knows mask, text"),
+        ({"text": THEN, "without": ["sketch"]}, "without: 'sketch'; faces-128 knows mask, text"),
+        ({"text": THEN, "source": {"text": NOW}, "without": ["text"]}, "without: it leaves no condition"),
         ({"text": THEN, "source": {"text": NOW}, "strength": 1.5}, "strength: 1.5 is outside 0-1"),
         ({"text": THEN, "source": {"text": NOW}, "strength": float("nan")}, "strength: nan"),
+        ({"text": THEN, "source": {"text": NOW}, "strength": 0}, "strength: 0 of 50 steps is none; give 0.02 or more"),
+        ({"text": THEN, "source": {"text": NOW}, "strength": 0.04, "steps": 10}, "0.04 of 10 steps is none"),
         ({"text": THEN, "source": {"text": NOW}, "steps": 7}, "take 5 or 8"),
         ({"text": THEN, "source": {"text": NOW}, "alphas": [float("inf")]}, "alphas: inf"),
         ({"text": THEN, "source": {"text": NOW}, "alphas": []}, "number of alphas: 0"),
@@ -281,7 +343,7 @@ def test_a_model_without_an_encoder_edits_nothing(bundle, photo):
         pipeline.edit(photo, source={"text": NOW}, text=THEN)
 
 
-@pytest.mark.parametrize(("strength", "expected"), [(1.0, [751, 501, 251, 1]), (0.5, [251, 1]), (0.0, [1])])
+@pytest.mark.parametrize(("strength", "expected"), [(1.0, [751, 501, 251, 1]), (0.5, [251, 1]), (0.2, [1])])
 def test_the_last_steps_are_those_nearest_to_the_image(strength, expected, bundle):
     table = inversion.last_steps(solvers.ddim(bundle.manifest.schedule, 4), strength)
     assert table.timesteps.tolist() == expected

@@ -29,9 +29,16 @@ def test_a_photo_is_described_by_its_labels_and_the_sentence_that_fits_best(answ
     assert found["text"] == QUESTIONS[expected].sentence
 
 
-def test_a_model_with_an_exam_can_be_read(exams):
+def test_a_model_with_an_exam_can_be_read_and_who_reads_is_said(exams, caplog):
+    caplog.set_level("INFO")
     reading = reading_for("faces-128")
-    assert reading is not None and set(reading(coded(labels_of(1)[0], [1, 2]))) == {"mask", "text"}
+    assert reading is not None and caplog.messages == []
+    assert set(reading(coded(labels_of(1)[0], [1, 2]))) == {"mask", "text"}
+    assert "by the judge of the exam of faces-128, which knows images like its model's only" in caplog.text
+
+
+def test_the_judge_that_is_shipped_knows_painted_portraits():
+    assert Exam.of("faces-128").paper.knows == "painted portraits"
 
 
 def test_another_cannot():

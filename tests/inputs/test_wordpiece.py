@@ -106,3 +106,16 @@ def test_the_embedded_vocabulary_reads_its_own_sentences(bundle):
     words = WordPiece.from_file(bundle.path("vocab.txt"))
     tokens = words.encode("This man has a long beard. He is in his fifties.", 32)
     assert (tokens.unknown, tokens.dropped, len(tokens.ids)) == ([], 0, 32)
+
+
+@pytest.mark.parametrize(
+    ("text", "known"), [("a xyz", True), ("xyz", False), (",", False), ("", False), ("\u200b", False)]
+)
+def test_a_text_is_known_if_any_word_of_it_is(words, text, known):
+    assert words.encode(text, 8).known is known
+
+
+def test_whole_words_are_listed_unless_there_are_parts_too(words, bundle):
+    assert words.words == []
+    assert WordPiece(["[PAD]", "man", ",", "a"]).words == ["a", "man"]
+    assert len(WordPiece.from_file(bundle.path("vocab.txt")).words) == 38
