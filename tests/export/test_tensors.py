@@ -287,6 +287,7 @@ BAD = {
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested")
+@pytest.mark.filterwarnings("ignore:`torch.jit")
 @pytest.mark.parametrize(("make", "words"), BAD.values(), ids=BAD)
 def test_a_file_that_cannot_be_used_is_named_with_the_reason(tmp_path, make, words):
     make(tmp_path / "model.pt")
