@@ -193,15 +193,24 @@ def _wrong_vocabulary(description: Description) -> Iterator[str]:
 
 def model_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """The names and shapes of all weights of a model."""
+    return _shapes(_without_numbers(config))
+
+
+def _without_numbers(config: ModelConfig) -> CollaborativeModel:
     with torch.device("meta"):
-        return {name: tuple(weight.shape) for name, weight in CollaborativeModel(config).state_dict().items()}
+        return CollaborativeModel(config)
+
+
+def _shapes(model: CollaborativeModel) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
 
 
 def _check_shapes(name: str, description: Description, shapes: Mapping[str, tuple[int, ...]]) -> None:
     try:
         with warnings.catch_warnings(action="ignore"):  # of torch, about empty weights
-            expected = model_shapes(description.config)
-            _try_out(description)
+            model = _without_numbers(description.config)
+            expected = _shapes(model)
+            _try_out(description, model)
     except (ValueError, RuntimeError, ArithmeticError, LookupError, TypeError, AssertionError) as error:
         raise BadArtefact(f"checkpoint {name}", f"its description makes no model ({plain(error)})", _HELP) from None
     wrong = sorted(set(expected) ^ set(shapes))
@@ -214,11 +223,10 @@ def _check_shapes(name: str, description: Description, shapes: Mapping[str, tupl
             raise BadArtefact(f"checkpoint {name}", seen, _HELP)
 
 
-def _try_out(description: Description) -> None:
+def _try_out(description: Description, model: CollaborativeModel) -> None:
     """Every network once, without numbers: any error of torch means that sizes do not go together."""
     latent = torch.empty(1, *description.latent_shape, device="meta")
     with torch.device("meta"):
-        model = CollaborativeModel(description.config)
         for modality in description.modalities:
             expert, words = model.expert(modality.name), modality.kind == "words"
             inputs = torch.empty(1, *modality.input_shape, dtype=torch.int64 if words else torch.float32)
