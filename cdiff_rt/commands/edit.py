@@ -71,7 +71,7 @@ Examples:
     EDITING,
     "--iterations",
     "Set imagic's training steps for embedding and network.",
-    type=(int, int),
+    type=(click.IntRange(1), click.IntRange(1)),
     metavar="N N",
     default=STAGES,
 )

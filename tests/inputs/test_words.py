@@ -7,7 +7,7 @@ from cdiff_rt.inputs.words import LONGEST_TEXT, check_text, tell_unknown
 MARKS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "."]
 LIST = WordPiece([*MARKS, "man", "has", "blond", "white", "beard"])
 PARTS = WordPiece([*MARKS, "man", "has", "##s", "!"])
-SYNONYMS = {"with": "has", "guy": "man"}
+SYNONYMS = {"with": "has", "guy": "man", "blondy": "white"}
 
 
 @pytest.mark.parametrize(
@@ -76,6 +76,7 @@ def test_of_known_words_nothing_is_said_whatever_marks_stand_between_them(text, 
         ("blonde", "'blonde' (say 'blond')"),  # spelt alike
         ("beards", "'beards' (say 'beard')"),
         ("Guy", "'guy' (say 'man')"),  # a synonym
+        ("blondy", "'blondy' (say 'white')"),  # the bundle knows better
         ("with", "'with' (say 'has')"),  # a synonym, and not 'white'
         ("whit", "'whit'"),  # too short to guess
         ("purple", "'purple'"),
