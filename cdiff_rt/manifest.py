@@ -226,6 +226,7 @@ def _odd_numbers(manifest: Manifest) -> Iterator[str]:
     schedule = manifest.schedule
     if not 1 / LARGEST_SCALE < manifest.latent_scale < LARGEST_SCALE:
         yield f"latent_scale {manifest.latent_scale}"
+    yield from _odd_size(TensorSpec("latent_shape", manifest.latent_shape, ""))
     if manifest.image_size < 0:
         yield f"image_size {manifest.image_size}"
     if not 2 <= schedule.train_steps <= LONGEST_SCHEDULE:
