@@ -10,7 +10,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -137,7 +137,7 @@ class Bundle:
     folder: Path  # where it came from
     manifest: Manifest
     manifest_hash: str  # sha256 of the manifest's file
-    content: Mapping[str, bytes]  # of every file that the manifest names
+    content: Mapping[str, bytes] = field(repr=False)  # of every file that the manifest names
 
     @classmethod
     def open(cls, folder: Path) -> "Bundle":

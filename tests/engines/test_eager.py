@@ -110,11 +110,11 @@ def test_a_description_that_its_weights_do_not_make_is_refused_in_no_time(part, 
     begun = time.process_time()
     with pytest.raises(BadArtefact, match="its weights do not make its model"):
         load(with_source(bundle, part, **changes), "vae.decode" if part == "vae" else "time.text", Placement("cpu"))
-    assert time.process_time() - begun < 2
+    assert time.process_time() - begun < 5
 
 
 def test_a_model_that_memory_cannot_hold_is_no_fault_of_the_bundle(bundle, monkeypatch):
-    monkeypatch.setattr(eager, "fp32", lambda content, place: np.zeros(2**60))
+    monkeypatch.setattr(eager, "fp32", lambda content, place: np.zeros(2**50))
     with pytest.raises(OutOfResource, match="loading vae: .*close other programs"):
         eager.load_part(bundle, "vae")
 
@@ -133,6 +133,8 @@ def test_another_bundle_in_the_same_folder_has_weights_of_its_own(bundle):
     content = bytearray(bundle.content["weights.safetensors"])
     content[-2:] = b"\x00\x3c"
     digests = bundle.manifest.files | {"weights.safetensors": "another"}
-    other = replace(bundle, manifest=replace(bundle.manifest, files=digests), content={"weights.safetensors": content})
+    other = replace(
+        bundle, manifest=replace(bundle.manifest, files=digests), content={"weights.safetensors": bytes(content)}
+    )
     assert load(other, "vae.decode", place)._module is not one._module
     assert load(bundle, "vae.encode", place)._module is one._module
