@@ -138,7 +138,7 @@ class Bundle:
     folder: Path  # where it came from
     manifest: Manifest
     manifest_hash: str  # sha256 of the manifest's file
-    content: Mapping[str, bytes]  # of every file that the manifest names
+    content: Mapping[str, bytes] = field(repr=False)  # of every file that the manifest names
 
     @classmethod
     def open(cls, folder: Path) -> "Bundle":
@@ -227,6 +227,7 @@ def _odd_numbers(manifest: Manifest) -> Iterator[str]:
     schedule = manifest.schedule
     if not 1 / LARGEST_SCALE < manifest.latent_scale < LARGEST_SCALE:
         yield f"latent_scale {manifest.latent_scale}"
+    yield from _odd_size(TensorSpec("latent_shape", manifest.latent_shape, ""))
     if manifest.image_size < 0:
         yield f"image_size {manifest.image_size}"
     if not 2 <= schedule.train_steps <= LONGEST_SCHEDULE:

@@ -101,7 +101,7 @@ def load_part(bundle: Bundle, part: str) -> nn.Module:
     """A part of the bundle's model in fp32, its weights read one by one. Raises BadArtefact, OutOfResource."""
     content = bundle.content[bundle.manifest.weights]
     try:
-        stored = places(content)
+        stored = {name: place for name, place in places(content).items() if name.startswith(f"{part}.")}
         with torch.device("meta"), at_most(len(stored)):
             module = build_part(schema.from_json(ModelConfig, bundle.manifest.source, "source"), part)
         weights = {name: torch.from_numpy(fp32(content, stored[f"{part}.{name}"])) for name in module.state_dict()}

@@ -19,8 +19,10 @@ _TENSORS, _NOT_PLAIN = (5, 10), (6, 11, 22, 23)  # of an attribute: tensors; gra
 _SHAPE, _TYPE, _NAME, _EXTERNAL, _LOCATED = 1, 2, 8, 13, 14  # of a tensor
 _KEY, _VALUE = 1, 2  # of an entry that says where a tensor lies
 
-_NEVER: tuple[bytes, ...] = (b"If", b"Loop", b"Scan", b"SequenceMap")  # they run graphs within the graph
-_NEVER += (b"ConstantOfShape", b"OneHot", b"RandomNormal", b"RandomUniform", b"Range", b"Tile")  # a few bytes, any size
+_NEVER = (
+    *(b"If", b"Loop", b"Scan", b"SequenceMap"),  # run graphs within the graph
+    *(b"ConstantOfShape", b"OneHot", b"RandomNormal", b"RandomUniform", b"Range", b"Tile"),  # a few bytes, any size
+)
 _SUSPECT = (*_NEVER, b"location")  # nodes without these bytes need no closer look
 _DOMAINS = ("", "ai.onnx")  # a library knows the operators of those alone that a graph imports
 _DTYPES = {1: "F32", 2: "U8", 3: "I8", 5: "I16", 6: "I32", 7: "I64", 9: "BOOL", 10: "F16", 11: "F64", 16: "BF16"}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cdiff_rt.engines.base import Placement, check_inputs, check_signature, device_spec, failure
+from cdiff_rt.engines.base import Placement, check_inputs, check_outputs, check_signature, device_spec, failure
 from cdiff_rt.engines.graphs import Graph, graph_of
 from cdiff_rt.errors import BadEnvironment
 from cdiff_rt.extras import install
@@ -38,7 +38,9 @@ class OrtEngine:
             outputs = self._session.run(self._outputs, inputs)
         except Exception as error:  # onnxruntime's own exceptions share no base class but this
             raise failure(self.spec, "onnxruntime", error, inputs) from error
-        return dict(zip(self._outputs, outputs, strict=True))
+        found = dict(zip(self._outputs, outputs, strict=True))
+        check_outputs(self.spec, found)
+        return found
 
     def close(self) -> None:
         del self._session

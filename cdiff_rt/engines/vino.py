@@ -11,7 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from cdiff_rt.engines.base import Placement, Precision, Signature, check_inputs, check_signature, failure, precision_of
+from cdiff_rt.engines.base import (
+    Placement,
+    Precision,
+    Signature,
+    check_inputs,
+    check_outputs,
+    check_signature,
+    failure,
+    precision_of,
+)
 from cdiff_rt.engines.graphs import Graph, at_address, graph_of
 from cdiff_rt.engines.recent import Recent
 from cdiff_rt.errors import BadEnvironment, OutOfResource
@@ -52,6 +61,7 @@ class VinoEngine:
         except Exception as error:
             raise failure(self.spec, "openvino", error, inputs) from error
         named = {name: outputs[name] for outputs in found for names in outputs.names() for name in names}
+        check_outputs(self.spec, named)
         return {tensor.name: named[tensor.name] for tensor in self.spec.outputs}
 
     def close(self) -> None:

@@ -216,7 +216,13 @@ def test_names_that_are_no_plain_file_of_the_folder_are_refused(name, folder):
         ('{"a": {"b": 1, "b": 2}}', "'b' stands twice"),
         ("[" * 100_000, "not valid JSON"),
         ('{"a":' * 100_000, "not valid JSON"),
-        ("1" * 5000, "not valid JSON"),
+        ("1" * 5000, "11111111111111111111 is no number that can be used"),
+        ('{"a": -1%s}' % ("0" * 30), "is no number"),
+        ('{"a": 1e400}', "1e400 is no number"),
+        ('{"a": NaN}', "NaN is no number"),
+        ('{"a": [-Infinity]}', "-Infinity is no number"),
+        ('{"a":' * 51 + "1" + "}" * 51, "nested more than 50 deep"),
+        ("[" * 900 + "1" + "]" * 900, "nested more than 50 deep"),
         ("[]", "format None"),
         ("null", "format None"),
         ("{}", "format None"),
@@ -317,6 +323,66 @@ def test_a_value_that_cannot_be_is_refused(place, value, folder):
     part[place[-1]] = value
     write(folder, data)
     with pytest.raises(BadArtefact):
+        Bundle.open(folder)
+
+
+BOMBS = [
+    (("schedule", "train_steps"), 10**9, "timesteps"),
+    (("schedule", "train_steps"), 1, "timesteps"),
+    (("schedule", "beta_start"), 0, "beta 0"),
+    (("schedule", "beta_end"), 2.0, "to 2.0"),
+    (("schedule", "beta_end"), 0.99, "to 0.99"),
+    (("latent_shape",), [16, 10**9, 10**9], "'latent_shape' has the shape"),
+    (("latent_shape",), [8, 16, 16], "does not take z"),
+    (("latent_shape",), [16, 0, 16], "'latent_shape' has the shape"),
+    (("latent_shape",), [1] * 300_000, "'latent_shape' has the shape"),
+    (("latent_scale",), 0, "latent_scale 0"),
+    (("latent_scale",), 1e300, "latent_scale 1e"),
+    (("image_size",), 10**9, "does not give image"),
+    (("image_size",), -1, "image_size -1"),
+    (("modalities", 0, "classes"), 10**9, "the shape [1000000000, 1024]"),
+    (("modalities", 0, "classes"), 0, "the shape [0, 1024]"),
+    (("modalities", 0, "size"), 10**9, "modality mask"),
+    (("modalities", 1, "tokens"), 10**9, "modality text"),
+    (("modalities", 1, "tokens"), 1, "1 word pieces"),
+    (("modalities", 1, "tokens"), 31, "condition.text does not take inputs int64 ['batch', 31]"),
+    (("modalities", 0, "name"), "seed", "that of a setting"),
+    (("modalities", 0, "name"), "text", "two modalities have the name 'text'"),
+    (("modalities", 0, "name"), "\x1b[31m", "cannot be a name"),
+    (("name",), "a\nb", "cannot be a name"),
+    (("networks", "expert.mask", "inputs"), [], "expert.mask does not take"),
+    (("networks", "condition.mask", "outputs"), [], "condition.mask does not give"),
+    (("networks", "time.mask", "outputs", 0, "shape"), [], "time.mask does not give"),
+    (("networks", "time.mask", "outputs", 0, "shape"), ["steps", 7], "expert.mask does not take"),
+    (("networks", "expert.mask", "outputs", 0, "shape"), ["batch", 16, 256], "expert.mask does not give"),
+    (("networks", "expert.mask", "outputs", 1, "dtype"), "float64", "expert.mask does not give"),
+    (("networks", "expert.mask", "inputs", 0, "shape"), ["batch", -16, 16, 16], "the shape ['batch', -16"),
+    (("networks", "vae.encode", "outputs", 0, "name"), "other", "vae.encode does not give mean"),
+]
+
+
+@pytest.mark.parametrize(("place", "value", "words"), BOMBS, ids=lambda value: repr(value)[:40])
+def test_what_no_run_could_use_or_end_is_refused_before_any_work(place, value, words, folder):
+    data = part = read(folder)
+    for key in place[:-1]:
+        part = part[key]
+    part[place[-1]] = value
+    write(folder, data)
+    begun = time.process_time()
+    with pytest.raises(BadArtefact) as raised:
+        Bundle.open(folder)
+    assert words in str(raised.value) and str(raised.value).isprintable() and len(str(raised.value)) < 500
+    assert time.process_time() - begun < 1
+
+
+@pytest.mark.parametrize(("field", "most"), [("modalities", 64), ("files", 1000)])
+def test_very_many_parts_are_refused(field, most, folder):
+    data = read(folder)
+    names = [f"part{i}" for i in range(most + 1)]
+    surplus = [data["modalities"][0] | {"name": name} for name in names], dict.fromkeys(names, OWN_HASH)
+    data[field] = surplus[field == "files"]
+    write(folder, data)
+    with pytest.raises(BadArtefact, match=f"names {most + 1} {field}, more than {most}"):
         Bundle.open(folder)
 
 

@@ -1,5 +1,8 @@
 import dataclasses
 import json
+import os
+import pickle
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -14,7 +17,7 @@ import cdiff_rt
 from cdiff_rt import runners as module
 from cdiff_rt.errors import BadArtefact, BadInput, BadRequest
 from cdiff_rt.inputs.inpainting import Inpainting
-from cdiff_rt.manifest import MODELS, find_model, sha256
+from cdiff_rt.manifest import MODELS, NAME, Bundle, find_model, sha256
 from cdiff_rt.pipeline import Pipeline
 from cdiff_rt.sampling import noise
 from cdiff_rt.settings import Influence
@@ -544,3 +547,56 @@ def test_the_order_is_that_of_the_masks_given_and_not_of_the_one_that_was_seen(m
     seen = pipeline.edit(photo, read=lambda photo: {"mask": mask}, **theirs)
     for made in (given, seen):
         np.testing.assert_array_equal(made.images, usual.images)
+
+
+def cut(path: Path) -> None:
+    os.truncate(path, 10)
+
+
+def overwritten(path: Path) -> None:
+    """In its place, by as many bytes: who has the file mapped or open sees them."""
+    with path.open("r+b") as file:
+        file.write(bytes(path.stat().st_size))
+
+
+def replaced(path: Path) -> None:
+    path.with_suffix(".new").write_bytes(b"of another model")
+    path.with_suffix(".new").replace(path)
+
+
+@pytest.mark.parametrize(
+    ("backend", "change"),
+    [
+        *(("onnxruntime", change) for change in (cut, overwritten, replaced, Path.unlink)),
+        *(pytest.param("openvino", change, marks=pytest.mark.slow) for change in (cut, Path.unlink)),
+        *(("openvino", overwritten), ("torch", overwritten)),
+        pytest.param("torch", cut, marks=pytest.mark.slow),
+    ],
+    ids=lambda value: getattr(value, "__name__", value),
+)
+def test_what_becomes_of_a_bundle_that_is_open_changes_no_image(backend, change, tiny_bundle, tmp_path):
+    """Before the first engine loads; and before the next, of another modality and another size of batch."""
+    wanted = {"text": "a man has a beard.", "steps": 1, "seed": 3}
+    both = {**wanted, "mask": np.ones((4, 4), np.uint8), "batch": 2}
+    with Pipeline(Bundle.open(tiny_bundle), backend) as intact:
+        expected = intact.generate(**wanted), intact.generate(**both)
+    early, late = (Bundle.open(Path(shutil.copytree(tiny_bundle, tmp_path / name))) for name in ("early", "late"))
+    with Pipeline(early, backend) as first, Pipeline(late, backend) as second:
+        second.generate(**wanted)
+        for path in (*early.folder.iterdir(), *late.folder.iterdir()):
+            change(path)
+        found = first.generate(**wanted), second.generate(**both)
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(ours.latents, theirs.latents)
+        np.testing.assert_array_equal(ours.images, theirs.images)
+        assert ours.parameters == theirs.parameters
+
+
+def test_a_pipeline_does_not_arrive_elsewhere_with_another_bundle(tiny_bundle, tmp_path):
+    folder = Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+    sent = pickle.dumps(Pipeline(Bundle.open(folder)))
+    assert pickle.loads(sent).bundle.content
+    manifest = Bundle.open(folder).manifest
+    (folder / NAME).write_text(dataclasses.replace(manifest, licence="another").to_json())
+    with pytest.raises(BadArtefact, match="another than the pipeline was opened with"):
+        pickle.loads(sent)
