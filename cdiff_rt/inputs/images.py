@@ -267,6 +267,8 @@ def _check_length(length: int, what: str, name: str, largest: int) -> None:
 
 def check_size(name: str, what: str, image: Image.Image | containers.Content) -> None:
     width, height = image.size
+    if not min(width, height):
+        raise BadInput(f"{what} {name}", f"{width}x{height} pixels", "give one that is not empty")
     if width * height > LARGEST_IMAGE or max(width, height) > LONGEST_SIDE:
         most = f"scale it to at most {LARGEST_IMAGE // 1_000_000} megapixels, and {LONGEST_SIDE} pixels a side"
         raise BadInput(f"{what} {name}", f"{width}x{height} pixels", most)

@@ -344,6 +344,12 @@ def test_so_does_one_that_may_not_be_opened(kind, error, tmp_path, monkeypatch, 
     check_refused(run(*OPTIONS[kind], tmp_path / "a.png", "--out", tmp_path / "out"), 3, words)
 
 
+@pytest.mark.parametrize("read", [lambda image: images.read_photo(image, 8), images.read_region])
+def test_an_empty_picture_is_refused(read):
+    with pytest.raises(BadInput, match="0x5 pixels"):
+        read(Image.new("RGB", (0, 5)))
+
+
 def test_a_device_is_not_even_opened(monkeypatch):
     monkeypatch.setattr("cdiff_rt.inputs.images.os.open", None)
     with pytest.raises(BadInput, match="a pipe or a device"):
