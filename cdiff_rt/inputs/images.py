@@ -23,6 +23,7 @@ from cdiff_rt.notes import log
 
 LARGEST_FILE = 64 * 2**20  # bytes
 LARGEST_IMAGE = 25_000_000  # pixels; checked before decoding
+LONGEST_SIDE = 2**16 - 1  # pixels, that of JPEG; decoders take memory for some rows at once
 LARGEST_DECODED = 2**23  # pixels of a JPEG; a larger one is decoded at half its width and height
 STRIP = 2**20  # pixels that are converted at once
 REMARKS = "remarks"  # on a picture's colours, among Pillow's infos
@@ -266,8 +267,10 @@ def _check_length(length: int, what: str, name: str, largest: int) -> None:
 
 def check_size(name: str, what: str, image: Image.Image | containers.Content) -> None:
     width, height = image.size
-    if width * height > LARGEST_IMAGE:
-        most = f"scale it to at most {LARGEST_IMAGE // 1_000_000} megapixels"
+    if not min(width, height):
+        raise BadInput(f"{what} {name}", f"{width}x{height} pixels", "give one that is not empty")
+    if width * height > LARGEST_IMAGE or max(width, height) > LONGEST_SIDE:
+        most = f"scale it to at most {LARGEST_IMAGE // 1_000_000} megapixels, and {LONGEST_SIDE} pixels a side"
         raise BadInput(f"{what} {name}", f"{width}x{height} pixels", most)
 
 

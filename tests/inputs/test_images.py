@@ -14,7 +14,7 @@ from PIL import Image
 from cdiff_rt.errors import BadInput
 from cdiff_rt.inputs import images
 from tests.command_line import check_refused, run
-from tests.conftest import zeros_png
+from tests.conftest import png_chunk, zeros_png
 
 RNG = np.random.default_rng(0)
 PICTURE = RNG.integers(0, 256, (64, 64, 3), np.uint8)
@@ -142,11 +142,19 @@ def scans(path):
 
 
 def forged(path):
-    """A header of 25 megapixels before data for 2,000 bytes."""
+    """A header of 25 megapixels before data for 100 rows of 100."""
     zeros_png(path, 100)
-    whole = bytearray(path.read_bytes())
-    whole[16:24] = struct.pack(">II", 5000, 5000)
-    path.write_bytes(whole)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:8] + png_chunk(b"IHDR", struct.pack(">IIBBBBB", 5000, 5000, 8, 0, 0, 0, 0)) + whole[33:])
+
+
+def one_row(path):
+    """25 megapixels of 64 bits in one row, of which decoders would keep two or three."""
+    forged(path)
+    whole = path.read_bytes()
+    path.write_bytes(
+        whole[:8] + png_chunk(b"IHDR", struct.pack(">IIBBBBB", 25_000_000, 1, 16, 6, 0, 0, 0)) + whole[33:]
+    )
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is measured on Linux")
@@ -161,6 +169,7 @@ def forged(path):
         ("mask", "black.png", lambda path: zeros_png(path, 5000), 256),
         ("mask", "forged.png", forged, 8),
         ("photo", "forged.png", forged, 8),
+        ("photo", "row.png", one_row, 8),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -168,7 +177,8 @@ def test_memory_and_time_are_bounded(kind, name, write, most, tmp_path, root):
     write(tmp_path / name)
     said, taken, seconds = measured(kind, tmp_path / name, root)
     assert taken < most and seconds < 10, f"{taken} MiB, {seconds} s"
-    assert ("cannot be read" in said) == (name in ("scans.jpg", "forged.png"))
+    words = {"scans.jpg": "scans", "forged.png": "bytes of its pixels are missing", "row.png": "25000000x1 pixels"}
+    assert words.get(name, "read") in said
 
 
 def test_a_large_jpeg_that_is_decoded_at_half_is_the_same_picture(monkeypatch):
@@ -332,6 +342,18 @@ def test_so_does_one_that_may_not_be_opened(kind, error, tmp_path, monkeypatch, 
     monkeypatch.chdir(root)
     words = f"it cannot be read ({os.strerror(error)})"
     check_refused(run(*OPTIONS[kind], tmp_path / "a.png", "--out", tmp_path / "out"), 3, words)
+
+
+@pytest.mark.parametrize("read", [lambda image: images.read_photo(image, 8), images.read_region])
+def test_an_empty_picture_is_refused(read):
+    with pytest.raises(BadInput, match="0x5 pixels"):
+        read(Image.new("RGB", (0, 5)))
+
+
+def test_a_device_is_not_even_opened(monkeypatch):
+    monkeypatch.setattr("cdiff_rt.inputs.images.os.open", None)
+    with pytest.raises(BadInput, match="a pipe or a device"):
+        images.read_region("/dev/zero")
 
 
 @pytest.mark.parametrize("mode", ["LA", "RGBA"])
