@@ -170,9 +170,7 @@ def test_a_command_on_one_extra_works_or_says_in_a_line_what_it_lacks(command, e
         assert error.startswith("error: ") or command == "doctor"
         for wanted in re.findall(r"pip install '\.\[([a-z-]+)\]'", error):
             assert wanted in EXTRAS and wanted != extra
-        assert status != 5 or re.search(
-            "not installed|neither .* is installed|No module named|no NVIDIA|no GPU", error
-        )
+        assert status != 5 or re.search("not installed|neither .* is installed|No module named|no NVIDIA|no GPU", error)
     if command in MAKES and (command != "imagic" or status):
         assert (status == 0) == (extra in MAKES[command]), notes
 
