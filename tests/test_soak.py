@@ -24,7 +24,7 @@ if backend == "device":
 pages, kept, rng = os.sysconf("SC_PAGE_SIZE"), [], np.random.default_rng(0)
 for number in range(runs):
     solver = [*SOLVERS][number % len(SOLVERS)]
-    steps, batch = (1, 3, 9)[number % 3] if solver == "ddim" else 2 + number % 4, 1 + int(rng.integers(9))
+    steps, batch = (1, 2, 4)[number % 3] if solver == "ddim" else 2 + number % 4, 1 + int(rng.integers(9))
     mask = {"mask": rng.integers(0, 5, (4, 4), np.uint8)} if number % 2 else {}
     made = pipeline.generate(text=("a man", "a woman")[number // 2 % 2], conditions=mask, solver=solver, steps=steps, batch=batch)
     if leak:

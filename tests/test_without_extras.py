@@ -1,23 +1,37 @@
 """What is left when no optional library is installed: everything imports, and `doctor` says what is missing."""
 
+import re
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
 from packaging.requirements import Requirement
+from PIL import Image
 
 from cdiff_rt.engines.backends import BACKENDS
+from cdiff_rt.engines.cuda import why_no_device
+from cdiff_rt.extras import BREAKS, install
 from tests.test_layout import HEAVY, NO_TORCH, SOURCES
 
 ROOT = Path(__file__).parents[1]
 NVIDIAS = ("nvidia", "cuda", "tensorrt", "triton", "onnxruntime-gpu")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 EXTRAS = PROJECT["project"]["optional-dependencies"]
-HIDE = f"""
+BROUGHT = {  # package -> its modules, of those that come with another name or with other packages
+    "ray": {"ray", "pandas", "pyarrow", "filelock"},
+    "scikit-image": {"skimage", "scipy"},
+    "onnxruntime-gpu": {"onnxruntime"},
+    "torch": {"torch", "filelock", "triton"},
+    "tensorrt-cu13": {"tensorrt"},
+    "tensorrt-rtx-cu13": {"tensorrt_rtx"},
+}
+OPTIONAL = HEAVY | {"tensorrt_rtx", "scipy", "pandas", "pyarrow"}
+HIDE = """
 import sys
-hidden = {sorted(HEAVY | {"tensorrt_rtx", "scipy"})}
+hidden = {}
 class Hidden:
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in hidden:
@@ -29,8 +43,9 @@ importlib.util.find_spec = lambda name, package=None: None if name.split(".")[0]
 """
 
 
-def without_libraries(code):
-    done = subprocess.run([sys.executable, "-c", HIDE + code], capture_output=True, text=True, cwd=ROOT, check=False)
+def without_libraries(code, hidden=OPTIONAL):
+    program = HIDE.format(sorted(hidden)) + code
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=False)
     return done.returncode, done.stdout, done.stderr
 
 
@@ -51,7 +66,10 @@ def test_doctor_says_what_is_missing_and_what_it_is_for():
     assert status == 5
     for name, backend in BACKENDS.items():
         (row,) = [line for line in told.splitlines() if line.startswith(f"backend {name} ")]
-        assert "not installed" in row and backend.requires[0] in row and f"[{backend.extra}]" in row
+        if backend.device == "cuda" and why_no_device():
+            assert row.endswith(why_no_device())  # nobody should install gigabytes to learn that
+        else:
+            assert "not installed" in row and backend.requires[0] in row and f"[{backend.extra}]" in row
 
 
 @pytest.mark.parametrize("command", ["generate --text x --out y.png", "export --checkpoint x --out y", "bench time"])
@@ -93,3 +111,75 @@ def test_extras_that_break_each_other_are_told_to_tools_that_install_all():
     with_cpu = {extra for extra in EXTRAS if "onnxruntime" in needed_by(extra)}
     with_gpu = {extra for extra in EXTRAS if "onnxruntime-gpu" in needed_by(extra)}
     assert with_gpu == {"gpu"} and told == {frozenset((cpu, "gpu")) for cpu in with_cpu}
+    assert dict.fromkeys(with_cpu, "onnxruntime-gpu") | {"gpu": "onnxruntime"} == BREAKS
+
+
+# --- every command on every extra alone ------------------------------------------------------------------------------
+
+ALONE = {extra: set().union(*(BROUGHT.get(n, {n}) for n in needed_by(extra))) for extra in EXTRAS if extra != "test"}
+BEST = {"openvino": "openvino", "torch": "torch", "tensorrt": "torch", "tensorrt-rtx": "torch", "ray": "onnxruntime"}
+COMMANDS = {
+    "generate": "generate --backend {backend} --text man --steps 1 --out {out}/a.png",
+    "generate by default": "generate --text man --steps 1 --out {out}/b.png",
+    "generate auto": "generate --backend auto --text man --steps 1 --out {out}/c.png",
+    "jobs": "generate --backend {backend} --jobs {out}/jobs.jsonl --out {out}/jobs",
+    "jobs on ray": "generate --backend {backend} --jobs {out}/jobs.jsonl --out {out}/jobs --ray 1",
+    "edit": "edit --backend {backend} --image {out}/photo.png --text man --tier turbo --out {out}/d.png",
+    "imagic": "edit --backend {backend} --image {out}/photo.png --text man --method imagic --iterations 1 1 "
+    "--steps 1 --out {out}/e.png",
+    "export": "export --checkpoint {out}/none.ckpt --out {out}/bundle",
+    "export to tensorrt": "export --model faces-128 --target tensorrt",
+    "export to tensorrt-rtx": "export --model faces-128 --target tensorrt-rtx --compute-capability 1.0",
+    "bench time": "bench time --backend {backend} --precision fp16",
+    "bench step": "bench step --backend tensorrt",
+    "bench quality": "bench quality --backend {backend} --pairs 2 --steps 1",
+    "bench drift": "bench drift --backend {backend} --pairs 2 --tier none",
+    "bench budget": "bench budget --model none",
+    "bench budget of a model": "bench budget",
+    "doctor": "doctor",
+}
+QUICK = {("edit", "openvino"), ("edit", "torch"), ("bench budget of a model", "cpu"), ("export to tensorrt", "torch")}
+MAKES = {  # what works on an extra alone, of what takes the longest not to
+    "edit": {"cpu", "gpu", "quality", "export", "openvino"},  # others are told to say what the picture shows
+    "bench budget of a model": {"tensorrt-rtx"},
+    "imagic": {"torch", "gpu", "export", "tensorrt", "tensorrt-rtx"},
+    "generate by default": {"cpu", "gpu", "quality", "export"},
+}
+
+
+@pytest.mark.parametrize(
+    ("command", "extra"),
+    [
+        pytest.param(command, extra, marks=[] if (command, extra) in QUICK else pytest.mark.slow)
+        for command in COMMANDS
+        for extra in ALONE
+    ],
+)
+def test_a_command_on_one_extra_works_or_says_in_a_line_what_it_lacks(command, extra, tmp_path):
+    (tmp_path / "jobs.jsonl").write_text('{"text": "man", "steps": 1}\n')
+    Image.fromarray(np.zeros((128, 128, 3), np.uint8)).save(tmp_path / "photo.png")
+    words = COMMANDS[command].format(backend=BEST.get(extra, "onnxruntime"), out=tmp_path).split()
+    code = f"from cdiff_rt.commands import main\nmain({words})"
+    status, told, notes = without_libraries(code, OPTIONAL - ALONE[extra])
+    lines = [line for line in notes.splitlines() if not line.startswith(("note: ", "warning: "))]
+    assert status in (0, 2, 3, 4, 5) and "Traceback" not in notes
+    if status == 0:
+        assert [line for line in lines if line.startswith("error")] == []
+    else:
+        (error,) = lines or [told]
+        assert error.startswith("error: ") or command == "doctor"
+        for wanted in re.findall(r"pip install '\.\[([a-z-]+)\]'", error):
+            assert wanted in EXTRAS and wanted != extra
+        assert status != 5 or re.search("not installed|neither .* is installed|No module named|no NVIDIA|no GPU", error)
+    if command in MAKES and (command != "imagic" or status):
+        assert (status == 0) == (extra in MAKES[command]), notes
+
+
+def test_advice_breaks_nothing_that_is_installed(monkeypatch):
+    here = {"onnxruntime": "1.32"}
+    monkeypatch.setattr("cdiff_rt.extras.version_of", lambda name: here.get(name, "not installed"))
+    assert install("cpu") == "`pip install '.[cpu]'` in the checkout"
+    assert install("gpu").endswith("in a new environment, as it breaks the onnxruntime of this one")
+    here = {"onnxruntime-gpu": "1.32"}
+    assert install("gpu") == "`pip install '.[gpu]'` in the checkout"
+    assert install("export").endswith("in a new environment, as it breaks the onnxruntime-gpu of this one")

@@ -143,14 +143,15 @@ def load_engine(
 
 def load_graph(graph: Graph, spec: NetworkSpec) -> Engine:
     """The engine of a graph that is no bundle's, on a CPU. Raises BadEnvironment where no library runs one."""
-    if why_not("onnxruntime") and why_not("openvino") is None:
+    if why_not("onnxruntime") is None:
+        from cdiff_rt.engines.ort import OrtEngine
+
+        return OrtEngine(graph, spec, usual_threads())
+    if why_not("openvino") is None:
         from cdiff_rt.engines.vino import VinoEngine
 
         return VinoEngine(graph, spec, usual_threads(), "fp32")
-    check_backend("onnxruntime")
-    from cdiff_rt.engines.ort import OrtEngine
-
-    return OrtEngine(graph, spec, usual_threads())
+    raise BadEnvironment(graph.file, "neither onnxruntime nor openvino is installed", f"run {install('cpu')}")
 
 
 def load_device_engine(backend: str, bundle: Bundle, network: str, placement: Placement) -> DeviceEngine:

@@ -148,6 +148,7 @@ def _tell_of_fork() -> None:
 
 
 def load(bundle: Bundle, network: str, placement: Placement, compiled: bool = False) -> EagerEngine:
+    use_threads(placement.threads)  # reading weights takes them too
     module = _module(bundle, network, "cpu", torch.float32)
     return EagerEngine(
         bundle.manifest.networks[network], network, module, placement.precision, compiled, placement.threads

@@ -16,7 +16,10 @@ def cache_folder() -> Path:
     from platformdirs import user_cache_path
 
     try:
-        return user_cache_path("cdiff-rt")
+        folder = user_cache_path("cdiff-rt")
+        if not folder.is_absolute():
+            raise BadEnvironment("cache folder", f"{str(folder)!r} is no absolute path", "set XDG_CACHE_HOME to one")
+        return folder
     except RuntimeError:
         raise BadEnvironment("cache folder", "this user has no home", "set XDG_CACHE_HOME") from None
 

@@ -2,7 +2,7 @@ import pytest
 
 from cdiff_rt.bench import startup as module
 from cdiff_rt.bench.startup import measure, seconds
-from cdiff_rt.errors import BadEnvironment
+from cdiff_rt.errors import BadArtefact, BadEnvironment
 
 
 def test_both_commands_are_timed_in_new_processes(monkeypatch):
@@ -17,5 +17,7 @@ def test_both_commands_are_timed_in_new_processes(monkeypatch):
 def test_a_command_that_fails_is_no_measurement(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert 0.01 < seconds(["--help"]) < 60
-    with pytest.raises(BadEnvironment, match="cdiff-rt generate: .*no bundle 'no-such'"):
+    with pytest.raises(BadArtefact, match="^model: there is no bundle 'no-such'; give a bundle's folder or one of"):
         seconds(["generate", "--model", "no-such", "--text", "x"])
+    with pytest.raises(BadEnvironment, match="^cdiff-rt nothing: it ended with 2: error: No such command"):
+        seconds(["nothing"])

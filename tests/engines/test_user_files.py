@@ -7,6 +7,7 @@ import stat
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -107,6 +108,8 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch):
 KILLED = """
 import os, sys
 from pathlib import Path
+from pathlib import Path
+
 from cdiff_rt.engines.user_files import write_file
 
 def die(descriptor):
@@ -130,6 +133,8 @@ def test_a_killed_writer_leaves_what_was_there(tmp_path):
 HOLDS = """
 import sys, time
 from pathlib import Path
+from pathlib import Path
+
 from cdiff_rt.engines.user_files import locked
 
 with locked(Path(sys.argv[1])):
@@ -180,3 +185,9 @@ def test_a_lock_that_is_a_link_is_refused(tmp_path):
     with pytest.raises(BadEnvironment, match="lock"), locked(tmp_path / "lock"):
         pass
     assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_cache_that_lies_wherever_a_command_is_run_is_refused(monkeypatch):
+    monkeypatch.setattr("platformdirs.user_cache_path", lambda name: Path("relative", name))
+    with pytest.raises(BadEnvironment, match="'relative/cdiff-rt' is no absolute path; set XDG_CACHE_HOME to one"):
+        cache_folder()

@@ -103,7 +103,7 @@ def test_loops_calls_and_engines_are_the_last_few(bundle, tiny_bundle):
     pipeline = on_device(Bundle.open(tiny_bundle))
     runner, first = pipeline._runner, pipeline.generate(text="a man", steps=1)
     for number in range(1, 2 * MOST_LOOPS):
-        pipeline.generate(text="a man", steps=1 + number % 3, batch=number)
+        pipeline.generate(text="a man", steps=(1, 2, 4)[number % 3], batch=number)
         assert len([*runner._loops]) <= MOST_LOOPS and len([*runner._calls]) <= MOST_CALLS
     for number in range(2 * MOST_CALLS):
         pipeline.decode(np.zeros((1 + number, 3, 8, 8), np.float32))
@@ -114,17 +114,17 @@ def test_loops_calls_and_engines_are_the_last_few(bundle, tiny_bundle):
 
 
 def test_a_callback_may_begin_a_run_of_the_same_shape(device):
-    alone = [device.generate(text=TEXT, steps=3, seed=seed).latents for seed in (1, 2)]
+    alone = [device.generate(text=TEXT, steps=2, seed=seed).latents for seed in (1, 2)]
     inner = []
 
     def within(state):
-        inner.append(device.generate(text=TEXT, steps=3, seed=2).latents)
+        inner.append(device.generate(text=TEXT, steps=2, seed=2).latents)
 
-    outer = device.generate(text=TEXT, steps=3, seed=1, callback_on_step_end=within).latents
+    outer = device.generate(text=TEXT, steps=2, seed=1, callback_on_step_end=within).latents
     np.testing.assert_array_equal(outer, alone[0])
     for latents in inner:
         np.testing.assert_array_equal(latents, alone[1])
-    assert len(inner) == 3
+    assert len(inner) == 2
 
 
 def test_a_pytorch_that_does_not_reach_the_gpu_is_told(bundle):
