@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from cdiff_rt.errors import BadInput, BadRequest, CdiffError, OutOfResource
+from cdiff_rt.errors import OF_THE_MACHINE, BadInput, BadRequest, CdiffError, OutOfResource
 
 if sys.platform != "win32":
     import fcntl
@@ -26,7 +26,6 @@ OWNER, NEW, OLD, WHOLE = "owner", "new", "old", "whole"  # below a process's fol
 PATIENCE = 1.0  # seconds, for a folder that another process may just be sweeping
 LONGEST_NAME, LONGEST_PATH = 255, 4000  # bytes; the path leaves room for what is written below `PLACE`
 
-OF_THE_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO}  # no path's fault
 _OF_THE_PATH = {errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENOTEMPTY}  # other paths go
 _SPACE, _RIGHTS = "free some space or choose another folder", "choose one you may write to"
 _REMEDIES = {errno.ENOSPC: _SPACE, errno.EDQUOT: _SPACE, errno.EACCES: _RIGHTS, errno.EPERM: _RIGHTS}
