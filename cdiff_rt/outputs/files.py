@@ -23,7 +23,7 @@ if sys.platform != "win32":
 
 PLACE = f".cdiff-rt-{os.getuid() if hasattr(os, 'getuid') else 0}"  # hidden, and each user's own
 OWNER, NEW, OLD, WHOLE = "owner", "new", "old", "whole"  # below a process's folder
-PATIENCE = 1.0  # seconds, for a folder that another process may just be sweeping
+PATIENCE, TURN = 1.0, 600.0  # seconds, for a folder that another process may just be sweeping, or saving in
 LONGEST_NAME, LONGEST_PATH = 255, 4000  # bytes; the path leaves room for what is written below `PLACE`
 
 _OF_THE_PATH = {errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENOTEMPTY}  # other paths go
@@ -123,13 +123,13 @@ def check_free(path: Path) -> None:
 
 
 @contextmanager
-def own_folder(folder: Path, name: str = "") -> Iterator[Path]:
+def own_folder(folder: Path, name: str = "", patience: float = PATIENCE) -> Iterator[Path]:
     """A folder below `folder` that is this process's as long as it lives, and is gone after the block.
 
     Raises BadRequest if a living process has the one of that `name`.
     """
     mine = folder / PLACE / (name or secrets.token_hex(8))
-    lock = _claim(mine, ours=not name)
+    lock = _claim(mine, patience, ours=not name)
     try:
         yield mine
     finally:
@@ -138,9 +138,9 @@ def own_folder(folder: Path, name: str = "") -> Iterator[Path]:
         os.close(lock)
 
 
-def _claim(mine: Path, *, ours: bool) -> int:
+def _claim(mine: Path, patience: float, *, ours: bool) -> int:
     """Makes the folder, and locks it. `ours` is one whose name nobody else can have thought of."""
-    until = time.monotonic() + PATIENCE
+    until = time.monotonic() + patience
     while True:
         sweep(mine.parents[1])
         try:
