@@ -1,10 +1,17 @@
 """The one exception type for users: what was wrong, the value seen, what to do. The CLI prints it as one line."""
 
+import errno
 import math
 import operator
+import re
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
+
+OF_THE_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO}  # no file's fault
+_OUT_OF_MEMORY = re.compile("bad_?alloc|out of memory|failed to allocate", re.IGNORECASE)  # as libraries say it
 
 
 class CdiffError(Exception):
@@ -57,6 +64,28 @@ def named_as(argument: str) -> Iterator[None]:
         yield
     except CdiffError as error:
         raise type(error)(f"{argument} {error.what}", error.seen, error.remedy) from None
+
+
+def ran_out(error: Exception) -> bool:
+    """Whether an exception, of Python's or of a library, is for want of memory."""
+    return isinstance(error, MemoryError) or bool(_NO_MEMORY.search(str(error)))
+
+
+def as_told(error: Exception) -> CdiffError:
+    """Any error as one for users: what nobody foresaw with its place, so that it can be reported."""
+    if isinstance(error, CdiffError):
+        return error
+    if ran_out(error):
+        return OutOfResource("memory", "it ran out", "choose a smaller batch or a larger machine")
+    if isinstance(error, OSError) and error.errno in OF_THE_MACHINE:
+        return OutOfResource("this machine", str(error), "free what it lacks, and go on")
+    if isinstance(error, ModuleNotFoundError):
+        remedy = "`cdiff-rt doctor` lists what is there, and pyproject.toml the extra that brings it"
+        return BadEnvironment("library", f"{error.name} is not installed", remedy)
+    place = (traceback.extract_tb(error.__traceback__) or [None])[-1]
+    where = f" in {Path(place.filename).name}:{place.lineno}" if place else ""
+    seen = f"{type(error).__name__}{where}: {' '.join(str(error).split())[:500]}"
+    return CdiffError("unforeseen", seen, "please report it; `cdiff-rt --debug` tells more")
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

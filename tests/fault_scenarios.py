@@ -1,11 +1,15 @@
 """What tests/faults.py disturbs: saving an image with all that lies beside it, a file of jobs, an export."""
 
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+from PIL import Image
 
+from cdiff_rt.commands import main
 from cdiff_rt.jobs.run import run_jobs
 from cdiff_rt.manifest import DEFAULT_MODEL, MODELS, Bundle
 from cdiff_rt.outputs.files import new_file_or_folder
@@ -77,9 +81,39 @@ def export(folder: Path) -> None:
             (partial / name).write_text(name)
 
 
+def prepare(folder: Path) -> None:
+    """What commands read, and images that they replace."""
+    write_jobs(folder)
+    Image.fromarray(np.arange(16, dtype=np.uint8).reshape(4, 4) % 5).save(folder / "mask.png")
+    Image.fromarray(generated(0).images[0]).save(folder / "photo.png")
+    save(folder / "out", 0)
+    (folder / "out" / "a.steps").rename(folder / "out" / "a.influence")
+    (folder / "out" / "a.influence" / "steps.npz").rename(folder / "out" / "a.influence" / "maps.npz")
+
+
+def command(*words: str) -> Callable[[Path], None]:
+    """A command on the bundle that the environment names; FOLDER stands for the scenario's."""
+
+    def run(folder: Path) -> None:
+        more = ["--model", os.environ["TINY"]]
+        try:
+            main([words[0], *more, *(word.replace("FOLDER", str(folder)) for word in words[1:])])
+        except SystemExit as ended:
+            if ended.code:
+                raise
+
+    return run
+
+
+ALL = ("--force", "--save-influence", "--save-latent", "--steps", "1", "--text", "a man", "--out", "FOLDER/out/a.png")
+JOBS = command("generate", "--jobs", "FOLDER/jobs.jsonl", "--resume", "--out", "FOLDER/many")
+EDIT = ("edit", "--image", "FOLDER/photo.png", "--source-text", "a woman", *ALL)
 SCENARIOS = {
     "save anew": Scenario(lambda folder: None, lambda folder: save(folder, 1)),
     "replace": Scenario(lambda folder: save(folder, 0), lambda folder: save(folder, 1)),
-    "jobs": Scenario(write_jobs, go_on, go_on),
+    "jobs": Scenario(write_jobs, go_on, go_on, "out"),
     "export": Scenario(lambda folder: None, export),
+    "command generate": Scenario(prepare, command("generate", "--mask", "FOLDER/mask.png", *ALL), out="out"),
+    "command edit": Scenario(prepare, command(*EDIT), out="out"),
+    "command jobs": Scenario(prepare, JOBS, JOBS, "many"),
 }

@@ -38,6 +38,7 @@ class Scenario:
     prepare: Callable[[Path], object]  # what is there before
     run: Callable[[Path], object]
     go_on: Callable[[Path], object] | None = None  # after which all must be as undisturbed; else a look at the folder
+    out: str = ""  # where it writes
 
 
 def state_of(folder: Path) -> State:
@@ -62,6 +63,7 @@ def forked(work: Callable[[], object]) -> int:
     if pid := os.fork():
         return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     code = 1
+    os.dup2(2, 1)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         work()
@@ -110,27 +112,34 @@ def faults(scenario: Scenario, place: Path, code: int, old: State, new: State) -
     for name, value in state_of(place).items():
         if scenario.go_on is None and value not in (old.get(name), new.get(name)):
             found.append(f"{name} is neither old nor new")
-    left = [str(path) for path in (place / PLACE).rglob("*") if path.is_file()]  # an interrupt may leave a folder
-    if code != -signal.SIGKILL and (left or code not in (130, 143) and (place / PLACE).exists()):
+    hidden = place / scenario.out / PLACE
+    left = [str(path) for path in hidden.rglob("*") if path.is_file()]  # an interrupt may leave a folder
+    if code != -signal.SIGKILL and (left or code not in (130, 143) and hidden.exists()):
         found.append(f"{code} left {left}")
-    if again := forked(lambda: (scenario.go_on or check_folder)(place)):
+    if again := forked(lambda: scenario.go_on(place) if scenario.go_on else check_folder(place / scenario.out)):
         found.append(f"going on ended with {again}")
     after, expected = state_of(place), [new] if code == 0 or scenario.go_on else [old, new]
     if after not in expected:
         found.append(f"after {code} there is {after}")
-    if (place / PLACE).exists():
+    if hidden.exists():
         found.append("something hidden is left")
     return found
 
 
-def check_faults(scenario: str, folder: Path, kinds: list[str], every: int = 1, most: int = 600) -> None:
+def check_faults(
+    scenario: str, folder: Path, kinds: list[str], every: int = 1, most: int = 600, bundle: Path = Path()
+) -> None:
     """Runs this file with what `faults.c` becomes. Skips the test where there is no compiler or no such loader."""
     if sys.platform != "linux" or not shutil.which("cc"):
         pytest.skip("needs Linux and a C compiler")
     source, shim = Path(__file__).with_suffix(".c"), folder / "faults.so"
     subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", shim, source, "-ldl"], check=True)
     command = [sys.executable, "-m", "tests.faults", scenario, str(folder), ",".join(kinds), str(every)]
-    environment = os.environ | {"LD_PRELOAD": str(shim), "PYTHONPATH": str(Path(__file__).parents[1])}
+    environment = os.environ | {
+        "LD_PRELOAD": str(shim),
+        "PYTHONPATH": str(Path(__file__).parents[1]),
+        "TINY": str(bundle),
+    }
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=most)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)

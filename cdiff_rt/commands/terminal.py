@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 import click
 
-from cdiff_rt.errors import BadInput, CdiffError
+from cdiff_rt.errors import BadInput, as_told
 from cdiff_rt.notes import log
 
 if TYPE_CHECKING:
@@ -37,13 +37,6 @@ class Commands(click.Group):
     def _main(self, *args: Any, **kwargs: Any) -> NoReturn:
         try:
             result = super().main(*args, **kwargs | {"standalone_mode": False})
-        except CdiffError as error:
-            fail(str(error), error.exit_code)
-        except ModuleNotFoundError as error:
-            remedy = "`cdiff-rt doctor` lists what is there, and pyproject.toml the extra that brings it"
-            fail(f"{error.name} is not installed; {remedy}", 5)
-        except MemoryError:
-            fail("memory: it ran out; choose a smaller batch", 6)
         except click.exceptions.NoArgsIsHelpError as error:
             error.show()
             sys.exit(2)
@@ -54,6 +47,9 @@ class Commands(click.Group):
             fail("interrupted", 130)
         except Terminated as ended:
             fail("terminated", ended.code)
+        except Exception as error:  # noqa: BLE001 - what nobody foresaw is one line too
+            told = as_told(error)
+            fail(str(told), told.exit_code)
         sys.exit(result if isinstance(result, int) else 0)
 
 

@@ -7,7 +7,6 @@ made again, and is the same.
 import json
 import re
 import time
-import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
 from cdiff_rt import schema
-from cdiff_rt.errors import BadEnvironment, BadRequest, CdiffError, OutOfResource, check_type
+from cdiff_rt.errors import BadEnvironment, BadRequest, CdiffError, OutOfResource, as_told, check_type
 from cdiff_rt.jobs.file import Job, read_jobs
 from cdiff_rt.manifest import sha256
 from cdiff_rt.outputs import files
@@ -23,7 +22,6 @@ from cdiff_rt.outputs.files import disk_errors
 from cdiff_rt.outputs.generated import IMAGE, LATENT, Beside, check_is_folder
 from cdiff_rt.pipeline import Pipeline
 
-OUT_OF_MEMORY = re.compile("bad_?alloc|out of memory|failed to allocate", re.IGNORECASE)  # as libraries say it
 MOST_SHARDS = 1_000_000
 
 
@@ -207,28 +205,14 @@ def make(pipeline: Pipeline, job: Job, work: Assignment) -> Outcome:
         result = pipeline.generate(job.settings, conditions=job.conditions)
         result.save(path, force=True)
         told = {"file": path.name, "sha256": sha256(path), "request": request, "warnings": tuple(result.warnings)}
-    except Exception as error:  # noqa: BLE001 - whatever it is, the rows after it go on
-        told = {"error": str(of_the_row(error))}
+    except Exception as error:
+        reason = as_told(error)
+        if isinstance(reason, OutOfResource | BadEnvironment):  # which other rows share
+            raise reason from error
+        told = {"error": str(reason)}
         with suppress(OSError):  # one that stays is of another request, and no line names it
             path.unlink(missing_ok=True)
     return Outcome(job.id, job.settings.seed, round(time.perf_counter() - began, 3), **told)
-
-
-def of_the_row(error: Exception) -> CdiffError:
-    """What a row failed by. Raises what other rows share: memory, disk or environment."""
-    if isinstance(error, OutOfResource | BadEnvironment):
-        raise error
-    if isinstance(error, CdiffError):
-        return error
-    if isinstance(error, MemoryError) or OUT_OF_MEMORY.search(str(error)):
-        raise OutOfResource("memory", "it ran out", "take a smaller model or a larger machine") from error
-    if isinstance(error, ModuleNotFoundError):
-        raise BadEnvironment("library", str(error), "`cdiff-rt doctor` lists what is there") from error
-    if isinstance(error, OSError) and error.errno in files.OF_THE_MACHINE:
-        raise OutOfResource("disk", str(error), files.remedy_for(error)) from error
-    place = traceback.extract_tb(error.__traceback__)[-1]
-    seen = f"{type(error).__name__} in {Path(place.filename).name}:{place.lineno}: {' '.join(str(error).split())[:500]}"
-    return CdiffError("row", seen, "report it, with the row")
 
 
 def write_outcomes(work: Assignment, outcomes: Iterable[Outcome]) -> Iterator[Outcome]:

@@ -16,17 +16,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from cdiff_rt.errors import BadInput, BadRequest, CdiffError, OutOfResource
+from cdiff_rt.errors import OF_THE_MACHINE, BadInput, BadRequest, CdiffError, OutOfResource
 
 if sys.platform != "win32":
     import fcntl
 
 PLACE = f".cdiff-rt-{os.getuid() if hasattr(os, 'getuid') else 0}"  # hidden, and each user's own
 OWNER, NEW, OLD, WHOLE = "owner", "new", "old", "whole"  # below a process's folder
-PATIENCE = 1.0  # seconds, for a folder that another process may just be sweeping
+PATIENCE, TURN = 1.0, 600.0  # seconds, for a folder that another process may just be sweeping, or saving in
 LONGEST_NAME, LONGEST_PATH = 255, 4000  # bytes; the path leaves room for what is written below `PLACE`
 
-OF_THE_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO}  # no path's fault
 _OF_THE_PATH = {errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENOTEMPTY}  # other paths go
 _SPACE, _RIGHTS = "free some space or choose another folder", "choose one you may write to"
 _REMEDIES = {errno.ENOSPC: _SPACE, errno.EDQUOT: _SPACE, errno.EACCES: _RIGHTS, errno.EPERM: _RIGHTS}
@@ -124,13 +123,13 @@ def check_free(path: Path) -> None:
 
 
 @contextmanager
-def own_folder(folder: Path, name: str = "") -> Iterator[Path]:
+def own_folder(folder: Path, name: str = "", patience: float = PATIENCE) -> Iterator[Path]:
     """A folder below `folder` that is this process's as long as it lives, and is gone after the block.
 
     Raises BadRequest if a living process has the one of that `name`.
     """
     mine = folder / PLACE / (name or secrets.token_hex(8))
-    lock = _claim(mine, ours=not name)
+    lock = _claim(mine, patience, ours=not name)
     try:
         yield mine
     finally:
@@ -139,9 +138,9 @@ def own_folder(folder: Path, name: str = "") -> Iterator[Path]:
         os.close(lock)
 
 
-def _claim(mine: Path, *, ours: bool) -> int:
+def _claim(mine: Path, patience: float, *, ours: bool) -> int:
     """Makes the folder, and locks it. `ours` is one whose name nobody else can have thought of."""
-    until = time.monotonic() + PATIENCE
+    until = time.monotonic() + patience
     while True:
         sweep(mine.parents[1])
         try:

@@ -1,9 +1,11 @@
 """What a run leaves: its images or latents with all parameters inside, and on request more beside each of them."""
 
+import functools
 import itertools
 import os
 import re
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ IMAGE, LATENT, OVERLAY = next(iter(FORMATS)), ".npz", ".overlay.png"
 OVERWRITE = "choose another name, or overwrite it with --force (force=True)"
 OVERLAY_SHARE = 0.3  # of the mask, as the reference blends them
 LARGEST_SCALE = 64
+TURN = "saving"  # what one process at a time has of a folder where names are free or not
 _OF_A_FILE = re.compile(r"\.(?!v[0-9])[a-z][a-z0-9]{1,3}|\.(jsonl|safetensors)")  # face.txt, but no faces.v2 or run.2
 
 
@@ -68,19 +71,29 @@ class Generated:
         beside, scale = Beside(tuple(recorders), latent, overlay), whole("scale", scale)
         check_range("scale", scale, 1, LARGEST_SCALE)
         suffix = IMAGE if self.images.size else LATENT
-        paths = _paths(Path(out), self.parameters["seed"], self.numbers, suffix, beside, force)
+        names = functools.partial(_paths, Path(out), self.parameters["seed"], self.numbers, suffix, beside, force)
+        folder = names()[0].parent
         if overlay and (self.drawing is None or not self.images.size):
             raise BadRequest("overlay", "no condition of this run can be drawn", "give a mask or leave it out")
         for recorder in recorders:
             recorder.check(len(self.latents), self.parameters["steps"])
-        for i, path in enumerate(paths):
-            with all_or_nothing(path) as folder:
-                self._write(folder / path.name, i, beside, scale)
-                for recorder in recorders:
-                    its_folder = recorder.folder_of(folder / path.name)
-                    its_folder.mkdir()
-                    recorder.write(its_folder, i, self.images[i], scale)
+        with (
+            files.disk_errors(f"writing {out}"),
+            nullcontext() if force else files.own_folder(folder, TURN, files.TURN),
+        ):
+            paths = names()  # whoever saved in the meantime has some of them
+            for i, path in enumerate(paths):
+                self._save(path, i, beside, scale)
         return paths
+
+    def _save(self, path: Path, i: int, beside: "Beside", scale: int) -> None:
+        with all_or_nothing(path) as folder:
+            self._write(folder / path.name, i, beside, scale)
+            for recorder in beside.recorders:
+                assert isinstance(recorder, Recorder)
+                its_folder = recorder.folder_of(folder / path.name)
+                its_folder.mkdir()
+                recorder.write(its_folder, i, self.images[i], scale)
 
     def _parameters_of(self, i: int) -> dict[str, Any]:
         return self.parameters | {"image": self.numbers[i]}

@@ -4,6 +4,7 @@ import os
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, ClassVar, Self
 
@@ -31,7 +32,7 @@ class Recorder(ABC):
     def __init__(self, out: str | Path, decode: Callable[[np.ndarray], np.ndarray] | None = None) -> None:
         self._decode = decode
         path = Path(out).absolute()
-        self._folder = next(folder for folder in (path, *path.parents) if folder.is_dir())
+        self._folder = next(folder for folder in (path, *path.parents) if os.path.isdir(folder))
         self._file: IO[bytes] | None = None
         self.timesteps: list[int] = []
         self.shapes: dict[str, tuple[int, ...]] = {}  # array -> [B, ...] of each step
@@ -41,7 +42,8 @@ class Recorder(ABC):
 
     def __exit__(self, *error: object) -> None:
         if self._file:
-            self._file.close()
+            with suppress(OSError):  # of what it could not write, and nobody reads any more
+                self._file.close()
             self._file = None
 
     @abstractmethod

@@ -62,7 +62,7 @@ class Number(enum.IntEnum):
         ("without", np.array(["mask"]), ("mask",)),
         ("without", (name for name in [Text("mask")]), ("mask",)),
     ],
-    ids=repr,
+    ids=lambda value: type(value).__name__,
 )
 def test_whatever_says_a_value_becomes_a_plain_one(name, value, plain):
     kind = Influence if name == "decay" else Settings

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from cdiff_rt.commands.terminal import OneLine
+from cdiff_rt.pipeline import Pipeline
 from cdiff_rt.version import __version__
 from tests.command_line import check_refused, libraries_of, run
 from tests.test_layout import HEAVY
@@ -63,3 +64,15 @@ def test_help_lists_the_commands(arguments):
 @pytest.mark.parametrize("command", [["--help"], ["--version"], ["bench", "--help"], ["export", "--help"]], ids=str)
 def test_help_waits_for_no_library(command, root):
     assert not libraries_of(root, *command) & {"numpy", "PIL", "array_api_compat", "onnxruntime", *HEAVY}
+
+
+@pytest.mark.parametrize("error", [RuntimeError("what\nnobody foresaw"), OSError(5, "Input/output error")], ids=repr)
+def test_what_nobody_foresaw_is_one_line_and_with_debug_a_traceback(error, out, monkeypatch):
+    def broken(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(Pipeline, "generate", broken)
+    arguments = ["generate", "--text", "a man", "--out", out]
+    check_refused(run(*arguments), 6 if isinstance(error, OSError) else 1, str(error).split()[-1])
+    monkeypatch.setattr(sys, "argv", ["cdiff-rt", "--debug", *map(str, arguments)])
+    assert "in broken" in run("--debug", *arguments).stderr

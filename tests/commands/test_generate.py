@@ -84,6 +84,10 @@ def test_bad_texts_are_one_line_and_exit_code_3(text, words, out):
         (["--without", "sketch"], "'sketch'; faces-128 knows mask, text"),
         (["--without", "text"], "give at least one of mask, text"),
         (["--out", "a.npz"], "results are written as .png"),
+        (["--out", ""], "Invalid value for '--out': it is empty"),
+        (["--out", "a.txt"], "out: a.txt; this model's results are written as .png"),
+        (["--out", ".png"], ".png is an ending without a name"),
+        (["--out", "é" * 126 + ".png"], "has 256 bytes"),
         (["--save-overlay"], "no condition of this run can be drawn"),
         (["--backend", "cuda"], "'cuda'"),
         (["--no-such-option"], "--no-such-option"),
@@ -113,9 +117,18 @@ def test_a_file_in_place_of_the_output_folder_is_exit_code_3(out):
     assert out.read_text() == "mine"
 
 
-def test_a_bad_output_folder_is_found_before_the_model_loads():
-    result = run("generate", "--text", TEXT, "--out", "/proc/nonexistent", "--model", "no-such-model")
-    check_refused(result, 3, "output folder /proc/nonexistent")
+@pytest.mark.parametrize(
+    ("out", "code", "words"),
+    [
+        ("/proc/nonexistent", 3, "output folder /proc/nonexistent"),
+        ("a" * 300 + ".png", 2, "304 bytes"),
+        ("a" * 250 + ".png", 2, "bytes"),  # with what lies beside it
+        ("face.txt", 2, "face.txt"),
+    ],
+)
+def test_a_bad_place_is_found_before_the_model_loads(out, code, words):
+    result = run("generate", "--text", TEXT, "--out", out, "--model", "no-such-model", "--save-influence")
+    check_refused(result, code, words)
 
 
 def test_images_that_exist_are_overwritten_by_force(out):

@@ -1,14 +1,19 @@
+import errno
 import json
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from cdiff_rt.editing import imagic
 from cdiff_rt.editing.imagic import Tuning, tune
-from cdiff_rt.errors import BadArtefact, BadRequest
+from cdiff_rt.errors import BadArtefact, BadRequest, OutOfResource
 from cdiff_rt.manifest import Bundle
+from cdiff_rt.outputs.files import PLACE, own_folder
 from cdiff_rt.pipeline import Pipeline
 from cdiff_rt.settings import Settings
 from tests import tiny
@@ -136,6 +141,44 @@ def test_a_damaged_file_is_an_error_in_words(bundle, tmp_path):
     tune(bundle, PHOTO, {"text": "a"}, tmp_path / "w", Tuning(1, 1))
     (tmp_path / "w" / "text.1.safetensors").write_bytes(b"not this")
     with pytest.raises(BadArtefact, match="remove the work folder"):
+        tune(bundle, PHOTO, {"text": "a"}, tmp_path / "w", Tuning(1, 1))
+
+
+def test_numbers_of_numpy_are_plain_ones(bundle, tmp_path):
+    settings = Tuning(np.int64(1), np.uint8(1), np.float32(0.5), np.array(0.25), np.int32(7))
+    assert settings == Tuning(1, 1, 0.5, 0.25, 7)
+    tune(bundle, PHOTO, {"text": "a"}, tmp_path / "w", settings)
+    assert json.loads((tmp_path / "w" / "tuning.json").read_text())["settings"]["seed"] == 7
+
+
+@pytest.mark.parametrize("name", ["tuning.json", "text.0.safetensors", "text.1.safetensors"])
+def test_a_state_that_cannot_be_written_is_the_old_one_or_none(name, bundle, tmp_path, monkeypatch):
+    real, work = os.replace, tmp_path / "w"
+
+    def full(source, target):
+        if Path(target).name == name:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OutOfResource, match="No space left on device"):
+        tune(bundle, PHOTO, {"text": "a"}, work, Tuning(1, 1))
+    assert not [path for path in work.rglob("*") if path.name == name] and not list(tmp_path.rglob(PLACE))
+    monkeypatch.undo()
+    tune(bundle, PHOTO, {"text": "a"}, work, Tuning(1, 1))
+
+
+def test_what_the_library_of_weights_is_refused_by_the_disk_is_told_so(bundle, tmp_path, monkeypatch):
+    def full(*args):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(imagic, "save_file", full)
+    with pytest.raises(OutOfResource, match="text.0.safetensors: .*No space left"):
+        tune(bundle, PHOTO, {"text": "a"}, tmp_path / "w", Tuning(1, 1))
+
+
+def test_two_do_not_tune_in_one_folder(bundle, tmp_path):
+    with own_folder(tmp_path, "w"), pytest.raises(BadRequest, match="another run is writing w"):
         tune(bundle, PHOTO, {"text": "a"}, tmp_path / "w", Tuning(1, 1))
 
 

@@ -156,6 +156,26 @@ def test_an_export_that_fails_midway_leaves_nothing(tiny_checkpoint, tmp_path, m
     assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
 
 
+def test_of_two_exports_to_one_place_one_is_whole_and_the_other_told(tiny_checkpoint, tmp_path, monkeypatch):
+    def as_another_export_ends(path, checkpoint):
+        with pytest.raises(BadRequest, match="another run is writing out.safetensors"):
+            export_checkpoint([tmp_path / "model.safetensors"], tmp_path / "out.safetensors")
+        write_checkpoint(path, checkpoint)
+
+    monkeypatch.setattr(bundle_module, "write_checkpoint", as_another_export_ends)
+    export(tmp_path, tiny_checkpoint, "out.safetensors")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.safetensors", "out.safetensors"]
+
+
+def test_what_appears_while_an_export_works_stays(tiny_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(bundle_module, "write_bundle", lambda *args: (tmp_path / "out").mkdir())
+    monkeypatch.setattr(bundle_module, "compare_networks", lambda *args: {})
+    monkeypatch.setattr(bundle_module.Bundle, "open", lambda folder: None)
+    with pytest.raises(BadRequest, match="out exists"):
+        export(tmp_path, tiny_checkpoint)
+    assert list((tmp_path / "out").iterdir()) == [] and len(list(tmp_path.iterdir())) == 2
+
+
 def test_modalities_without_an_expert_are_refused(tiny_checkpoint, tmp_path):
     stranger = dataclasses.replace(tiny_checkpoint.description.modalities[0], name="sketch")
     described = dataclasses.replace(tiny_checkpoint.description, modalities=(stranger,))

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from cdiff_rt.inputs.images import read_photo
-from tests.conftest import png_chunk
+from tests.bad_files import png_chunk
 from tests.inputs.profiles import grey_profile, ink_profile, profile, to_srgb
 
 RNG = np.random.default_rng(0)

@@ -10,7 +10,7 @@ from cdiff_rt.errors import BadInput
 from cdiff_rt.inputs import containers
 from cdiff_rt.inputs.images import ORIENTATION, read_photo, read_region
 from cdiff_rt.inputs.label_maps import read_labels
-from tests.conftest import png_chunk
+from tests.bad_files import png_chunk
 
 RNG = np.random.default_rng(0)
 LABELS = RNG.integers(0, 19, (24, 24), np.uint8)

@@ -18,6 +18,7 @@ import pytest
 from cdiff_rt.errors import BadEnvironment, BadRequest, CdiffError, OutOfResource
 from cdiff_rt.jobs.on_ray import DEATHS, RayWorker, run, run_on_ray
 from cdiff_rt.jobs.run import Outcome, prepare, run_jobs
+from cdiff_rt.outputs.files import own_folder
 from tests.command_line import check_refused
 from tests.command_line import run as run_command
 
@@ -195,23 +196,23 @@ def test_a_row_that_kills_its_workers_fails_alone_and_a_full_disk_ends_all(root,
 
 def test_a_worker_tells_outcomes_and_errors(pipeline, rows, tmp_path, monkeypatch):
     work = prepare(pipeline, write(tmp_path, rows[:1]), tmp_path / "out")
-    work.staging.mkdir(parents=True)
     worker = RayWorker(pickle.dumps(pipeline), work)
     batch = {"job": [pickle.dumps(work.jobs[0])]}
-    (outcome,) = map(pickle.loads, worker(batch)["told"])
-    assert isinstance(outcome, Outcome) and outcome.id == "i00" and list(work.staging.iterdir()) == []
+    with own_folder(work.out, work.own.name):
+        before = list(work.own.iterdir())
+        (outcome,) = map(pickle.loads, worker(batch)["told"])
+        assert isinstance(outcome, Outcome) and outcome.id == "i00" and list(work.own.iterdir()) == before
 
-    shutil.rmtree(work.staging)
     (error,) = map(pickle.loads, worker(batch)["told"])
     assert isinstance(error, OutOfResource) and "No such file" in str(error)
 
 
 def test_a_worker_that_cannot_load_tells_it(pipeline, rows, tmp_path, bundle_copy):
     work = prepare(pipeline, write(tmp_path, rows[:1]), tmp_path / "out")
-    work.staging.mkdir(parents=True)
     elsewhere = pickle.dumps(type(pipeline).from_pretrained(bundle_copy))
     (bundle_copy / "weights.safetensors").unlink()
-    (error,) = map(pickle.loads, RayWorker(elsewhere, work)({"job": [pickle.dumps(work.jobs[0])]})["told"])
+    with own_folder(work.out, work.own.name):
+        (error,) = map(pickle.loads, RayWorker(elsewhere, work)({"job": [pickle.dumps(work.jobs[0])]})["told"])
     assert isinstance(error, CdiffError) and error.exit_code == 4 and "weights.safetensors is missing" in str(error)
 
 

@@ -89,6 +89,12 @@ def test_whatever_comes_between_at_any_operation(scenario, tmp_path):
     check_faults(scenario, tmp_path, list(KINDS))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("scenario", ["command generate", "command edit", "command jobs"])
+def test_a_command_that_ends_at_any_operation_leaves_the_old_or_the_new(scenario, tiny_bundle, tmp_path):
+    check_faults(scenario, tmp_path, ["SIGKILL", "ENOSPC"], every=2, bundle=tiny_bundle)
+
+
 def left_by_a_killed_process(folder: Path, part: str) -> None:
     """A process's folder in `folder` without its process."""
     with own_folder(folder) as mine:

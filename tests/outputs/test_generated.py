@@ -1,5 +1,7 @@
 import json
 import resource
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -111,6 +113,28 @@ def test_in_a_folder_the_next_free_name_is_taken(there, tmp_path):
     assert output_paths(tmp_path, 7, range(2), beside=beside)[1].name == "seed7-001-3.png"
     if there.endswith(".png"):
         assert output_paths(tmp_path, 7, range(2), force=True)[1].name == "seed7-001.png"
+
+
+def test_of_two_that_save_in_one_folder_at_once_each_has_names_of_its_own(tmp_path, monkeypatch):
+    """The second begins when the first has its names, and nothing is there yet."""
+    real, saved, threads = Generated._save, {}, []
+
+    def save(name):
+        saved[name] = RESULT.save(tmp_path, latent=True)
+
+    def slow(self, path, *more):
+        if not threads:
+            threads.append(threading.Thread(target=save, args=["second"]))
+            threads[0].start()
+            time.sleep(0.3)
+        real(self, path, *more)
+
+    monkeypatch.setattr(Generated, "_save", slow)
+    save("first")
+    threads[0].join()
+    assert [path.name for path in saved["first"]] == ["seed7-001.png", "seed7-002.png"]
+    assert [path.name for path in saved["second"]] == ["seed7-001-2.png", "seed7-002-2.png"]
+    assert len(list(tmp_path.iterdir())) == 8
 
 
 def test_what_is_not_asked_for_may_exist(tmp_path):
