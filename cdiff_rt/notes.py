@@ -30,3 +30,14 @@ def collected() -> Iterator[list[str]]:
         yield handler.lines
     finally:
         log.removeHandler(handler)
+
+
+@contextmanager
+def hushed() -> Iterator[None]:
+    """Nothing is told within the block but errors: what is asked there is nobody's own."""
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)

@@ -166,7 +166,7 @@ class Pipeline:
             shape = self.manifest.latent_shape
             table = inversion.last_steps(settings.sampling().table(self.manifest.schedule), strength)
             photo = self.read_photo(image)
-            seen = read(photo) if read else {}
+            seen = asked(read(photo) if read else {}, self.manifest, given=False)
             before, after = inversion.fill_in(wanted, source, seen)
             inversion.note_gaps(before, after, source)
             region = regions.region_of({**seen, **before}, after, keep, self.manifest)

@@ -1,7 +1,7 @@
 import logging
 import threading
 
-from cdiff_rt.notes import collected, log
+from cdiff_rt.notes import collected, hushed, log
 
 
 def test_warnings_of_this_thread_and_block_are_collected():
@@ -23,3 +23,11 @@ def test_a_failure_leaves_no_handler():
     except KeyError:
         pass
     assert log.handlers == before and isinstance(log, logging.Logger)
+
+
+def test_nothing_is_told_where_nobody_asked(caplog):
+    caplog.set_level(logging.INFO, "cdiff_rt")
+    with hushed():
+        log.warning("within")
+    log.info("after")
+    assert caplog.messages == ["after"]
