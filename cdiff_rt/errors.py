@@ -11,7 +11,10 @@ from pathlib import Path
 from typing import Any
 
 OF_THE_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO}  # no file's fault
-_OUT_OF_MEMORY = re.compile("bad_?alloc|out of memory|failed to allocate", re.IGNORECASE)  # as libraries say it
+# As C++, onnxruntime, openvino and torch say it.
+_NO_MEMORY = re.compile(
+    r"bad_alloc|bad array new length|out of memory|(can.?t|cannot|fail\w*|unable) (to )?allocate", re.IGNORECASE
+)
 
 
 class CdiffError(Exception):

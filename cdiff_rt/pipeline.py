@@ -169,7 +169,8 @@ class Pipeline:
             shape = self.manifest.latent_shape
             table = inversion.last_steps(settings.sampling().table(self.manifest.schedule), strength)
             photo = self.read_photo(image)
-            sides = sides_of(self.manifest, wanted, source, settings.without, read, photo)
+            seeing = (lambda photo: asked(read(photo), self.manifest, given=False)) if read else None
+            sides = sides_of(self.manifest, wanted, source, settings.without, seeing, photo)
             region = regions.region_of(sides.seen, sides.after, keep, self.manifest)
             cells = region.cells(shape[-1])
             draw = lambda i: noise.normal(settings.seed, range(1), i, shape, noise.EDITING)

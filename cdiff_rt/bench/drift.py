@@ -14,7 +14,7 @@ import numpy as np
 from cdiff_rt.bench.likeness import psnr, ssim
 from cdiff_rt.bench.machine import machine
 from cdiff_rt.bench.quality import SEED, exam_for
-from cdiff_rt.notes import log
+from cdiff_rt.notes import hushed, log
 from cdiff_rt.pipeline import Generated, Pipeline
 from cdiff_rt.sampling import noise
 from cdiff_rt.sampling.tiers import TIERS, Sampling
@@ -73,7 +73,9 @@ def runs(pipeline: Pipeline, how: Sampling, seed: int, conditions: list[dict[str
     """An image for each pair. x_T is that of SEED whatever the seed, which only the noise of the steps is drawn by."""
     for i, given in enumerate(conditions):
         x_T = noise.normal(SEED, range(i, i + 1), 0, pipeline.manifest.latent_shape)
-        yield pipeline.generate(Settings(seed=seed, first=i, **asdict(how)), conditions=given, x_T=x_T)
+        with hushed():
+            made = pipeline.generate(Settings(seed=seed, first=i, **asdict(how)), conditions=given, x_T=x_T)
+        yield made
 
 
 def relative_error(z: np.ndarray, wanted: np.ndarray) -> float:

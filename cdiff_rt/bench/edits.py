@@ -15,6 +15,7 @@ from cdiff_rt.bench.quality import LABELS_KEPT, interval, mean_iou
 from cdiff_rt.editing.reading import described
 from cdiff_rt.editing.regions import kept_labels
 from cdiff_rt.exam import UNASKED, Exam
+from cdiff_rt.notes import hushed
 from cdiff_rt.pipeline import Pipeline
 
 STRENGTHS = (0.4, 0.6, 0.8, 1.0)  # of SDEdit
@@ -75,7 +76,9 @@ def compare(pipeline: Pipeline, exam: Exam, cases: Sequence[Case]) -> dict[str, 
     """way -> column -> one number per case; NaN where nothing is asked. First the photos as they are."""
     rows = {"the photo, unedited": score(exam, cases, [case.photo for case in cases])}
     for name, way in ways(pipeline, exam).items():
-        rows[name] = score(exam, cases, [way(case, number) for number, case in enumerate(cases)])
+        with hushed():
+            made = [way(case, number) for number, case in enumerate(cases)]
+        rows[name] = score(exam, cases, made)
         log.info("%s: %s", name, ", ".join(f"{c} {np.nanmean(v):.3f}" for c, v in rows[name].items()))
     return rows
 

@@ -12,7 +12,7 @@ from cdiff_rt.bench.machine import machine
 from cdiff_rt.errors import BadRequest
 from cdiff_rt.exam import Exam
 from cdiff_rt.manifest import Manifest
-from cdiff_rt.notes import log
+from cdiff_rt.notes import hushed, log
 from cdiff_rt.outputs.files import check_folder
 from cdiff_rt.pipeline import Pipeline
 from cdiff_rt.sampling.tiers import Sampling
@@ -112,7 +112,8 @@ def generate(pipeline: Pipeline, exam: Exam, way: Way, how: Sampling, images: Pa
         given = exam.conditions(i)
         chosen = {name: given[name] for name in way.modalities}
         settings = Settings(seed=SEED, first=i, influence=way.influence, **asdict(how))
-        result = pipeline.generate(settings, conditions=chosen)
+        with hushed():
+            result = pipeline.generate(settings, conditions=chosen)
         if images:
             result.save(images / way.name / f"{i:03d}.png")
         yield result.images[0]

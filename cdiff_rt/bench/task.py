@@ -10,6 +10,7 @@ import numpy as np
 
 from cdiff_rt import schema
 from cdiff_rt.bench.cases import Case
+from cdiff_rt.inputs.label_maps import LabelMap
 from cdiff_rt.inputs.modalities import KINDS
 from cdiff_rt.manifest import Bundle, find_model
 from cdiff_rt.pipeline import Pipeline
@@ -106,7 +107,7 @@ def example(kind: str, classes: int, shape: tuple[int, ...]) -> Any:
     if kind == "words":
         return "This man has a long beard. He is in his fifties."
     if kind == "labels":
-        return np.arange(64 * 64).reshape(64, 64) // 216 % classes
+        return LabelMap(np.arange(64 * 64).reshape(64, 64) // 216 % classes, classes, given=False)
     return np.linspace(0, 1, int(np.prod(shape)), dtype=np.float32)
 
 

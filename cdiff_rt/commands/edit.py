@@ -164,7 +164,7 @@ def by_imagic(
         from cdiff_rt.engines.eager import use_threads
 
     use_threads(threads or usual_threads())
-    wanted: dict = asked(conditions, pipeline.manifest, labels=settings.labels, snap=settings.snap)
+    wanted = asked(conditions, pipeline.manifest, labels=settings.labels, snap=settings.snap)
     tuning = imagic.Tuning(*iterations, seed=settings.seed)
     with Progress(len(conditions) * tuning.iterations, "tuning") as progress:
         tuned = imagic.tune(pipeline.bundle, pipeline.read_photo(image), wanted, work, tuning, progress)

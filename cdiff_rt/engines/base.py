@@ -1,13 +1,12 @@
 """What an engine is: one network of a bundle on one backend, on the CPU or on a device."""
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 
-from cdiff_rt.errors import BadArtefact, CdiffError, OutOfResource
+from cdiff_rt.errors import BadArtefact, CdiffError, OutOfResource, ran_out
 from cdiff_rt.manifest import REBUILD, NetworkSpec, TensorSpec
 
 if TYPE_CHECKING:
@@ -119,17 +118,7 @@ def refused(spec: NetworkSpec, reason: str) -> BadArtefact:
     return BadArtefact(f"network {spec.file}", reason, REBUILD)
 
 
-# As C++, onnxruntime, openvino and torch say it.
-_NO_MEMORY = re.compile(
-    r"bad_alloc|bad array new length|out of memory|(can.?t|cannot|fail\w*|unable) (to )?allocate", re.IGNORECASE
-)
-
 MORE_MEMORY = "close other programs, or use a machine with more memory"
-
-
-def ran_out(error: Exception) -> bool:
-    """Whether a library's exception is for want of memory."""
-    return isinstance(error, MemoryError) or bool(_NO_MEMORY.search(str(error)))
 
 
 def failure(

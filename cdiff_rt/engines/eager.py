@@ -22,10 +22,9 @@ from cdiff_rt.engines.base import (
     device_spec,
     failure,
     precision_of,
-    ran_out,
 )
 from cdiff_rt.engines.weights import fp32, part_of, places
-from cdiff_rt.errors import BadArtefact, OutOfResource
+from cdiff_rt.errors import BadArtefact, OutOfResource, ran_out
 from cdiff_rt.manifest import REBUILD, Bundle, NetworkSpec, digest
 from cdiff_rt.nets.collaborative import ModelConfig, build_part, part_functions
 from cdiff_rt.notes import log

@@ -29,6 +29,9 @@ class LabelMap:
     classes: int
     order: str = USUAL_ORDER
     snap: bool = False
+    given: bool = (
+        True  # by somebody, who wants to be told what is doubtful; not seen in a photo or made for a benchmark
+    )
 
     @cached_property
     def labels(self) -> np.ndarray:

@@ -12,7 +12,7 @@ from cdiff_rt.errors import BadArtefact, BadInput, BadRequest
 from cdiff_rt.inputs import images
 from cdiff_rt.inputs.label_doubts import doubts
 from cdiff_rt.inputs.label_maps import LabelMap
-from cdiff_rt.inputs.palette import PALETTE
+from cdiff_rt.inputs.palette import PALETTE, USUAL_ORDER
 from cdiff_rt.inputs.wordpiece import WordPiece
 from cdiff_rt.inputs.words import check_text, tell_unknown
 from cdiff_rt.manifest import Bundle, Manifest, Modality
@@ -36,14 +36,19 @@ def chosen_of(manifest: Manifest, given: Collection[str], without: Collection[st
 
 
 def asked(
-    conditions: Mapping[str, Condition | None], manifest: Manifest, *, labels: str, snap: bool
-) -> dict[str, Condition | None]:
+    conditions: Mapping[str, Any],
+    manifest: Manifest,
+    *,
+    labels: str = USUAL_ORDER,
+    snap: bool = False,
+    given: bool = True,
+) -> dict[str, Any]:
     """Conditions that know how a request wants them read; one that knows already stays as it is."""
     maps = {modality.name: modality.classes for modality in manifest.modalities if modality.kind == "labels"}
     known = dict(conditions)
     for name, value in conditions.items():
         if name in maps and value is not None and not isinstance(value, LabelMap):
-            known[name] = LabelMap(value, maps[name], labels, snap)
+            known[name] = LabelMap(value, maps[name], labels, snap, given)
     return known
 
 
@@ -69,7 +74,7 @@ def read_label_map(value: Condition, modality: Modality, bundle: Bundle) -> np.n
     if of.how:  # a picture's form is guessed, an array's is not
         found = len(np.unique(small))
         log.info("%s %s: %dx%d, %s, %d classes", modality.name, name, width, height, of.how, found)
-    for doubt in doubts(square, small, modality.classes):
+    for doubt in doubts(square, small, modality.classes) if of.given else ():
         log.warning("%s %s: %s", modality.name, name, doubt)
     one_hot = np.eye(modality.classes, dtype=np.float32)[small.reshape(-1)]  # [size * size, classes]
     return one_hot.T[None]

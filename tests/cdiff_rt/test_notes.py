@@ -2,7 +2,7 @@ import threading
 
 import pytest
 
-from cdiff_rt.notes import collected, log
+from cdiff_rt.notes import collected, hushed, log
 
 
 def test_warnings_of_this_thread_and_block_are_collected():
@@ -44,3 +44,14 @@ def test_a_block_within_another_collects_what_was_said_before_it(caplog):
             log.warning("a")
             log.warning("b")
     assert (outer, inner, caplog.messages) == (["a", "b"], ["a", "b"], ["a", "b"])
+
+
+def test_nothing_is_told_where_nobody_asked_but_by_other_threads(caplog):
+    caplog.set_level("INFO", "cdiff_rt")
+    with hushed():
+        log.warning("within")
+        thread = threading.Thread(target=log.info, args=["beside"])
+        thread.start()
+        thread.join()
+    log.info("after")
+    assert caplog.messages == ["beside", "after"]

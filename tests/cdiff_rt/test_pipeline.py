@@ -545,6 +545,8 @@ def test_the_order_is_that_of_the_masks_given_and_not_of_the_one_that_was_seen(m
     theirs = {"mask": in_order(wanted, "bisenet"), "labels": "bisenet", **how}
     given = pipeline.edit(photo, source={"mask": in_order(mask, "bisenet")}, **theirs)
     seen = pipeline.edit(photo, read=lambda photo: {"mask": mask}, **theirs)
+    doubtful = pipeline.edit(photo, mask=wanted, read=lambda photo: {"mask": mask[::-1]}, **how)
+    assert doubtful.warnings == usual.warnings == []
     for made in (given, seen):
         np.testing.assert_array_equal(made.images, usual.images)
 

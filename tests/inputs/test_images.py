@@ -13,8 +13,8 @@ from PIL import Image
 
 from cdiff_rt.errors import BadInput
 from cdiff_rt.inputs import images
+from tests.bad_files import png_chunk, zeros_png
 from tests.command_line import check_refused, run
-from tests.conftest import png_chunk, zeros_png
 
 RNG = np.random.default_rng(0)
 PICTURE = RNG.integers(0, 256, (64, 64, 3), np.uint8)
