@@ -60,7 +60,10 @@ def read(data: bytes) -> Content:
     readers: dict[bytes, Callable[[bytes], Content]] = {_PNG: _read_png, _JPEG: _read_jpeg, b"RIFF": _read_webp}
     for start, reader in readers.items():
         if data.startswith(start):
-            return reader(data)
+            content = reader(data)
+            if not all(content.size):
+                raise ValueError("it says nothing of its size, or that it is empty")
+            return content
     name = next((name for place, start, name in _STRANGERS if data.startswith(start, place)), None)
     if name is None:
         raise ValueError("it begins as no picture does")

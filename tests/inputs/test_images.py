@@ -161,7 +161,7 @@ def one_row(path):
 @pytest.mark.parametrize(
     ("kind", "name", "write", "most"),
     [
-        ("photo", "a.jpg", large_photo, 256),
+        pytest.param("photo", "a.jpg", large_photo, 256, marks=pytest.mark.slow),
         pytest.param("photo", "a.png", large_photo, 256, marks=pytest.mark.slow),
         pytest.param("photo", "half.png", large_photo, 256, marks=pytest.mark.slow),
         ("photo", "scans.jpg", scans, 8),
