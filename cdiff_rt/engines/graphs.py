@@ -67,6 +67,7 @@ class _Tensor:
 def _check(model: bytes, weights: str, data: bytes, part: str) -> None:
     tensors = list(_outside(model))
     stored = {(p.offset, p.length): (name, p) for name, p in places(data).items()} if tensors else {}
+    own = any(name.startswith(part) for name, _ in stored.values())  # a modality may use the networks of another
     for tensor in tensors:
         if tensor.entries.get("location") != weights:
             where = tensor.entries.get("location", "nowhere")
@@ -74,7 +75,7 @@ def _check(model: bytes, weights: str, data: bytes, part: str) -> None:
         name, place = stored.get((_number(tensor, "offset"), _number(tensor, "length")), ("", None))
         if place is None or (place.dtype, place.shape) != (tensor.dtype, tensor.shape):
             raise ValueError(f"{tensor.name!r:.80} is none of the weights")
-        if not name.startswith(part):
+        if own and not name.startswith(part):
             raise ValueError(f"it is another network's: {tensor.name!r:.80} is {name!r:.80}")
 
 
