@@ -4,6 +4,7 @@ import random
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -155,6 +156,7 @@ def test_blocks_of_threads_do_not_meet_and_those_of_one_nest():
         for _ in range(50):
             with turns.take(), turns.take():
                 inside.append(number)
+                time.sleep(0)  # for others to come in
                 met.append(len(inside))
                 inside.remove(number)
 

@@ -68,9 +68,20 @@ def test_a_tensor_that_is_not_contiguous_is_no_address_to_bind(engine):
         engine.bind(tensors)
 
 
-def test_a_session_that_fell_back_to_the_cpu_is_an_error(bundle):
+@pytest.mark.parametrize(
+    ("there", "words"),
+    [
+        (False, "it is a build without CUDAExecutionProvider; run `pip install"),
+        (
+            True,
+            "CUDAExecutionProvider does not start, it fell back to the CPU .*cannot open shared.*; install that library",
+        ),
+    ],
+)
+def test_a_session_that_fell_back_to_the_cpu_is_an_error(there, words, bundle, monkeypatch):
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"] if there else [])
     spec = bundle.manifest.networks["vae.decode"]
-    with pytest.raises(BadEnvironment, match="CUDAExecutionProvider does not start, it fell back to the CPU; install"):
+    with pytest.raises(BadEnvironment, match=words):
         _open(graph_of(bundle, "vae.decode"), spec, onnxruntime.SessionOptions(), [("CUDAExecutionProvider", {})])
 
 
