@@ -109,7 +109,7 @@ def check_type(name: str, value: object, kind: Any, remedy: str) -> None:
 def whole(name: str, value: Any) -> int:
     """Any whole number, numpy's too, as Python's own; but neither True nor "7". Raises BadRequest."""
     try:
-        return int(operator.index(None if isinstance(value, bool) else value))  # type: ignore[arg-type]
+        return operator.index(None if isinstance(value, bool) else value)  # type: ignore[arg-type]
     except TypeError:
         raise BadRequest(name, f"{value!r:.80}", "give a whole number") from None
 

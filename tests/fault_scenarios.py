@@ -72,6 +72,9 @@ def go_on(folder: Path) -> None:
     """Whatever ended the run; and each job then has exactly one line, or `content` would tell."""
     painter: Pipeline = Painter()  # type: ignore[assignment]
     list(run_jobs(painter, folder / "jobs.jsonl", folder / "out", resume=True))
+    for seed, name in enumerate(IDS):
+        with Image.open(folder / "out" / f"{name}.png") as image:
+            assert np.array_equal(image, generated(seed).images[0])
 
 
 def export(folder: Path) -> None:

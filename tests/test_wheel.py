@@ -79,7 +79,7 @@ def test_wheel_holds(wheel, name):
 
 def test_wheel_installs_the_command(wheel):
     (entry,) = (name for name in wheel.namelist() if name.endswith(".dist-info/entry_points.txt"))
-    assert "cdiff-rt = cdiff_rt.commands:main" in wheel.read(entry).decode()
+    assert "cdiff-rt = cdiff_rt.__main__:main" in wheel.read(entry).decode()
 
 
 def test_wheel_needs_only_what_the_runtime_imports(wheel):
