@@ -15,7 +15,7 @@ from cdiff_rt.engines.backends import BACKENDS
 from cdiff_rt.errors import BadRequest
 from cdiff_rt.inputs.modalities import KINDS
 from cdiff_rt.jobs.file import read_jobs
-from cdiff_rt.manifest import digest
+from cdiff_rt.manifest import digest, sha256
 from cdiff_rt.outputs import formats, generated
 from cdiff_rt.sampling.solvers import SOLVERS
 from cdiff_rt.sampling.tiers import TIERS, Sampling
@@ -94,19 +94,24 @@ def test_a_toy_backend_is_a_row_of_the_table(monkeypatch, mask):
 
 def test_a_toy_modality_is_data_of_the_manifest(bundle_copy, mask, tmp_path):
     """The mask's expert under another name: an argument, a condition, a row and a picture's parameters follow."""
-    path = bundle_copy / "manifest.json"
+    path, weights = bundle_copy / "manifest.json", bundle_copy / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes().replace(b"experts.mask.", b"experts.lips."))
     data = json.loads(path.read_text())
-    data["modalities"][0]["name"] = "sketch"
-    data["networks"] = {name.replace(".mask", ".sketch"): network for name, network in data["networks"].items()}
+    data["files"][weights.name] = sha256(weights)
+    data["modalities"][0]["name"] = "lips"
+    data["networks"] = {name.replace(".mask", ".lips"): network for name, network in data["networks"].items()}
+    data["source"]["experts"] = {
+        name.replace("mask", "lips"): expert for name, expert in data["source"]["experts"].items()
+    }
     path.write_text(json.dumps(data | {"digest": digest(data)}))
     pipeline = Pipeline.from_pretrained(bundle_copy)
-    made = pipeline.generate(sketch=mask, steps=2)
+    made = pipeline.generate(lips=mask, steps=2)
     np.testing.assert_array_equal(made.images, Pipeline.from_pretrained().generate(mask=mask, steps=2).images)
-    assert made.parameters["conditions"] == {"sketch": "array 128x128"}
+    assert made.parameters["conditions"] == {"lips": "array 128x128"}
     Image.fromarray(mask).save(tmp_path / "m.png")
-    arguments = ["--model", bundle_copy, "--condition", f"sketch={tmp_path / 'm.png'}", "--steps", 2]
+    arguments = ["--model", bundle_copy, "--condition", f"lips={tmp_path / 'm.png'}", "--steps", 2]
     assert run("generate", *arguments, "--out", tmp_path / "a.png").exit_code == 0
-    (tmp_path / "jobs.jsonl").write_text(json.dumps({"sketch": "m.png"}))
+    (tmp_path / "jobs.jsonl").write_text(json.dumps({"lips": "m.png"}))
     assert len(read_jobs(tmp_path / "jobs.jsonl", pipeline.manifest)) == 1
 
 

@@ -275,8 +275,7 @@ def _core() -> Any:
 @contextmanager
 def unreported() -> Iterator[None]:
     """Importing openvino would tell Google Analytics so, unasked, and write into ~/intel; without its reporter it can't."""
-    missing = object()
-    before = sys.modules.get(REPORTER, missing)
+    before = sys.modules.get(REPORTER, missing := object())
     sys.modules[REPORTER] = None  # type: ignore[assignment]
     try:
         yield
@@ -297,6 +296,5 @@ def check_cpu(precision: Precision) -> None:
 
 def load(bundle: Bundle, network: str, placement: Placement) -> VinoEngine:
     check_cpu(placement.precision)
-    spec: NetworkSpec = bundle.manifest.networks[network]
-    precision = precision_of(network, placement)
+    spec, precision = bundle.manifest.networks[network], precision_of(network, placement)
     return VinoEngine(graph_of(bundle, network), spec, placement.threads, precision)

@@ -21,7 +21,7 @@ def test_a_missing_library_is_named_and_nothing_works_without_any(monkeypatch):
     rows, healthy = doctor.examine()
     assert not healthy
     assert [row.split(None, 2)[2] for row in rows if row.startswith("backend")] == [
-        "no_such_library not installed: `pip install '.[cpu]'`"
+        "no_such_library not installed: `pip install '.[cpu]'` in the checkout"
     ] * len(BACKENDS)
 
 

@@ -226,8 +226,8 @@ def test_an_exception_of_the_callback_ends_the_run(pipeline):
         *(({"text": TEXT, "eta": eta}, "eta: ") for eta in (float("nan"), float("inf"), -0.1, 1.1)),
         *(({"text": TEXT, "temperature": value}, "temperature: ") for value in (float("nan"), -1.0)),
         ({"text": TEXT, "rounding": "up"}, "'up'; choose one of truncate, nearest"),
-        ({"text": TEXT, "without": ["text"]}, "give at least one of mask, text"),
-        ({"text": TEXT, "without": ["sketch"]}, "condition: 'sketch'; faces-128 knows mask, text"),
+        ({"text": TEXT, "without": ["text"]}, "without: it leaves no condition"),
+        ({"text": TEXT, "without": ["sketch"]}, "without: 'sketch'; faces-128 knows mask, text"),
         ({"text": TEXT, "decay": "slow"}, "decay: 'slow'"),
         *(({"text": TEXT, "factor": value}, "factor: ") for value in (float("nan"), -1.0)),
         ({"text": TEXT, "sharpness": float("inf")}, "sharpness: "),
@@ -381,7 +381,7 @@ def test_a_photo_may_be_bytes_or_a_picture(pipeline, tmp_path):
 @pytest.mark.parametrize(
     ("value", "words"),
     [
-        (b"", "mask 0 bytes: it cannot be read as an image"),
+        (b"", "mask of 0 bytes: 0 bytes"),
         (b"<html>", "it cannot be read as an image"),
         (7, "a int; give a path, a file's content as bytes, a Pillow image or an array"),
         (Image.new("F", (8, 8)), "pixels of mode F"),
