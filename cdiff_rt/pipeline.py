@@ -14,7 +14,7 @@ from cdiff_rt.engines.base import Precision
 from cdiff_rt.errors import BadArtefact, BadRequest, check_type, named_as
 from cdiff_rt.inputs import images
 from cdiff_rt.inputs.inpainting import Inpainting
-from cdiff_rt.inputs.modalities import KINDS, Condition, asked, chosen_of, in_words
+from cdiff_rt.inputs.modalities import KINDS, Condition, asked, chosen_of, in_words, tell_unused
 from cdiff_rt.manifest import DEFAULT_MODEL, Bundle, Modality, find_model
 from cdiff_rt.notes import collected
 from cdiff_rt.outputs.formats import to_uint8
@@ -113,6 +113,7 @@ class Pipeline:
             table, shape = settings.sampling().table(self.manifest.schedule), self.manifest.latent_shape
             numbers, drawn = settings.numbers, (settings.batch, *shape)
             modalities, inputs = self._read(wanted, settings)
+            tell_unused(modalities, labels=settings.labels, snap=settings.snap)
             run = Run(
                 modalities,
                 inputs,

@@ -280,6 +280,7 @@ def plain_zip(path: Path) -> None:
 WEIGHT = {"w": torch.arange(64.0)}
 CHECKPOINTS: Rows = {
     **NO_FILES,
+    "empty": (lambda path: path.touch(), ("it is empty",)),
     "a page of HTML": (content(HTML.encode()), ("HTML",)),
     "a Git LFS pointer": (content(LFS_POINTER.encode()), ("Git LFS",)),
     "random bytes": (content(RNG.bytes(5000)), ()),

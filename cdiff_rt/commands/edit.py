@@ -123,7 +123,7 @@ def edit(
         watch = recorders[0] if recorders else None
         if method == "imagic":
             wished = Settings().amended(changed, pipeline.manifest.influence)
-            place = work or out.with_suffix(".imagic")
+            place = work or out.with_name(f"{out.stem or 'edit'}.imagic")
             result = by_imagic(pipeline, image, place, iterations, conditions, wished, values, watch, threads)
         else:
             more = {**options, **changed, "conditions": conditions, "source": source, "alphas": values}

@@ -8,8 +8,8 @@ import numpy as np
 from PIL import Image
 
 from cdiff_rt.errors import BadInput
-from cdiff_rt.inputs.images import ORIENTATION, Picture, check_size, name_of, opened
-from cdiff_rt.inputs.label_causes import WITH_SNAP
+from cdiff_rt.inputs.images import ORIENTATION, Picture, check_size, is_opaque, name_of, opened
+from cdiff_rt.inputs.label_causes import SNAP, WITH_SNAP
 from cdiff_rt.inputs.label_colours import HELP, LOSSY, colours_of
 from cdiff_rt.inputs.label_meaning import numbers_of, strange_label
 from cdiff_rt.inputs.label_orders import labels_by_number
@@ -29,9 +29,7 @@ class LabelMap:
     classes: int
     order: str = USUAL_ORDER
     snap: bool = False
-    given: bool = (
-        True  # by somebody, who wants to be told what is doubtful; not seen in a photo or made for a benchmark
-    )
+    given: bool = True  # by somebody, who is told what is doubtful; not seen in a photo or made for a benchmark
 
     @cached_property
     def labels(self) -> np.ndarray:
@@ -104,17 +102,15 @@ def _numbers_of(name: str, image: Image.Image, known: Collection[int], snap: boo
     """Each pixel's number, [H, W], and how it was found out."""
     if snap and (moved := snapped(name, image)):
         return moved
-    hidden = np.asarray(image.convert("RGBA"))[..., 3] < 255 if image.has_transparency_data else np.zeros(1, bool)
-    if hidden.any() and image.mode in ("RGBA", "LA"):
-        remedy = (
-            "save it without an alpha channel, or read it with --snap (snap=True), to which transparent is background"
-        )
+    hidden = None if is_opaque(image) else np.asarray(image.convert("RGBA").getchannel("A")) < 255
+    if hidden is not None and image.mode in ("RGBA", "LA"):
+        remedy = f"save it without an alpha channel, or {SNAP}, to which transparent is background"
         seen = f"{np.count_nonzero(hidden)} of its {hidden.size} pixels are partly transparent"
         raise BadInput(f"mask {name}", seen, remedy)
     picture = colours_of(name, image.convert(image.mode[:-1]) if image.mode in ("RGBA", "LA") else image)
     numbers, how = numbers_of(name, picture, known)
-    table = np.zeros(len(picture.rgb), np.int32)
+    table = np.zeros(len(picture.rgb), np.uint8)
     table[picture.used] = numbers
-    if hidden.any() and table[picture.index[hidden]].any():  # by a palette or a colour key: a way to show it
+    if hidden is not None and table[picture.index[hidden]].any():  # by a palette or a colour key: a way to show it
         log.warning("mask %s: it is shown partly transparent, but the labels there count too", name)
     return table[picture.index], how

@@ -52,9 +52,7 @@ def _by_colour(name: str, picture: Colours, known: Collection[int], table: np.nd
 
 def _keeps_its_order(used: np.ndarray, rgb: np.ndarray) -> bool:
     """Whether nothing says that the numbers of an unknown palette are not those that its maker gave."""
-    if is_grey(rgb) and not _repeats(
-        rgb
-    ):  # labels made visible are proportional to these; others are labels themselves
+    if is_grey(rgb) and not _repeats(rgb):  # labels made visible are proportional to these; others are labels
         slope = rgb[used.argmax(), 0] / max(used.max(), 1)
         return not is_black_and_white(rgb) and bool((np.abs(rgb[:, 0] - slope * used) <= 1).all())
     _, first, times = np.unique(rgb, axis=0, return_index=True, return_counts=True)
@@ -87,7 +85,7 @@ def strange_label(
     index: np.ndarray, bad: np.ndarray, known: Collection[int], levels: dict[int, int] | None = None
 ) -> str:
     """A label that is not known, with its first place."""
-    y, x = np.argwhere(bad)[0]
+    y, x = divmod(int(bad.argmax()), bad.shape[1])
     label = int(index[y, x])
     such = f"label {levels[label] if levels else label} at x {x}, y {y} ({np.count_nonzero(bad)} such pixels)"
     return f"{such}; the model knows {ranges(known)}"

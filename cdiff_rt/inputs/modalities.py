@@ -52,6 +52,14 @@ def asked(
     return known
 
 
+def tell_unused(modalities: Collection[Modality], *, labels: str, snap: bool) -> None:
+    """Warns of a way to read label maps where none is given."""
+    if not any(modality.kind == "labels" for modality in modalities):
+        for name, changed in (("labels", labels != USUAL_ORDER), ("snap", snap)):
+            if changed:
+                log.warning("%s: no mask is given, so it changes nothing", name)
+
+
 def label_map(value: Condition, modality: Modality) -> LabelMap:
     return value if isinstance(value, LabelMap) else LabelMap(value, modality.classes)
 
@@ -133,9 +141,11 @@ def read_numbers(value: Condition, modality: Modality, bundle: Bundle) -> np.nda
     if numbers.size != math.prod(shape) or not np.issubdtype(numbers.dtype, np.number):
         seen = f"{numbers.dtype} of shape {numbers.shape}"
         raise BadInput(name, seen, f"it takes {' x '.join(map(str, shape))} numbers")
-    if not np.isfinite(numbers).all():
-        raise BadInput(name, "some numbers are not finite", "correct them")
-    return numbers.astype(np.float32).reshape(1, *shape)
+    with np.errstate(over="ignore"):
+        found = numbers.astype(np.float32).reshape(1, *shape)
+    if not np.isfinite(found).all():
+        raise BadInput(name, "some numbers are not finite, or too large for float32", "correct them")
+    return found
 
 
 def find_file(value: str, name: str, folder: Path) -> Path:
@@ -155,9 +165,8 @@ def file_name_or_text(value: Condition) -> str:
 class Kind:
     read: Reader
     show: Callable[[Condition], str]  # as it stands in a picture's parameters
-    find: Callable[
-        [str, str, Path], Condition
-    ]  # of a text, by its name: a Path if it names a file, from this folder on
+    # Of a text, by its name: a Path if it names a file, from this folder on.
+    find: Callable[[str, str, Path], Condition]
     draw: Callable[[Condition, Modality], np.ndarray] | None = None  # [S, S, 3] uint8, to lay over an image
     how: Callable[[Condition], str] = lambda value: ""  # it was read, where that had to be found out
     stays: bool = False  # what a photo shows of it is wanted of the edited one too, unless told otherwise

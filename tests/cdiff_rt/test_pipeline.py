@@ -602,3 +602,10 @@ def test_a_pipeline_does_not_arrive_elsewhere_with_another_bundle(tiny_bundle, t
     (folder / NAME).write_text(dataclasses.replace(manifest, licence="another").to_json())
     with pytest.raises(BadArtefact, match="another than the pipeline was opened with"):
         pickle.loads(sent)
+
+
+@pytest.mark.parametrize("how", [{"labels": "bisenet"}, {"snap": True}], ids=str)
+def test_a_way_to_read_masks_without_a_mask_is_told(how, mask, pipeline):
+    (told,) = pipeline.generate(text=TEXT, steps=1, **how).warnings
+    assert told.startswith(f"{next(iter(how))}: no mask is given")
+    assert not any("no mask" in line for line in pipeline.generate(mask=mask, steps=1, **how).warnings)

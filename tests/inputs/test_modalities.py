@@ -140,6 +140,7 @@ def test_numbers_are_read_from_a_file(bundle, tmp_path):
         ("1,2,3,4,5,six", "'1,2,3,4,5,six'; give numbers with commas"),
         ("", "give numbers with commas"),
         ("1,2,3,4,5,nan", "some numbers are not finite"),
+        ("1,2,3,4,5,1e300", "too large for float32"),
         (np.full((2, 3), np.inf), "some numbers are not finite"),
         (np.array([["a"] * 3] * 2), "it takes 2 x 3 numbers"),
         ("/nowhere/a.npy", "no such file"),
