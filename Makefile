@@ -8,7 +8,7 @@ PIP = .venv/bin/pip install --quiet --disable-pip-version-check
 TESTS = .venv/bin/python -m pytest -n 2 --dist loadfile
 QUICK = -m "not slow"
 
-.PHONY: demo test test-slow test-all check lint clean
+.PHONY: demo test test-slow test-all fuzz check lint clean
 .DEFAULT_GOAL := demo
 
 demo: .venv/cpu
@@ -24,6 +24,11 @@ test-slow: .venv/test
 
 test-all: .venv/test
 	$(TESTS)
+
+# What reads foreign bytes, each for SECONDS with damaged ones.
+SECONDS ?= 30
+fuzz: .venv/fuzz
+	.venv/bin/python -m tests.fuzz all --seconds $(SECONDS)
 
 lint: .venv/test
 	.venv/bin/ruff check .
@@ -47,6 +52,10 @@ check: lint
 	$(PIP) $(TORCH)
 	$(PIP) -e ".[test]"
 	touch $@ .venv/cpu
+
+.venv/fuzz: .venv/test
+	$(PIP) "atheris>=3.0" || echo "no atheris for this system: a seeded mutator takes its place"
+	touch $@
 
 clean:
 	rm -rf .venv build dist *.egg-info out

@@ -5,30 +5,50 @@ import hashlib
 import importlib
 import logging
 import random
+import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from cdiff_rt.process import cores
 from tests.fuzz.mutations import mutated
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz")
-    parser.add_argument("name", help="a target of tests/fuzz/targets.py, or all")
+    parser.add_argument("name", help="a target of tests/fuzz/targets.py, or all of them")
     parser.add_argument("--seconds", type=int, default=30, help="for how long, for each target")
     parser.add_argument("--runs", type=int, default=-1, help="at most how often; -1 is no limit")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--plain", action="store_true", help="without atheris")
     asked = parser.parse_args()
+    if asked.name == "all":
+        sys.exit(all_of_them(asked))
     logging.getLogger("cdiff_rt").addHandler(logging.NullHandler())
     atheris = None if asked.plain else atheris_or_none()
-    if atheris and asked.name != "all":
+    if atheris:
         with_atheris(atheris, asked)
+    plainly(importlib.import_module("tests.fuzz.targets"), asked.name, asked)
+
+
+def all_of_them(asked: argparse.Namespace) -> int:
+    """Each target in a process of its own, as many at a time as there are cores; the first exit code that isn't 0."""
     targets = importlib.import_module("tests.fuzz.targets")
-    for name in targets.TARGETS if asked.name == "all" else [asked.name]:
-        plainly(targets, name, asked)
+    limits = ["--seconds", str(asked.seconds), "--runs", str(asked.runs), "--seed", str(asked.seed)]
+
+    def run(name: str) -> int:
+        command = [sys.executable, "-m", "tests.fuzz", name, *limits, *(["--plain"] if asked.plain else [])]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        lines = (done.stdout + done.stderr).splitlines()
+        told = lines[-20:] if done.returncode else [line for line in lines if " runs in " in line][-1:]
+        print(f"{name}:", *(line.removeprefix(f"{name}: ") for line in told), sep="\n  ", flush=True)
+        return done.returncode
+
+    with ThreadPoolExecutor(cores()) as pool:
+        return max(map(abs, pool.map(run, targets.TARGETS)))
 
 
 def atheris_or_none() -> Any:

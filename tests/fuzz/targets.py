@@ -153,7 +153,7 @@ def embedded() -> Manifest:
 
 
 def sign(data: bytes) -> bytes:
-    with suppress(ValueError, RecursionError, TypeError):
+    with suppress(ValueError, RecursionError, TypeError, AttributeError):
         fields = json.loads(data)
         return json.dumps(fields | {"digest": digest(fields)}).encode()
     return data
