@@ -18,7 +18,7 @@ from cdiff_rt import schema
 from cdiff_rt.engines.backends import load_graph
 from cdiff_rt.engines.base import Engine
 from cdiff_rt.engines.graphs import Graph
-from cdiff_rt.errors import BadArtefact, BadRequest
+from cdiff_rt.errors import BadArtefact, BadRequest, check_range
 from cdiff_rt.intact import read_intact
 from cdiff_rt.manifest import NetworkSpec, TensorSpec
 
@@ -92,8 +92,9 @@ class Exam:
         return {self.paper.mask: self.labels[number], self.paper.text: self.paper.questions[number].sentence}
 
     def first(self, count: int) -> "Exam":
-        """The exam's first pairs only."""
-        return self._pick(range(min(count, len(self.labels))))
+        """The exam's first pairs only. Raises BadRequest for more than it has."""
+        check_range("pairs", count, 1, len(self.labels))
+        return self._pick(range(count))
 
     def shuffled(self) -> "Exam":
         """Everybody judged by the next one's conditions."""
