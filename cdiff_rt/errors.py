@@ -13,7 +13,7 @@ from typing import Any
 OF_THE_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO}  # no file's fault
 # As C++, onnxruntime, openvino and torch say it.
 _NO_MEMORY = re.compile(
-    r"bad_alloc|bad array new length|out of memory|(can.?t|cannot|fail\w*|unable) (to )?allocate", re.IGNORECASE
+    r"bad_alloc|bad array new length|out of memory|(can.?t|cannot|fail\w*|unable) (to )?alloc", re.IGNORECASE
 )
 
 

@@ -69,6 +69,7 @@ def home(tmp_path: Path) -> Path:
     return tmp_path / "home"
 
 
+@pytest.mark.slow
 def test_an_image_on_each_library_leaves_nothing_and_asks_nobody(home, tmp_path):
     line = f"generate --text man --steps 1 --out {tmp_path}/a.png --force --backend"
     assert alone(home, commands(*(f"{line} {name}" for name in ("onnxruntime", "openvino", "torch")))) == ([], 0)

@@ -93,6 +93,7 @@ def test_a_real_comparison_times_every_case(tiny_bundle):
     assert result.settings == settings
 
 
+@pytest.mark.slow
 def test_a_step_is_timed_and_its_accuracy_taken_after_more(tiny_bundle):
     slow, naive = Case("slow", "torch", naive=True, sampling=TWO), Case("naive", "torch", sampling=TWO)
     result = compare(Task(str(tiny_bundle), "step", 2), (slow, naive), repeats=3, seconds=0, after=4)

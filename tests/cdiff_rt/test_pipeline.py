@@ -570,8 +570,8 @@ def replaced(path: Path) -> None:
     ("backend", "change"),
     [
         *(("onnxruntime", change) for change in (cut, overwritten, replaced, Path.unlink)),
-        *(pytest.param("openvino", change, marks=pytest.mark.slow) for change in (cut, Path.unlink)),
-        *(("openvino", overwritten), ("torch", overwritten)),
+        *(pytest.param("openvino", change, marks=pytest.mark.slow) for change in (cut, overwritten, Path.unlink)),
+        ("torch", overwritten),
         pytest.param("torch", cut, marks=pytest.mark.slow),
     ],
     ids=lambda value: getattr(value, "__name__", value),

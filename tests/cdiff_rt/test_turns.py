@@ -53,7 +53,9 @@ def check_threads(bundle: Bundle, backend: str) -> None:
                 check_equal(found, alone[number])
 
 
-@pytest.mark.parametrize("backend", ON_THE_CPU)
+@pytest.mark.parametrize(
+    "backend", ["onnxruntime", "openvino", *(pytest.param(name, marks=slow) for name in ("torch", "torch-compiled"))]
+)
 def test_8_threads_make_each_the_32_images_that_one_makes(backend, tiny_bundle):
     check_threads(Bundle.open(tiny_bundle), backend)
 
@@ -64,6 +66,7 @@ def test_8_threads_make_each_the_32_images_that_one_makes_of_the_embedded_model(
     check_threads(bundle, backend)
 
 
+@slow
 @pytest.mark.parametrize("backends", [("onnxruntime",) * 2, ("openvino",) * 2, ("torch",) * 2, ("torch", "openvino")])
 def test_two_pipelines_of_one_bundle_do_not_disturb_each_other(backends, tiny_bundle):
     pipelines = [Pipeline(Bundle.open(tiny_bundle), backend) for backend in backends]

@@ -57,6 +57,7 @@ def test_bad_parameters_of_quality_are_one_line_and_exit_code_2(arguments, words
     check_refused(run("bench", "quality", *arguments), 2, words)
 
 
+@pytest.mark.slow
 def test_drift_is_a_table_and_on_request_json(exam, tmp_path):
     figures = tmp_path / "drift.json"
     result = run("bench", "drift", "--solver", "dpmpp-2m-sde", "--steps", 2, "--pairs", 2, "--json", figures)

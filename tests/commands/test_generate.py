@@ -82,7 +82,7 @@ def test_bad_texts_are_one_line_and_exit_code_3(text, words, out):
         (["--condition", "sketch=1,2"], "'sketch'; faces-128 knows mask, text"),
         (["--condition", "seed=7"], "'seed'; faces-128 knows mask, text"),
         (["--without", "sketch"], "'sketch'; faces-128 knows mask, text"),
-        (["--without", "text"], "give at least one of mask, text"),
+        (["--without", "text"], "without: it leaves no condition"),
         (["--out", "a.npz"], "results are written as .png"),
         (["--out", ""], "Invalid value for '--out': it is empty"),
         (["--out", "a.txt"], "out: a.txt; this model's results are written as .png"),

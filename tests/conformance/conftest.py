@@ -42,12 +42,12 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return True if collection_path.name == "test_full_size.py" and not full else None
 
 
-QUICK = "test_the_autoencoder"
+QUICK = "test_the_autoencoder["
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Every run compares all networks on torch, and the autoencoders on onnxruntime.
+    """Every run compares all networks on torch, and an autoencoder on onnxruntime.
 
     The experts come through the same exporter, as smaller ones of other tests do, and tracing these takes minutes.
     """

@@ -56,7 +56,7 @@ def test_outputs_of_another_shape_are_the_networks_fault(shape):
     ],
 )
 def test_want_of_memory_is_no_fault_of_the_bundle(error, running):
-    found = failure(SPEC, "some library", error, running=running)
+    found = failure(SPEC, "some library", error, {"x": np.zeros((2, 3, 8), np.float32)} if running else None)
     assert isinstance(found, OutOfResource)
     assert found.remedy.startswith("choose a smaller batch" if running else "close other programs")
 
@@ -64,5 +64,7 @@ def test_want_of_memory_is_no_fault_of_the_bundle(error, running):
 @pytest.mark.parametrize(("running", "words"), [(True, "cannot run it"), (False, "refuses it")])
 @pytest.mark.parametrize("said", ["Gather: indices element out of data bounds", "", "Load model from memory failed"])
 def test_all_else_is(said, running, words):
-    found = failure(SPEC, "some library", RuntimeError(said), running=running)
+    found = failure(
+        SPEC, "some library", RuntimeError(said), {"x": np.zeros((2, 3, 8), np.float32)} if running else None
+    )
     assert isinstance(found, BadArtefact) and words in str(found)

@@ -210,6 +210,7 @@ def test_only_the_diffusers_see_pairs_of_both_conditions():
     assert not torch.equal(data["style"][0], data["diffusers"][0])
 
 
+@pytest.mark.slow
 def test_training_is_repeatable():
     first, second, other = (trained(seed).state_dict() for seed in (0, 0, 1))
     assert all(torch.equal(first[name], second[name]) for name in first)

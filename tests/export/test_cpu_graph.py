@@ -262,7 +262,7 @@ def test_it_computes_what_torch_does(rewritten_bundle, batch):
 
 def test_onnxruntime_runs_it_on_cpus_only(rewritten_bundle, monkeypatch):
     opened = []
-    monkeypatch.setattr(ort_engines, "_open", lambda path, *args: opened.append(path.name))
+    monkeypatch.setattr(ort_engines, "_open", lambda graph, *args: opened.append(graph.file))
     ort_engines.load(rewritten_bundle, "expert.mask", Placement("cpu"))
     ort_engines.load(rewritten_bundle, "vae.decode", Placement("cpu"))
     ort_engines.load_cuda(rewritten_bundle, "expert.mask", Placement("cpu", "fp32"))
@@ -275,9 +275,9 @@ def test_each_graph_is_compared_with_torch(rewritten_bundle, file, monkeypatch):
     real = ort_engines.OrtEngine.__call__
 
     class Altered(ort_engines.OrtEngine):
-        def __init__(self, path, spec, threads):
-            super().__init__(path, spec, threads)
-            self._off = 1e-3 * (path.name == file)
+        def __init__(self, graph, spec, threads):
+            super().__init__(graph, spec, threads)
+            self._off = 1e-3 * (graph.file == file)
 
         def __call__(self, **inputs):
             return {name: value + self._off for name, value in real(self, **inputs).items()}

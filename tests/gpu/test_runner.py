@@ -132,6 +132,7 @@ def test_a_pytorch_that_does_not_reach_the_gpu_is_told(bundle):
         DeviceRunner(bundle, "torch-cuda", OnDevice())
 
 
+@pytest.mark.slow
 def test_half_precision_keeps_latents_in_fp32_and_stays_near(bundle, mask, pipeline):
     reference = pipeline.generate(mask=mask, text=TEXT, steps=4)
     for precision, limit in (("fp16", 0.02), ("bf16", 0.15)):

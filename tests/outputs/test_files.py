@@ -76,7 +76,7 @@ def test_the_longest_name_is_one_that_the_disk_takes(tmp_path):
 
 @pytest.mark.parametrize(
     ("scenario", "kinds", "every"),
-    [("replace", ["SIGKILL"], 1), ("replace", ["ENOSPC", "SIGTERM"], 3), ("export", ["SIGKILL", "EIO"], 1)],
+    [("replace", ["SIGKILL"], 3), ("replace", ["ENOSPC", "SIGTERM"], 9), ("export", ["SIGKILL", "EIO"], 1)],
     ids=str,
 )
 def test_whatever_comes_between_there_is_the_old_or_the_new(scenario, kinds, every, tmp_path):
