@@ -98,7 +98,8 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
 
 def check_range(name: str, value: float, low: float, high: float) -> None:
     if not low <= value <= high or not math.isfinite(value):  # the second fails for very large whole numbers
-        raise BadRequest(name, f"{value} is outside {low:g}-{high:g}", "choose a number in that range")
+        low_, high_ = (str(int(end)) if end == int(end) else f"{end:g}" for end in (low, high))
+        raise BadRequest(name, f"{value} is outside {low_}-{high_}", "choose a number in that range")
 
 
 def check_type(name: str, value: object, kind: Any, remedy: str) -> None:

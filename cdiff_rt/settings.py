@@ -97,20 +97,30 @@ ABOUT = {
     "seed": About(whole, "Choose the random noise by a whole number, or random; equal seeds, equal images."),
     "first": About(whole, "Start at image number N of the seed, e.g. 4 to go on after --batch 4.", (0, LARGEST_FIRST)),
     "batch": About(whole, "Make this many images, 1 to 256; for several, --out must be a folder.", (1, LARGEST_BATCH)),
-    "tier": About(_word, "Choose a preset of solver and steps. Default: exact.", choices=tier_names),
+    "tier": About(
+        _word,
+        "Choose a preset: exact (ddim, 50 steps), fast (dpmpp-2m-sde, 20) or turbo (the same, 10). Default: exact.",
+        choices=tier_names,
+    ),
     "solver": About(_word, "Set the sampling method yourself, without a tier. Default: ddim.", choices=solver_names),
     "steps": About(whole, "Set the number of steps yourself, e.g. 25 or 100, without a tier. Default: 50."),
-    "eta": About(real, "Set how random each DDIM step is: 0 is deterministic. Default: 1.", (0.0, 1.0)),
-    "temperature": About(real, "Scale the random noise that each step adds. Default: 1.", (0.0, 100.0)),
+    "eta": About(
+        real, "Set how random each DDIM step is, 0 (deterministic) to 1, without a tier. Default: 1.", (0.0, 1.0)
+    ),
+    "temperature": About(
+        real, "Scale the random noise that each step adds, 0 to 100, without a tier. Default: 1.", (0.0, 100.0)
+    ),
     "decay": About(_word, "Choose how the mask's influence fades towards the last step.", choices=lambda: DECAYS),
     "factor": About(real, "Multiply the influence of fading conditions (the mask) by this.", WEIGHTS),
     "sharpness": About(real, "Sharpen the choice between conditions: 0 shares equally, 1 is as trained.", WEIGHTS),
     "boost": About(real, "Apply a second softmax of this factor to the influence; 0 levels it.", WEIGHTS),
-    "rounding": About(_word, "Convert pixels to 0-255 by cutting off or by rounding.", choices=lambda: ROUNDINGS),
+    "rounding": About(_word, "Convert pixels to 0-255 by truncating or by rounding.", choices=lambda: ROUNDINGS),
     "labels": About(
-        _order, "Take the mask's numbers for labels in this order: celebamask, bisenet, or that of a file."
+        _order, "Read the mask's numbers in this order: celebamask, bisenet, a file, or such as 0=background,255=hair."
     ),
-    "snap": About(_yes_or_no, "Read a mask with soft edges too: JPEG, WebP, BMP, smoothed, on white or transparent."),
+    "snap": About(
+        _yes_or_no, "Also read masks with soft edges, JPEG, WebP or BMP files, and white or transparent backgrounds."
+    ),
     "without": About(_names, "Ignore this condition although it is given; may be repeated."),
 }
 

@@ -40,7 +40,14 @@ cases = together(
         "Time only this backend; may be repeated. Default: all that work here.",
         multiple=True,
     ),
-    option(CASES, "--precision", "precisions", "Time only this precision; may be repeated.", type=KINDS, multiple=True),
+    option(
+        CASES,
+        "--precision",
+        "precisions",
+        "Time only this precision; may be repeated. Default: all that the backends have.",
+        type=KINDS,
+        multiple=True,
+    ),
     option(
         CASES,
         "--batch",
@@ -60,7 +67,7 @@ cases = together(
     setting("solver"),
     setting("steps"),
     repeats_option,
-    option(RUNS, "--after", "Also compare latents with the first case's after this many steps.", type=STEPS),
+    option(RUNS, "--after", "Also run this many steps and compare the latents with the first case's.", type=STEPS),
     option(RUNS, "--pairwise", "Load only two cases at a time, to save memory.", is_flag=True),
 )
 figures = together(
@@ -160,7 +167,7 @@ def drift(json_file: Path | None, **options: Any) -> None:
 @model_option
 @json_option
 def budget(model: str, json_file: Path | None) -> None:
-    """Count kernels and bytes of one step on a GPU."""
+    """Count kernels and bytes of one step on a GPU, without one."""
     from cdiff_rt.bench import budget, report
 
     conclude(lambda: budget.count(model), report.budget_table, report.write_budget, json_file)

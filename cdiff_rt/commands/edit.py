@@ -49,7 +49,7 @@ Examples:
     CONDITIONS,
     "--source",
     "source_others",
-    "Describe the picture as it is, by the name of a condition, e.g. mask=now.png.",
+    "As --condition, but for the picture as it is, e.g. mask=now.png.",
     **NAMED,
 )
 @option(
@@ -61,12 +61,25 @@ Examples:
 )
 @option(EDITING, "--strength", "Edit only this last share of the steps, at most 1.", type=float, default=1.0)
 @option(
-    EDITING, "--keep", "Freeze what has these labels in both masks, e.g. hair,18; or all.", default="", metavar="LABELS"
+    EDITING,
+    "--keep",
+    "Freeze these parts where the old and the new mask agree, e.g. hair,glasses; or all.",
+    default="",
+    metavar="LABELS",
 )
 @option(
-    EDITING, "--alphas", "Make an image for each, all in one .png: 0 the input, 1 the edit.", default="1", metavar="A,A"
+    EDITING,
+    "--alphas",
+    "Make an image for each, all in one .png: 0 the input, 1 the edit, above 1 beyond it.",
+    default="1",
+    metavar="A,A",
 )
-@option(EDITING, "--work", "Keep imagic's progress in this folder and resume from it. Default: OUT.imagic.", type=PATH)
+@option(
+    EDITING,
+    "--work",
+    "With --method imagic, keep its progress in this folder and resume from it. Default: OUT.imagic.",
+    type=PATH,
+)
 @option(
     EDITING,
     "--iterations",
@@ -98,7 +111,7 @@ def edit(
 ) -> None:
     """Edit a portrait to follow a mask or a sentence.
 
-    The rest stays as it is. The included model knows its own painted portraits only; a photograph of a person is
+    The rest changes little; --keep freezes parts. The included model knows its own painted portraits only; a photograph of a person is
     beyond it.
     """
     from cdiff_rt.editing import inversion

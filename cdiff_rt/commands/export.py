@@ -36,20 +36,25 @@ Examples:
     metavar="HASH",
     multiple=True,
 )
-@option(BUNDLE, "--out", "Write the bundle to this new folder, or the weights to this .safetensors file.", type=PATH)
+@option(
+    BUNDLE,
+    "--out",
+    "Write the bundle to this new folder, or the weights to this .safetensors file; needed with --checkpoint.",
+    type=PATH,
+)
 @option(
     BUNDLE, "--precision", "Store the weights in this precision.", type=click.Choice(("fp16", "fp32")), default="fp16"
 )
 @option(
     BUNDLE,
     "--diffuser-input",
-    "Feed the dynamic diffusers x_t or the prediction. Default: as trained.",
+    "Feed the dynamic diffusers x_t or their branch's prediction. Default: as trained.",
     type=click.Choice(("x_t", "prediction")),
 )
 @option(
     BUNDLE,
     "--freeu",
-    "Apply FreeU to one branch, e.g. text=1.1,1.2,0.9,0.2; may be repeated.",
+    "Apply FreeU (arXiv 2309.11497) to one branch, e.g. text=1.1,1.2,0.9,0.2; may be repeated.",
     metavar="NAME=B1,B2,S1,S2",
     multiple=True,
 )
@@ -103,7 +108,7 @@ def export(
     whole_step: bool,
     **settings: Any,
 ) -> None:
-    """Make a bundle from checkpoints, or GPU engines.
+    """Make a bundle from checkpoints, or GPU engines from a bundle.
 
     A bundle holds ONNX networks, their weights and a manifest. TensorRT engines are built from one.
     """

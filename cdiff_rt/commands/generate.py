@@ -43,15 +43,23 @@ Examples:
 )
 @condition_options
 @option(CONDITIONS, "--inpaint", "Keep part of this picture and repaint the rest; --keep says which part.", type=PATH)
-@option(CONDITIONS, "--keep", "Keep the white part of the --inpaint picture; a PNG of pure black and white.", type=PATH)
+@option(CONDITIONS, "--keep", "Keep the white part of the --inpaint picture: a PNG of pure black and white.", type=PATH)
 @settings()
 @output_options
-@option(OUTPUT, "--save-trajectory", "Write x_t and the predictions of every step to NAME.trajectory/.", is_flag=True)
+@option(
+    OUTPUT,
+    "--save-trajectory",
+    "Write x_t (the noisy latent) and the predictions of every step to NAME.trajectory/.",
+    is_flag=True,
+)
 @option(OUTPUT, "--save-overlay", "Write the image with its mask laid over it to NAME.overlay.png.", is_flag=True)
 @model_option
 @backend_option
 @option(
-    MODEL, "--precision", "Compute in this number format, if the backend supports it.", type=click.Choice(PRECISIONS)
+    MODEL,
+    "--precision",
+    "Compute in this number format, if the backend supports it. Default: the backend's own.",
+    type=click.Choice(PRECISIONS),
 )
 @threads_option
 @option(MODEL, "--whole-step", "Run each step as a single engine; TensorRT backends only (docs/gpu.md).", is_flag=True)

@@ -158,7 +158,7 @@ backend_option = option(
 threads_option = option(
     MODEL,
     "--threads",
-    "Use so many threads of the CPU. Default: one for each processor that may be used, up to 32.",
+    "Use this many CPU threads. Default: one for each available processor, up to 32.",
     type=click.IntRange(1, 1024),
 )
 json_option = option(OUTPUT, "--json", "json_file", "Write all results to this JSON file.", type=PATH)

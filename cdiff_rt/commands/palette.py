@@ -11,7 +11,7 @@ from cdiff_rt.commands.options import OUTPUT, PATH, GroupedCommand, option
 @option(OUTPUT, "--out", "Write the files into this folder.", type=PATH, default="palette")
 @option(OUTPUT, "--force", "Replace existing files of the same names.", is_flag=True)
 def palette(out: Path, force: bool) -> None:
-    """Write what one needs to paint masks.
+    """Write palettes and a template for painting masks.
 
     Writes the colours as a picture (faces.png) and as palettes for paint programs (faces.gpl, faces.aco), a mask to
     begin with (template.png), and a script for GIMP (gimp-mask.scm); see docs/masks.md.

@@ -188,17 +188,15 @@ def follow(work: "Assignment", outcomes: Iterable["Outcome"]) -> None:
 
     What the library says of a row stands in its outcome, and would stand between the bar's lines here.
     """
-    log.handlers.clear()
+    log.handlers[:] = [logging.NullHandler()]  # with none, Python would print warnings itself
     failed: list[str] = []
-    with (
-        Progress(len(work.jobs), "images") as progress,
-        contextlib.redirect_stdout(sys.stderr),
-    ):  # where Ray tells of its workers
+    out = contextlib.redirect_stdout(sys.stderr)  # where Ray tells of its workers
+    with Progress(len(work.jobs), "images") as progress, out:
         for outcome in outcomes:
             progress()
             failed += [outcome.error] if outcome.error else []
     made = len(work.jobs) - len(failed)
     say(f"{work.results}: {made} made, {len(work.kept)} there already, {len(failed)} failed")
     if failed:
-        remedy = f"mend these rows, whose errors are in {work.results}, and go on with --resume"
+        remedy = f"correct these rows, whose errors are in {work.results}, and go on with --resume"
         raise BadInput("jobs", f"{len(failed)} of {len(work.jobs)} failed, the first by: {failed[0]}", remedy)

@@ -23,7 +23,7 @@ def reading_for(model: str) -> Reading | None:
 
     def read(photo: np.ndarray) -> dict[str, np.ndarray | str]:
         judge = f"the judge of the exam of {model}, which knows {exam.paper.knows} only"
-        log.info("the image is read by %s; give as the source what is read wrongly", judge)
+        log.info("the image is read by %s; if that is wrong, give --source-text or --source-mask (source=)", judge)
         return described(exam, photo)
 
     return read

@@ -83,7 +83,10 @@ def region_between(before: np.ndarray, after: np.ndarray, keep: Keep, classes: i
         return Region(np.zeros(same.shape, np.float32), ~same)
     kept = same & np.isin(before, sorted(labels))
     if not kept.any():
-        raise BadRequest("keep", "no pixel has such a label in both masks", "choose one that stays in its place")
+        there = ", ".join(
+            CLASSES[label] if classes == len(CLASSES) else str(label) for label in np.unique(before[same])
+        )
+        raise BadRequest("keep", "nothing of it is in the picture and stays", f"choose of {there or 'another mask'}")
     share = softened(kept, before, max(1, len(kept) // BORDERS))
     return Region(share, share < 1, sorted(labels))
 
@@ -121,7 +124,7 @@ def kept_labels(keep: Keep, classes: int) -> set[int]:
     for part in keep.split(",") if keep and isinstance(keep, str) else keep:
         name = "_".join(str(part).lower().split())
         if name not in numbers:
-            known = f"0-{classes - 1}, {', '.join(CLASSES[:classes])}, {EVERYTHING}"
+            known = ", ".join((f"0-{classes - 1}", *CLASSES[:classes], *meant, EVERYTHING))
             raise BadRequest("keep", repr(str(part)[:80]), f"name labels of {known}")
         found |= numbers[name]
     return found

@@ -66,7 +66,7 @@ def read(data: bytes) -> Content:
             return content
     name = next((name for place, start, name in _STRANGERS if data.startswith(start, place)), None)
     if name is None:
-        raise ValueError("it begins as no picture does")
+        raise ValueError("it is no PNG, JPEG or WebP")
     return _read_bmp(data) if name == "BMP" else Content(name)
 
 
@@ -82,7 +82,7 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, memoryview, memoryview]]:
         length, kind = struct.unpack_from(">I4s", data, place)
         end = place + 12 + length
         if end > len(data):
-            raise ValueError(f"it is cut short or damaged in its chunk {kind!r}")
+            raise ValueError(f"it is cut short or damaged in its chunk {kind.decode('latin-1')}")
         if zlib.crc32(view[place + 4 : end - 4]) != int.from_bytes(view[end - 4 : end]):
             raise ValueError(f"it is damaged: the checksum of its chunk {kind!r} is another")
         yield kind, view[place + 8 : end - 4], view[place:end]
@@ -217,7 +217,7 @@ def _read_webp(data: bytes) -> Content:
     exif, xmp, size = b"", b"", (0, 0)
     end, place, view = 8 + int.from_bytes(data[4:8], "little"), 12, memoryview(data)
     if data[8:12] != b"WEBP":
-        raise ValueError("it begins as no picture does")
+        raise ValueError("it is no PNG, JPEG or WebP")
     if end > len(data):
         raise ValueError(f"it is cut short: {len(data)} of {end} bytes")
     while place + 8 <= end:

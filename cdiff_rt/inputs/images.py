@@ -262,7 +262,7 @@ def _check_kind(path: Path, what: str, status: os.stat_result) -> None:
 
 def _check_length(length: int, what: str, name: str, largest: int) -> None:
     if not 0 < length <= largest:
-        raise BadInput(name, f"{length} bytes", f"a {what} has 1 to {largest} bytes")
+        raise BadInput(name, f"{length} bytes", f"give one of 1 to {largest} bytes")
 
 
 def check_size(name: str, what: str, image: Image.Image | containers.Content) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 from cdiff_rt.inputs.label_colours import HELP, NEAR, TABLE, is_black_and_white, is_grey, nearest_of
 
 SOFT = 25  # levels: what a soft edge or JPEG leaves of a colour's own pixels
-SNAP = "read it with --snap (snap=True)"
+SNAP = 'read it with --snap (snap=True; in a row of jobs "snap": true)'
 WITH_SNAP = f"draw it with hard edges, or {SNAP}"
 WITH_ORDER = "say what its numbers are by --labels FILE (docs/masks.md)"
 WHITE = np.array([[255, 255, 255]], np.int16)

@@ -5,15 +5,15 @@ from collections.abc import Iterator
 import numpy as np
 
 from cdiff_rt.inputs.images import nearest
-from cdiff_rt.inputs.palette import CLASSES, NEEDED, ORDERS, PLACES, THIN
+from cdiff_rt.inputs.palette import CLASSES, NEEDED, ORDERS, PLACES, THIN, USUAL_ORDER
 
 LOOK = 256  # pixels at most, a side, for where things lie
 MARGIN = 0.02  # of a side, by which they may be on the wrong one
 RAMP_SHARE = 0.5  # of a label's pixels; of real ones, thin as they are, fewer lie between two others
 
 
-def doubts(labels: np.ndarray, small: np.ndarray, classes: int) -> Iterator[str]:
-    """Of a square label map [S, S], and what the model is given of it, [size, size]."""
+def doubts(labels: np.ndarray, small: np.ndarray, classes: int, order: str = USUAL_ORDER) -> Iterator[str]:
+    """Of a square label map [S, S] read in an `order`, and what the model is given of it, [size, size]."""
     names = CLASSES if classes == len(CLASSES) else tuple(f"label {label}" for label in range(classes))
     counts = np.bincount(labels.ravel(), minlength=classes)
     found = np.flatnonzero(counts)
@@ -28,7 +28,7 @@ def doubts(labels: np.ndarray, small: np.ndarray, classes: int) -> Iterator[str]
         told = ", ".join(names[label] for label in lost)
         yield f"too small to be seen at {len(small)}x{len(small)}, so left out: {told}; draw them larger"
     if classes == len(CLASSES):
-        yield from _of_faces(nearest(labels, min(LOOK, len(labels))))
+        yield from _of_faces(nearest(labels, min(LOOK, len(labels))), order)
 
 
 def _between(labels: np.ndarray, counts: np.ndarray) -> list[int]:
@@ -41,11 +41,12 @@ def _between(labels: np.ndarray, counts: np.ndarray) -> list[int]:
     return np.flatnonzero((counts > 0) & (inside > RAMP_SHARE * counts)).tolist()
 
 
-def _of_faces(labels: np.ndarray) -> Iterator[str]:
+def _of_faces(labels: np.ndarray, order: str) -> Iterator[str]:
     if CLASSES.index(NEEDED) not in labels:
         yield f"it has no {NEEDED}; are its numbers or colours those of docs/masks.md?"
     elif wrong := misplaced(labels, CLASSES):
-        others = [name for name, order in ORDERS.items() if order != CLASSES and not misplaced(labels, order)]
+        numbers = np.array([ORDERS[order].index(name) for name in CLASSES])[labels] if order in ORDERS else labels
+        others = [name for name, its in ORDERS.items() if name != order and not misplaced(numbers, its)]
         remedy = f"with --labels {others[0]} it can" if others else "is it turned or mirrored, or its order another?"
         yield f"{', '.join(wrong[:3])}: it cannot be an upright face as it is read; {remedy}"
 

@@ -9,9 +9,9 @@ from PIL import Image
 
 from cdiff_rt.errors import BadInput
 from cdiff_rt.inputs.images import ORIENTATION, Picture, check_size, is_opaque, name_of, opened
-from cdiff_rt.inputs.label_causes import SNAP, WITH_SNAP
+from cdiff_rt.inputs.label_causes import SNAP
 from cdiff_rt.inputs.label_colours import HELP, LOSSY, colours_of
-from cdiff_rt.inputs.label_meaning import numbers_of, strange_label
+from cdiff_rt.inputs.label_meaning import numbers_of, redraw, strange_label
 from cdiff_rt.inputs.label_orders import labels_by_number
 from cdiff_rt.inputs.label_snap import snapped
 from cdiff_rt.inputs.palette import USUAL_ORDER
@@ -70,8 +70,8 @@ def check_labels(labels: np.ndarray, known: Collection[int], name: str = "array"
         raise BadInput(f"mask {name}", f"{labels.dtype} of shape {labels.shape}", "a mask is [H, W] of whole numbers")
     strange = [number for number in np.unique(labels).tolist() if number not in known]
     if strange:
-        seen = strange_label(labels, np.isin(labels, strange), known)
-        raise BadInput(f"mask {name}", seen, "draw it again with the labels or colours of docs/masks.md")
+        seen, remedy = strange_label(labels, np.isin(labels, strange), known), redraw(known)
+        raise BadInput(f"mask {name}", seen, remedy)
     return labels
 
 
@@ -84,8 +84,9 @@ def _translated(numbers: np.ndarray, known: dict[int, int]) -> np.ndarray:
 def _check_header(file: str, image: Image.Image, snap: bool) -> None:
     name = f"mask {file}"
     if image.format not in FORMATS and not (snap and image.format in WITH_SNAP_ALSO):
-        reason = ", which changes labels at their borders" if image.format in LOSSY else ""
-        raise BadInput(name, f"format {image.format}{reason}", WITH_SNAP if image.format in WITH_SNAP_ALSO else HELP)
+        reason = ", which usually changes labels at their borders" if image.format in LOSSY else ""
+        remedy = f"save it as PNG, or {SNAP}" if image.format in WITH_SNAP_ALSO else HELP
+        raise BadInput(name, f"format {image.format}{reason}", remedy)
     check_size(file, "mask", image)
     tiles = getattr(image, "tile", None) if image.format == "PNG" else None
     stored = tiles[0][3] if tiles else image.mode  # "L;4" for four bits, which Pillow would scale to 0-255

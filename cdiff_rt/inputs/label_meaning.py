@@ -88,7 +88,17 @@ def strange_label(
     y, x = divmod(int(bad.argmax()), bad.shape[1])
     label = int(index[y, x])
     such = f"label {levels[label] if levels else label} at x {x}, y {y} ({np.count_nonzero(bad)} such pixels)"
-    return f"{such}; the model knows {ranges(known)}"
+    return f"{such}; {'the model knows' if is_usual(known) else '--labels names'} {ranges(known)}"
+
+
+def redraw(known: Collection[int]) -> str:
+    """The remedy for numbers that are not known: those of the usual order, or what `--labels` names."""
+    again = "draw it again with the labels or colours of docs/masks.md"
+    return again if is_usual(known) else f"{again}, or add them to --labels"
+
+
+def is_usual(known: Collection[int]) -> bool:
+    return [*known] == [*range(len(known))]
 
 
 def ranges(numbers: Collection[int]) -> str:

@@ -30,16 +30,16 @@ def order_of(name: str, value: Any, folder: Path | None = None) -> str:
     path = (folder or Path()) / value if isinstance(value, str | Path) and str(value) else None
     written = "=" in str(value)
     if path is None or not (written or str(value) in ORDERS or os.path.lexists(path)):
-        raise BadRequest(
-            name, f"{value!r:.80}", f"give one of {', '.join(ORDERS)}, or the path of a file that is there"
-        )
+        remedy = f"give {' or '.join(ORDERS)}, a file of the labels' order, or such as 0=background,17=hair"
+        raise BadRequest(name, f"{value!r:.80} is no order and no file", remedy)
     if str(value) in ORDERS:
         return str(value)
     pairs = list(_pairs(name, _content(name, path) if os.path.lexists(path) or not written else str(value)))
     numbers = [number for number, _ in pairs]
-    if not pairs or len(set(numbers)) < len(numbers) or not 0 <= min(numbers) <= max(numbers) <= LARGEST_NUMBER:
-        seen = f"{len(pairs)} numbers, {len(set(numbers))} of them different, from {min(numbers, default=0)} on"
-        raise BadInput(name, seen, f"give each number from 0 to {LARGEST_NUMBER} at most once; {HELP}")
+    twice = [number for number in numbers if numbers.count(number) > 1]
+    if twice or not pairs or max(numbers) > LARGEST_NUMBER:
+        seen = f"{twice[0]} is given twice" if twice else f"{max(numbers)} is too large" if pairs else "it has no line"
+        raise BadInput(f"{name} {value!s:.80}", seen, f"give each number from 0 to {LARGEST_NUMBER} once; {HELP}")
     return ",".join(f"{number}={word}" for number, word in pairs)
 
 

@@ -82,7 +82,7 @@ def read_label_map(value: Condition, modality: Modality, bundle: Bundle) -> np.n
     if of.how:  # a picture's form is guessed, an array's is not
         found = len(np.unique(small))
         log.info("%s %s: %dx%d, %s, %d classes", modality.name, name, width, height, of.how, found)
-    for doubt in doubts(square, small, modality.classes) if of.given else ():
+    for doubt in doubts(square, small, modality.classes, of.order) if of.given else ():
         log.warning("%s %s: %s", modality.name, name, doubt)
     one_hot = np.eye(modality.classes, dtype=np.float32)[small.reshape(-1)]  # [size * size, classes]
     return one_hot.T[None]

@@ -34,7 +34,7 @@ _REMEDIES |= dict.fromkeys((errno.EMFILE, errno.ENFILE), "raise the limit of ope
 
 
 def remedy_for(error: OSError) -> str:
-    return _REMEDIES.get(error.errno or 0, "check the disk, or choose another folder")
+    return _REMEDIES.get(error.errno or 0, "choose another folder")
 
 
 @contextmanager

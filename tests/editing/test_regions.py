@@ -57,7 +57,7 @@ def test_what_is_kept_has_a_label_of_those_in_both_masks_and_is_not_at_their_bor
     assert kept[:3, :3].all() and kept.sum() == 9
     both = regions.region_between(BEFORE, AFTER, "background,hair", 19).kept  # between them there is no border
     assert both[:, :3].all() and both[5:].all() and both.sum() == 8 * 3 + 3 * 5
-    with pytest.raises(BadRequest, match="no pixel has such a label in both masks"):
+    with pytest.raises(BadRequest, match="nothing of it is in the picture and stays"):
         regions.region_between(BEFORE, AFTER, "skin", 19)
 
 

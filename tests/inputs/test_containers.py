@@ -104,7 +104,7 @@ def test_pixels_with_a_wrong_checksum_of_their_own_are_refused():
         (READERS["mask"][1][:33] + png_chunk(b"tEXt", b"") * 100_001, "more than 100000 chunks"),
         (b"\xff\xd8" + b"\xff\xe1\0\2" * 100_001 + b"\xff\xd9", "more than 100000 segments"),
         (b"RIFF" + struct.pack("<I", 4 + 8 * 100_002) + b"WEBP" + b"ABCD\0\0\0\0" * 100_002, "more than 100000 chunks"),
-        (b"RIFF\4\0\0\0WAVE", "as no picture does"),
+        (b"RIFF\4\0\0\0WAVE", "it is no PNG, JPEG or WebP"),
         (b"\xff\xd8\xff\xe0\0\1", "cut short or damaged"),
         (b"\xff\xd8\xff\xe0\0\2junk", "there is no marker"),
     ],

@@ -224,5 +224,5 @@ def test_an_order_of_labels_is_a_file_beside_the_jobs_and_part_of_the_request(wr
     (tmp_path / "masks" / "order.txt").write_text("0 = background\n1 = hair\n")
     (other, _) = read_jobs(path, bundle.manifest)
     assert len({job.request({}) for job in (mine, usual, other)}) == 3
-    with pytest.raises(BadInput, match="line 1: labels: 'order.txt'; give one of celebamask"):
+    with pytest.raises(BadInput, match="line 1: labels: 'order.txt' is no order and no file; give celebamask"):
         read_jobs(write({"mask": "masks/face.png", "labels": "order.txt"}), bundle.manifest)
