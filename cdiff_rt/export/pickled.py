@@ -107,7 +107,7 @@ def _meant(found: str) -> bytes:
     if found not in HARMLESS and found.split(".")[0] in sys.stdlib_module_names:
         raise Attack(found)
     module, name = found.rsplit(".", 1)
-    known = getattr(torch, name, None) if module == "torch" else None
+    known = vars(torch).get(name) if module == "torch" else None
     if found in _PLAIN or isinstance(known, torch.dtype) or (known and name.endswith("Storage")):
         return f"c{module}\n{name}\n".encode()
     tensor = found.startswith(("torch._utils._rebuild", "torch._tensor._rebuild"))
