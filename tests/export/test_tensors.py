@@ -155,6 +155,7 @@ def test_written_tensors_come_back_in_the_order_of_the_specs(tmp_path):
     write_tensors(path, specs_of(weights()), weights().items(), {"who": "ä"})
     again = load_file(path)
     assert again.keys() == weights().keys()
+    assert open_tensors(path).metadata == {"who": "ä"}
     assert all(torch.equal(again[name], weight) for name, weight in weights().items())
     header = path.read_bytes()[8:]
     assert sorted(weights(), key=lambda name: header.index(f'"{name}"'.encode())) == list(weights())

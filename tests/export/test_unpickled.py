@@ -85,6 +85,10 @@ ODD = {
     "dotted in a known package": value("ldm") + value("os.system") + b"\x93",
     "a set in a way of later protocols": b"\x8f(K\1\x90",
     "memory by a length": call("builtins", "bytearray", 1 << 45),
+    "memory by a tensor": call("torch", "Tensor", 1 << 45),
+    "memory by a storage": call("torch.storage", "UntypedStorage", 1 << 45),
+    "a name in several lines": value("torch") + value("x\ncos\nsystem\n") + b"\x93",
+    "a part of torch that is imported when named": named("torch", "_inductor"),
     "memory by a number": b"K\1r\xff\xff\xff\x7f",
     "a great many tuples": b")" + b"\x85" * 300_000,
     "a great many tuples as a key": b"})" + b"\x85" * 300_000 + b"Ns",
@@ -343,6 +347,12 @@ def test_attributes_given_to_the_state_dict_are_ignored(tmp_path, name):
     for whole in (bare(filled + attributes, "state_dict"), b"\x80\x02" + filled + attributes + b"."):
         zipped(tmp_path / "model.pt", whole)
         assert list(open_tensors(tmp_path / "model.pt")) == ["w"]
+
+
+@pytest.mark.parametrize("pairs", [b"](](U\1w%see\x85R.", b"]]q\1(U\1w%sea\x85q\2Rq\3."])
+def test_a_state_dict_of_python_2_is_read(tmp_path, pairs):
+    zipped(tmp_path / "model.pt", b"\x80\2" + named("collections", "OrderedDict") + pairs % tensor())
+    assert open_tensors(tmp_path / "model.pt")["w"].tolist() == [0, 0]
 
 
 def test_attributes_given_to_a_tensor_are_ignored(tmp_path):
