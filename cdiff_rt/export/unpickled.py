@@ -1,6 +1,6 @@
 """Weights out of files that torch.save wrote, whoever sent them: which bytes of the file each tensor is.
 
-torch's safe loader (pickled.py) says of each tensor which storage it views. A zip file's checksums are compared, and
+torch's safe loader (safe_loader.py) says of each tensor which storage it views. A zip file's checksums are compared, and
 every storage must be a whole record.
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from cdiff_rt.errors import BadArtefact
-from cdiff_rt.export.pickled import LARGEST, Attack, Inert, NoPlainTensor, content
+from cdiff_rt.export.safe_loader import LARGEST, Attack, Inert, NoPlainTensor, content
 from cdiff_rt.export.stored import AGAIN, HELP, File, Stored, plain
 from cdiff_rt.notes import log
 

@@ -20,8 +20,8 @@ import pytest
 import torch
 
 from cdiff_rt.errors import BadArtefact
-from cdiff_rt.export import pickled, unpickled
-from cdiff_rt.export.pickled import Inert, NoPlainTensor, content
+from cdiff_rt.export import safe_loader, unpickled
+from cdiff_rt.export.safe_loader import Inert, NoPlainTensor, content
 from cdiff_rt.export.tensors import open_tensors
 from tests.pickles import (
     FLOATS,
@@ -68,6 +68,7 @@ TRAPS = {
     "memo of nothing": (b"j\xff\xff\xff\x7f", BEYOND),
     "below a mark": (b"N(\x85", BEYOND),
     "no mark": (b"t", BEYOND),
+    "an old way to make objects": (b"(ildm\nx\n", "Unsupported operand"),
     "out of band": (b"\x97", BEYOND),
     "persistent id without a key": (storage(FLOATS, key=None), BEYOND),
     "persistent id of a module": (value(("module", "os", "x.py", "import os")) + b"Q", BEYOND),
@@ -283,7 +284,7 @@ class Everything:
 @pytest.mark.parametrize("name", running(""))
 def test_what_is_not_refused_by_its_name_is_not_run_either(tmp_path, monkeypatch, made, name, written):
     path, marker = tmp_path / "model.pt", tmp_path / "marker"
-    monkeypatch.setattr(pickled, "HARMLESS", Everything())
+    monkeypatch.setattr(safe_loader, "HARMLESS", Everything())
     written(path, beside(running(marker)[name]))
     with suppress(BadArtefact):
         open_tensors(path)

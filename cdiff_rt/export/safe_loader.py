@@ -88,15 +88,9 @@ _MEANINGS: dict[str, Callable[..., object]] = {
 _ALLOWED: list[Any] = [(meaning, f"cdiff_rt.{name}") for name, meaning in _MEANINGS.items()]
 
 # What the loader reads for opcodes that it doesn't know. No weight is in bytes, sets or huge numbers.
-_INSTEAD = {
-    "PROTO": b"",
-    "FRAME": b"",
-    "EMPTY_SET": b"]",
-    "ADDITEMS": b"e",
-    "FROZENSET": b"t",
-    "NEWOBJ_EX": b"\x86\x81",
-}
+_INSTEAD = {"EMPTY_SET": b"]", "ADDITEMS": b"e", "FROZENSET": b"t", "NEWOBJ_EX": b"\x86\x81"}
 _INSTEAD |= dict.fromkeys(("SHORT_BINBYTES", "BINBYTES", "BINBYTES8", "BYTEARRAY8", "LONG4"), b")")
+_INSTEAD |= dict.fromkeys(("PROTO", "FRAME"), b"")
 _OURS = b"ccdiff_rt\n%s\n"
 _INSTEAD["EMPTY_DICT"] = _OURS % b"inert" + b")\x81"
 _NAMING = {"GLOBAL", "STACK_GLOBAL", "INST"}
@@ -141,7 +135,8 @@ def _rewritten(file: io.BytesIO) -> tuple[bytes, list[str]]:
                 argument = f"{module} {name}"
             if code in _NAMING:
                 names.append(_of_python_3(*argument.split(" ", 1)))
-                step = _meant(names[-1])
+                meant = _meant(names[-1])
+                step = step if code == "INST" else meant  # the loader refuses it
             out += step
             texts = []
     return bytes(out), names
@@ -152,7 +147,7 @@ def _of_python_3(module: str, name: str) -> str:
 
 
 class _Loader(Unpickler):
-    """Tensors are on the "meta" device, where storages grow with them. So what is `stated` of one, its key and bytes, is kept."""
+    """Makes tensors on the "meta" device, where storages grow with them; so what is `stated` of each is kept: key, bytes."""
 
     element_sizes: dict[str, int]
 
