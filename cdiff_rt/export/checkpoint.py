@@ -17,7 +17,7 @@ from torch import Tensor
 from cdiff_rt import schema
 from cdiff_rt.errors import BadArtefact
 from cdiff_rt.export.stored import plain
-from cdiff_rt.export.tensors import metadata, open_hashed, tell, write_tensors
+from cdiff_rt.export.tensors import metadata, open_tensors, tell, write_tensors
 from cdiff_rt.inputs.wordpiece import END, PAD, START, UNKNOWN
 from cdiff_rt.manifest import Modality, is_plain_name
 from cdiff_rt.nets.autoencoder import AutoencoderConfig
@@ -97,9 +97,9 @@ def describes_itself(path: Path) -> bool:
 
 def read_checkpoint(path: Path, sha256: str = "") -> Checkpoint:
     """Raises BadArtefact unless the file describes itself and holds exactly its model's weights."""
-    tensors = open_hashed(path, sha256)
+    tensors = open_tensors(path, sha256)
     try:
-        data = json.loads(metadata(path).get(_KEY, ""))
+        data = json.loads(tensors.metadata.get(_KEY, ""))
         description = schema.from_json(Description, data, "description")
     except (ValueError, TypeError, RecursionError) as error:
         raise BadArtefact(

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from cdiff_rt.errors import BadArtefact
-from cdiff_rt.export.tensors import Tensors, open_hashed
+from cdiff_rt.export.tensors import Tensors, open_tensors
 from cdiff_rt.notes import log
 from cdiff_rt.sampling.schedule import Schedule
 
@@ -58,7 +58,7 @@ class Source:
 
 
 def open_source(path: Path, sha256: str = "") -> Source:
-    tensors = open_hashed(path, sha256)
+    tensors = open_tensors(path, sha256)
     official = {unwrapped(key): key for key in tensors}
     if len(official) < len(tensors):
         both = next(key for key in tensors if official[unwrapped(key)] != key)

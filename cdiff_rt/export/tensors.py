@@ -6,13 +6,13 @@ A file is safetensors or what torch.save makes. The latter is a pickle, which `u
 import json
 import math
 import struct
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from cdiff_rt.errors import BadArtefact
 from cdiff_rt.export import unpickled
 from cdiff_rt.export.stored import AGAIN, CODES, DTYPES, HELP, LONGEST, File, Stored, plain
 from cdiff_rt.notes import log
@@ -24,52 +24,39 @@ LARGEST_HEADER = 16 << 20  # bytes, of a safetensors file
 class Tensors(Mapping[str, Tensor]):
     """A file's tensors by name. Each is read when it is asked for, and not kept."""
 
-    def __init__(
-        self,
-        shapes: dict[str, tuple[int, ...]],
-        dtypes: dict[str, str],
-        read: Callable[[str], Tensor],
-        sha256: str = "",
-    ) -> None:
-        self.shapes, self.dtypes, self._read, self.sha256 = shapes, dtypes, read, sha256
+    def __init__(self, file: File, found: dict[str, Stored], metadata: dict[str, str]) -> None:
+        self.metadata, self._file, self._found = metadata, file, found
+        self.shapes = {name: stored.shape for name, stored in found.items()}
+        self.dtypes = {name: stored.dtype for name, stored in found.items()}
+
+    @property
+    def sha256(self) -> str:
+        return self._file.sha256
 
     def __getitem__(self, name: str) -> Tensor:
-        if name not in self.shapes:
-            raise KeyError(name)
-        return self._read(name)
+        return self._found[name].read(self._file)
 
     def __contains__(self, name: object) -> bool:
-        return name in self.shapes
+        return name in self._found
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.shapes)
+        return iter(self._found)
 
     def __len__(self) -> int:
-        return len(self.shapes)
+        return len(self._found)
 
 
-def open_tensors(path: Path) -> Tensors:
-    """Raises BadArtefact unless the file, whatever its name, holds tensors and nothing that could run."""
-    return _tensors(File(path))
+def open_tensors(path: Path, sha256: str = "") -> Tensors:
+    """Raises BadArtefact unless the file, whatever its name, holds tensors and nothing that could run.
 
-
-def open_hashed(path: Path, sha256: str = "") -> Tensors:
-    """The same of a file that somebody gives, with its hash. Raises BadArtefact if another was asked for."""
-    file = File(path)
+    So it does of a file that has not the hash that is asked for.
+    """
+    file, metadata = File(path), dict[str, str]()
     if sha256 and sha256.lower() != file.sha256:
         raise file.bad(f"its sha256 is {file.sha256}, not {sha256.lower()}", AGAIN)
-    return _tensors(file, file.sha256)
-
-
-def tell(path: Path, tensors: Tensors) -> None:
-    """Which file is exported. Safetensors and old files of torch have no checksums, and most damage does not show."""
-    log.info("%s: sha256 %s", path.name, tensors.sha256)
-
-
-def _tensors(file: File, sha256: str = "") -> Tensors:
     head = bytes(file.read(0, min(file.size, _HEAD)))
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 1 << 32:
-        found: Mapping[Any, Stored] = _of_safetensors(file)
+        found, metadata = _of_safetensors(file)
     elif head.startswith((unpickled.ZIP, b"\x80")):
         found = unpickled.load(file)
     else:
@@ -78,25 +65,25 @@ def _tensors(file: File, sha256: str = "") -> Tensors:
         if type(name) is not str or not name.isprintable() or len(name) > LONGEST:
             raise file.bad(f"{plain(name)!r}, the name of a tensor, is no short plain text", AGAIN)
         file.check_type(name, stored.dtype)
-    shapes = {name: stored.shape for name, stored in found.items()}
-    dtypes = {name: stored.dtype for name, stored in found.items()}
-    return Tensors(shapes, dtypes, lambda name: found[name].read(file), sha256)
+    return Tensors(file, found, metadata)
+
+
+def tell(path: Path, tensors: Tensors) -> None:
+    """Which file is exported. Safetensors and old files of torch have no checksums, and most damage does not show."""
+    log.info("%s: sha256 %s", path.name, tensors.sha256)
 
 
 def metadata(path: Path) -> dict[str, str]:
     """What a safetensors file says about itself: nothing if it is none."""
-    from safetensors import SafetensorError, safe_open
-
     try:
-        with safe_open(path, "pt") as file:
-            return file.metadata() or {}
-    except (SafetensorError, OSError):
+        return _of_safetensors(File(path))[1]
+    except BadArtefact:
         return {}
 
 
 def places(path: Path) -> dict[str, Stored]:
     """Where the tensors of a safetensors file lie. Raises BadArtefact."""
-    return _of_safetensors(File(path))
+    return _of_safetensors(File(path))[0]
 
 
 def write_tensors(
@@ -149,8 +136,8 @@ def _stranger(head: bytes) -> tuple[str, str]:
     return "it is neither a safetensors file nor a torch checkpoint", HELP
 
 
-def _of_safetensors(file: File) -> dict[str, Stored]:
-    """The library checks the header, and that tensors lie one behind the other up to the end."""
+def _of_safetensors(file: File) -> tuple[dict[str, Stored], dict[str, str]]:
+    """Its tensors and metadata. The library checks the header, and that tensors lie one behind the other up to the end."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -162,11 +149,12 @@ def _of_safetensors(file: File) -> dict[str, Stored]:
         header = json.loads(file.read(8, size))
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise file.bad(f"it is damaged or cut short ({plain(error)})", AGAIN) from None
-    header.pop("__metadata__", None)
+    metadata = header.pop("__metadata__", {})
     if not header:
         raise file.bad("there are no tensors inside", HELP)
     rows = {name: (row["dtype"], row["shape"], *row["data_offsets"]) for name, row in header.items()}
-    return {
+    found = {
         name: Stored(DTYPES.get(code, code), tuple(shape), 8 + size + begin, end - begin)
         for name, (code, shape, begin, end) in rows.items()
     }
+    return found, metadata

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from cdiff_rt.errors import BadArtefact
-from cdiff_rt.export.tensors import open_hashed, write_tensors
+from cdiff_rt.export.tensors import open_tensors, write_tensors
 
 
 def weights():
@@ -84,7 +84,7 @@ def outcomes(form: str, folder: Path, seed: int, count: int) -> Counter[str]:
     for spoiled in damaged(whole, seed, count):
         path.write_bytes(spoiled)
         try:
-            read = open_hashed(path)
+            read = open_tensors(path)
             values = dict(read)
         except BadArtefact as error:
             assert "\n" not in str(error) and str(error).isprintable()

@@ -11,6 +11,7 @@ from cdiff_rt.export import source
 from cdiff_rt.export.checkpoint import model_shapes
 from cdiff_rt.export.published import PUBLISHED, import_published
 from cdiff_rt.export.source import our_name
+from cdiff_rt.export.stored import Stored
 from cdiff_rt.export.tensors import Tensors
 from cdiff_rt.manifest import sha256
 from cdiff_rt.nets.collaborative import CollaborativeModel
@@ -128,6 +129,19 @@ def shapes_once(config):
     return dict(SHAPES[key])
 
 
+class Drawn(Tensors):
+    """Of a file that is not there."""
+
+    sha256 = "0" * 64
+
+    def __init__(self, found, name):
+        super().__init__(None, found, {})
+        self.name = name
+
+    def __getitem__(self, key):
+        return weight(self.name, key)
+
+
 @pytest.fixture
 def files(monkeypatch):
     """Name -> keys and shapes, of the files there are."""
@@ -136,9 +150,9 @@ def files(monkeypatch):
 
     def opened(path, sha256=""):
         shapes = {key: tuple(shape) for key, shape in there[path.name].items()}
-        return Tensors(shapes, dict.fromkeys(shapes, "float32"), lambda key: weight(path.name, key), "0" * 64)
+        return Drawn({key: Stored("float32", shape, 0, 0) for key, shape in shapes.items()}, path.name)
 
-    monkeypatch.setattr(source, "open_hashed", opened)
+    monkeypatch.setattr(source, "open_tensors", opened)
     return there
 
 

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cdiff_rt.errors import BadArtefact
-from cdiff_rt.export.tensors import open_hashed, open_tensors, write_tensors
+from cdiff_rt.export.tensors import open_tensors, write_tensors
 from tests.export.flips import FORMS, outcomes, specs_of, weights
 from tests.pickles import FLOATS, bare, beside, refused, storage, tensor, value, zipped
 
@@ -155,6 +155,7 @@ def test_written_tensors_come_back_in_the_order_of_the_specs(tmp_path):
     write_tensors(path, specs_of(weights()), weights().items(), {"who": "ä"})
     again = load_file(path)
     assert again.keys() == weights().keys()
+    assert open_tensors(path).metadata == {"who": "ä"}
     assert all(torch.equal(again[name], weight) for name, weight in weights().items())
     header = path.read_bytes()[8:]
     assert sorted(weights(), key=lambda name: header.index(f'"{name}"'.encode())) == list(weights())
@@ -246,7 +247,7 @@ BAD = {
     "overlapping records": (overlapping, "its records overlap"),
     "many records": (many_records, "more than 8388608 bytes at once"),
     "large pickle": (packed(b"\x80\2" + b"N" * (64 << 20) + b"."), "the pickle has 67108867 bytes"),
-    "long pickle": (packed(b"\x80\2" + b"N0" * 1_500_001 + b"N."), "more than 3000000 steps"),
+    "long pickle": (packed(b"\x80\2" + b"N0" * 500_001 + b"N."), "more than 1000000 steps"),
     "other zip": (packed(GOOD, replaced=[(b"data.pkl", b"dato.pkl")]), "a zip file without data.pkl, of dato.pkl"),
     "compressed": (packed(GOOD, compression=zipfile.ZIP_DEFLATED), "compressed, encrypted or doubled"),
     "encrypted": (
@@ -264,7 +265,7 @@ BAD = {
     "offset outside": (packed(bare(tensor(offset=1))), OUTSIDE),
     "stride outside": (packed(bare(tensor(stride=(2,)))), OUTSIDE),
     "negative offset": (packed(bare(tensor(offset=-1))), BEYOND),
-    "negative stride": (packed(bare(tensor(offset=1, stride=(-1,)))), BEYOND),
+    "negative stride": (packed(bare(tensor(offset=1, stride=(-1,)))), OUTSIDE),
     "axes and strides": (packed(bare(tensor(size=(1, 2)))), BEYOND),
     "size is no tuple": (packed(bare(tensor(size=2))), BEYOND),
     "forged storage": (packed(bare(tensor(stored=value(("float32", "0", 2))))), BEYOND),
@@ -367,12 +368,12 @@ def test_another_hash_than_asked_for_is_refused(tmp_path):
     path = tmp_path / "model.pt"
     torch.save(weights(), path)
     right = hashlib.sha256(path.read_bytes()).hexdigest()
-    assert open_hashed(path).sha256 == open_hashed(path, right.upper()).sha256 == right
+    assert open_tensors(path).sha256 == open_tensors(path, right.upper()).sha256 == right
     with pytest.raises(BadArtefact, match=f"its sha256 is {right}, not {'0' * 64}; download it again"):
-        open_hashed(path, "0" * 64)
+        open_tensors(path, "0" * 64)
     path.write_bytes(b"<html>")  # damage is named by the hash, if there is one
     with pytest.raises(BadArtefact, match="its sha256 is"):
-        open_hashed(path, right)
+        open_tensors(path, right)
 
 
 @pytest.mark.parametrize("change", [lambda path: os.truncate(path, 700), lambda path: path.write_bytes(b"x" * 9999)])

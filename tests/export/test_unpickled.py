@@ -20,8 +20,8 @@ import pytest
 import torch
 
 from cdiff_rt.errors import BadArtefact
-from cdiff_rt.export import inert, unpickled
-from cdiff_rt.export.inert import Made, Name, content
+from cdiff_rt.export import safe_loader, unpickled
+from cdiff_rt.export.safe_loader import Inert, NoPlainTensor, content
 from cdiff_rt.export.tensors import open_tensors
 from tests.pickles import (
     FLOATS,
@@ -68,28 +68,57 @@ TRAPS = {
     "memo of nothing": (b"j\xff\xff\xff\x7f", BEYOND),
     "below a mark": (b"N(\x85", BEYOND),
     "no mark": (b"t", BEYOND),
+    "an old way to make objects": (b"(ildm\nx\n", "Unsupported operand"),
     "out of band": (b"\x97", BEYOND),
+    "persistent id without a key": (storage(FLOATS, key=None), BEYOND),
+    "persistent id of a module": (value(("module", "os", "x.py", "import os")) + b"Q", BEYOND),
+    "attributes of a function": (REBUILD + b"N}" + value("size") + b"]s\x86b", BEYOND),
+    "attributes of a class": (named("ldm", "x") + b"N}" + value("__call__") + b"]s\x86b", BEYOND),
+    "an inert object is called": (call("ldm", "x") + value((1,)) + b"R", BEYOND),
+    "a subclass of list is filled": (call("my", "List") + b"(K\1K\2e", BEYOND),
+    "a great many calls": (named("a", "b") + b")R" * 150_000, BEYOND),
+    "doubled again and again": (b"N" + b"2\x86" * 50_000, BEYOND),
 }
 # What other readers stumble over, or take memory for. It is data beside the weights here.
 ODD = {
     "persistent id of an inert class": storage(named("ldm", "x")),
-    "persistent id without a key": storage(FLOATS, key=None),
     "persistent id that is a string": b"Pos.system\n",
-    "persistent id of a module": value(("module", "os", "x.py", "import os")) + b"Q",
     "dotted in a known package": value("ldm") + value("os.system") + b"\x93",
-    "attributes of a function": REBUILD + b"N}" + value("size") + b"]s\x86b",
-    "attributes of a class": named("ldm", "x") + b"N}" + value("__call__") + b"]s\x86b",
-    "an inert object is called": call("ldm", "x") + value((1,)) + b"R",
-    "a subclass of list is filled": call("my", "List") + b"(K\1K\2e",
     "a set in a way of later protocols": b"\x8f(K\1\x90",
     "memory by a length": call("builtins", "bytearray", 1 << 45),
+    "memory by a tensor": call("torch", "Tensor", 1 << 45),
+    "memory by a storage": call("torch.storage", "UntypedStorage", 1 << 45),
+    "a name in several lines": value("torch") + value("x\ncos\nsystem\n") + b"\x93",
+    "a part of torch that is imported when named": named("torch", "_inductor"),
     "memory by a number": b"K\1r\xff\xff\xff\x7f",
     "a great many tuples": b")" + b"\x85" * 300_000,
     "a great many tuples as a key": b"})" + b"\x85" * 300_000 + b"Ns",
     "a great many lists": b"]" * 150_000 + b"a" * 149_999,
-    "a great many calls": named("a", "b") + b")R" * 150_000,
-    "doubled again and again": b"N" + b"2\x86" * 50_000,
     "in itself": b"]q\x63h\x63a",
+}
+
+DEEP = b")" + b"\x85" * 150_000
+# Where the depth of tuples would overflow the stack if somebody looked into them.
+DEEP_IN = {
+    "key": b"}" + DEEP + b"Ns",
+    "keys": b"}(" + DEEP + b"N" + DEEP + b"Nu",
+    "pairs": named("collections", "OrderedDict") + b"](](" + DEEP + b"Neea\x85R",
+    "set": named("builtins", "set") + b"]" + DEEP + b"a\x85R",
+    "set of protocol 4": b"\x8f(" + DEEP + b"\x90",
+    "frozen set as a key": b"}(" + DEEP + b"\x91Ns",
+    "shape": tensor(size=0).replace(value(0) + value((1,)), DEEP + value((1,))),
+    "stride": REBUILD + b"(" + STORED + value(0) + value((2,)) + DEEP + b"\x89NtR",
+    "flag": REBUILD + b"(" + STORED + value(0) + value((2,)) + value((1,)) + DEEP + b"NtR",
+    "persistent id": DEEP + b"Q",
+    "within a persistent id": b"(" + DEEP + b"tQ",
+    "key of a storage": b"(" + value("storage") + FLOATS + DEEP + value("cpu") + value(2) + b"tQ",
+    "elements": b"(" + value("storage") + FLOATS + value("0") + value("cpu") + DEEP + b"tQ",
+    "called": DEEP + b")R",
+    "arguments": named("builtins", "complex") + DEEP + b"R",
+    "state": named("a", "b") + b")\x81" + DEEP + b"b",
+    "state of a dict": named("collections", "OrderedDict") + b")R" + DEEP + b"b",
+    "list": b"]" + DEEP + b"a",
+    "filled": DEEP + value(1) + value(2) + b"s",
 }
 
 
@@ -150,7 +179,8 @@ HARMLESS = {
     "module": torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.ReLU()),
     "optimizer": torch.optim.Adam([torch.zeros(1)]).state_dict(),
 }
-DATA = {list, tuple, str, bytes, bytearray, int, float, bool, type(None), Name, Made}
+DATA = {list, tuple, str, int, float, bool, type(None), Inert, NoPlainTensor, type(Inert), torch.Tensor, torch.dtype}
+DATA |= {torch.serialization.StorageType, torch.TypedStorage, type(lambda: 0)}
 
 
 @pytest.fixture
@@ -159,8 +189,9 @@ def made(monkeypatch):
     read = []
 
     def recorded(file):
-        read.append(content(file))
-        return read[-1]
+        found = content(file)
+        read.append(found[0])
+        return found
 
     monkeypatch.setattr(unpickled, "content", recorded)
     return read
@@ -168,8 +199,8 @@ def made(monkeypatch):
 
 def parts(thing):
     yield thing
-    if isinstance(thing, Made):
-        thing = [thing.name, thing.args, thing.pairs]
+    if isinstance(thing, dict):
+        thing = list(dict.items(thing))
     if isinstance(thing, list | tuple):
         for part in thing:
             yield from parts(part)
@@ -185,6 +216,9 @@ def test_what_does_no_harm_is_accepted_and_not_made(tmp_path, made, harmless, ne
     path, weights = tmp_path / "model.pt", {"w": torch.arange(3.0)}
     content = {"state_dict": weights | {"x": harmless}, "hyper_parameters": {"a": [harmless], "b": harmless}}
     torch.save(content, path, _use_new_zipfile_serialization=new)
+    if not new and isinstance(harmless, torch.nn.Module):  # which has its source code there
+        assert BEYOND in refused(path)
+        return
     assert open_tensors(path)["w"].tolist() == [0, 1, 2]
     assert made
     assert_inert(made)
@@ -250,7 +284,7 @@ class Everything:
 @pytest.mark.parametrize("name", running(""))
 def test_what_is_not_refused_by_its_name_is_not_run_either(tmp_path, monkeypatch, made, name, written):
     path, marker = tmp_path / "model.pt", tmp_path / "marker"
-    monkeypatch.setattr(inert, "HARMLESS", Everything())
+    monkeypatch.setattr(safe_loader, "HARMLESS", Everything())
     written(path, beside(running(marker)[name]))
     with suppress(BadArtefact):
         open_tensors(path)
@@ -278,6 +312,14 @@ def test_odd_things_beside_the_weights_do_no_harm(tmp_path, fragment):
     assert open_tensors(tmp_path / "model.pt")["w"].tolist() == [0, 0]
 
 
+@pytest.mark.parametrize("fragment", DEEP_IN.values(), ids=DEEP_IN)
+def test_tuples_in_one_another_end_no_process(tmp_path, fragment):
+    """That this very process goes on is what is tested: an overflow of the stack would end it."""
+    zipped(tmp_path / "model.pt", beside(fragment))
+    with suppress(BadArtefact):
+        assert open_tensors(tmp_path / "model.pt")["w"].tolist() == [0, 0]
+
+
 def test_a_legacy_file_runs_nothing_in_any_of_its_pickles(tmp_path):
     path, marker = tmp_path / "model.pt", tmp_path / "marker"
     parts = [pickle.dumps(part, 2) for part in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}, {})]
@@ -303,9 +345,15 @@ def test_but_what_does_no_harm_is_ignored(tmp_path, fragment):
 def test_attributes_given_to_the_state_dict_are_ignored(tmp_path, name):
     attributes = b"}" + value(name) + named("ldm", "x") + b"sb"
     filled = named("collections", "OrderedDict") + b")R(" + value("w") + tensor() + b"u"
-    for pickled in (bare(filled + attributes, "state_dict"), b"\x80\x02" + filled + attributes + b"."):
-        zipped(tmp_path / "model.pt", pickled)
+    for whole in (bare(filled + attributes, "state_dict"), b"\x80\x02" + filled + attributes + b"."):
+        zipped(tmp_path / "model.pt", whole)
         assert list(open_tensors(tmp_path / "model.pt")) == ["w"]
+
+
+@pytest.mark.parametrize("pairs", [b"](](U\1w%see\x85R.", b"]]q\1(U\1w%sea\x85q\2Rq\3."])
+def test_a_state_dict_of_python_2_is_read(tmp_path, pairs):
+    zipped(tmp_path / "model.pt", b"\x80\2" + named("collections", "OrderedDict") + pairs % tensor())
+    assert open_tensors(tmp_path / "model.pt")["w"].tolist() == [0, 0]
 
 
 def test_attributes_given_to_a_tensor_are_ignored(tmp_path):
