@@ -63,6 +63,7 @@ def with_atheris(atheris: Any, asked: argparse.Namespace) -> None:
     """Ends the process; what raised something else than CdiffError is left as crash-*."""
     with atheris.instrument_imports(include=["cdiff_rt", "PIL.PngImagePlugin", "PIL.JpegImagePlugin"]):
         targets = importlib.import_module("tests.fuzz.targets")
+        importlib.import_module("cdiff_rt.export.tensors")  # which targets import as they run
     target, rng = targets.TARGETS[asked.name], random.Random(asked.seed)
     seeds = list(targets.corpus(asked.name))
 
