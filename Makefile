@@ -6,7 +6,7 @@ PIP = .venv/bin/pip install --quiet --disable-pip-version-check
 # Two workers, each on a core of its own (tests/conftest.py). Whoever is idle takes over whole files, for what a file's
 # tests share is made once in each worker.
 TESTS = .venv/bin/python -m pytest -n 2 --dist loadfile
-QUICK = -m "not slow"
+QUICK = -m "not slow and not long"
 
 .PHONY: demo test test-slow test-all fuzz check lint clean
 .DEFAULT_GOAL := demo
@@ -20,8 +20,9 @@ test: .venv/test
 
 # Golden data on every backend, engines for GPUs, training: some minutes more.
 test-slow: .venv/test
-	$(TESTS) -m slow
+	$(TESTS) -m "slow and not long"
 
+# With those that go on and on to find what is rare.
 test-all: .venv/test
 	$(TESTS)
 

@@ -52,17 +52,20 @@ def grown(rows: np.ndarray) -> float:
     return float(np.polyfit(np.arange(len(later)), later, 1)[0] * len(later))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize("backend", ["onnxruntime", "openvino", "torch", "device"])
-def test_2000_generations_grow_nothing(backend, tiny_bundle):
-    rows = soaked(tiny_bundle, backend, 2000, leak=False)
+@pytest.mark.parametrize(
+    ("backend", "runs"), [("onnxruntime", 2000), ("openvino", 300), ("torch", 500), ("device", 300)]
+)
+def test_thousands_of_generations_grow_nothing(backend, runs, tiny_bundle):
+    """On onnxruntime; the others, which compile or compute more slowly, make hundreds."""
+    rows = soaked(tiny_bundle, backend, runs, leak=False)
     assert grown(rows) < GROWTH
     half = len(rows) // 2
     assert rows[half:, 1:].max(0).tolist() == rows[half, 1:].tolist() == rows[half:, 1:].min(0).tolist()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_leak_of_128_kib_a_run_is_found(tiny_bundle):
     assert grown(soaked(tiny_bundle, "onnxruntime", 2000, leak=True)) > GROWTH

@@ -150,7 +150,7 @@ MAKES = {  # what works on an extra alone, of what takes the longest not to
 @pytest.mark.parametrize(
     ("command", "extra"),
     [
-        pytest.param(command, extra, marks=[] if (command, extra) in QUICK else pytest.mark.slow)
+        pytest.param(command, extra, marks=[] if (command, extra) in QUICK else pytest.mark.long)
         for command in COMMANDS
         for extra in ALONE
     ],

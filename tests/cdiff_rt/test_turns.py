@@ -60,7 +60,7 @@ def test_8_threads_make_each_the_32_images_that_one_makes(backend, tiny_bundle):
     check_threads(Bundle.open(tiny_bundle), backend)
 
 
-@slow
+@pytest.mark.long
 @pytest.mark.parametrize("backend", ON_THE_CPU)
 def test_8_threads_make_each_the_32_images_that_one_makes_of_the_embedded_model(backend, bundle):
     check_threads(bundle, backend)

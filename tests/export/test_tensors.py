@@ -354,7 +354,7 @@ def test_a_file_without_checksums_is_read_with_a_note(tmp_path, caplog):
     assert "cut short" in refused(tmp_path / "bare.pt")
 
 
-@pytest.mark.parametrize("count", [100, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [100, pytest.param(10_000, marks=pytest.mark.long)])
 @pytest.mark.parametrize("form", FORMS)
 def test_damage_is_refused_or_shown_by_the_hash(tmp_path, form, count):
     found = outcomes(form, tmp_path, seed=count, count=count)

@@ -45,7 +45,7 @@ def test_damaged_input_is_refused_in_words_or_read(name):
     run(name, TARGETS[name], RUNS)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", TARGETS)
 def test_much_damaged_input_is(name):

@@ -374,7 +374,7 @@ def test_a_run_that_ends_anywhere_goes_on_to_what_an_unbroken_one_makes(kinds, e
     check_faults("jobs", tmp_path, kinds, every)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_that_ends_at_any_operation_goes_on_to_what_an_unbroken_one_makes(tmp_path):
     check_faults("jobs", tmp_path, list(KINDS))
 

@@ -83,13 +83,13 @@ def test_whatever_comes_between_there_is_the_old_or_the_new(scenario, kinds, eve
     check_faults(scenario, tmp_path, kinds, every)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("scenario", ["save anew", "replace", "export"])
 def test_whatever_comes_between_at_any_operation(scenario, tmp_path):
     check_faults(scenario, tmp_path, list(KINDS))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("scenario", ["command generate", "command edit", "command jobs"])
 def test_a_command_that_ends_at_any_operation_leaves_the_old_or_the_new(scenario, tiny_bundle, tmp_path):
     check_faults(scenario, tmp_path, ["SIGKILL", "ENOSPC"], every=2, bundle=tiny_bundle)
