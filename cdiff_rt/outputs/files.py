@@ -30,6 +30,7 @@ _OF_THE_PATH = {errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, er
 _SPACE, _RIGHTS = "free some space or choose another folder", "choose one you may write to"
 _REMEDIES = {errno.ENOSPC: _SPACE, errno.EDQUOT: _SPACE, errno.EACCES: _RIGHTS, errno.EPERM: _RIGHTS}
 _REMEDIES |= {errno.EROFS: _RIGHTS, errno.EFBIG: "raise the limit of a file's size, `ulimit -f`"}
+_REMEDIES |= {errno.EIO: "check the disk, or choose another folder"}
 _REMEDIES |= dict.fromkeys((errno.EMFILE, errno.ENFILE), "raise the limit of open files, `ulimit -n`")
 
 

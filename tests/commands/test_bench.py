@@ -48,7 +48,7 @@ def test_quality_of_a_model_without_an_exam_is_exit_code_2(exam, bundle_copy):
     [
         (["--backend", "cuda"], "'cuda'"),
         (["--pairs", 1], "'--pairs': 1"),
-        (["--steps", 0], "steps: 0"),
+        (["--pairs", 2, "--steps", 0], "steps: 0"),
         (["--images", "."], "images: . exists"),
     ],
     ids=str,
