@@ -4,14 +4,14 @@ from PIL import Image
 
 from cdiff_rt.inputs.images import nearest
 from cdiff_rt.inputs.label_doubts import doubts, misplaced
-from cdiff_rt.inputs.palette import CLASSES, PLACES
+from cdiff_rt.inputs.palette import CLASSES, ORDERS, PLACES, USUAL_ORDER
 from tests.label_pictures import ROOT, example, in_order
 
 EXAM = np.asarray(Image.open(ROOT / "cdiff_rt" / "exams" / "faces-128" / "masks.png")).reshape(-1, 128, 128)
 
 
-def of(labels: np.ndarray, classes: int = 19) -> list[str]:
-    return list(doubts(labels, nearest(labels, 32), classes))
+def of(labels: np.ndarray, classes: int = 19, order: str = USUAL_ORDER) -> list[str]:
+    return list(doubts(labels, nearest(labels, 32), classes, order))
 
 
 def lost_ones(told: list[str]) -> list[str]:
@@ -45,6 +45,11 @@ def test_labels_of_other_classes_are_named_by_number():
 def test_another_order_is_seen_and_the_right_one_named():
     told = [of(in_order(labels, "bisenet")) for labels in EXAM[:50]]
     assert all("cannot be an upright face as it is read; with --labels bisenet it can" in lines[-1] for lines in told)
+
+
+def test_an_order_that_was_asked_for_and_is_wrong_is_named_by_the_usual_one():
+    wrong = np.array([CLASSES.index(name) for name in ORDERS["bisenet"]], np.uint8)[example(4)]
+    assert of(wrong, order="bisenet")[-1].endswith("; with --labels celebamask it can")
 
 
 @pytest.mark.parametrize(

@@ -57,10 +57,10 @@ def test_each_row_becomes_the_image_of_a_single_call(mask_file, out, tmp_path):
 
 
 def test_notes_of_rows_are_not_between_the_lines(mask_file, out, tmp_path):
-    result = run(
-        "generate", "--jobs", write(tmp_path, {"mask": "face.png", "text": "purple", "steps": 1}), "--out", out
-    )
-    assert (result.exit_code, result.stderr) == (0, "")
+    jobs = write(tmp_path, {"mask": "face.png", "text": "purple", "steps": 1})
+    command = [sys.executable, "-m", "cdiff_rt", "generate", "--jobs", jobs, "--out", out]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)  # pytest's own handlers hide Python's
+    assert (done.returncode, done.stderr) == (0, "")
     assert "'purple'" in (out / "results-1-of-1.jsonl").read_text()
 
 
