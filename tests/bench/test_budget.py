@@ -48,6 +48,7 @@ def test_the_fusion_moves_half_predictions_and_whole_latents(bundle):
     assert fusion_bytes(bundle.manifest) == 256 * (2 * 2 * 17 + 3 * 4 * 16)
 
 
+@pytest.mark.slow
 def test_the_budget_of_a_bundle_compiles_its_engines(tiny_bundle):
     budget = count(str(tiny_bundle))
     eager, separate, whole = budget.rows

@@ -70,6 +70,7 @@ def test_percentiles(q, expected):
     assert timing.spread == pytest.approx(20 / 30)
 
 
+@pytest.mark.slow
 def test_a_real_comparison_times_every_case(tiny_bundle):
     task = Task(str(tiny_bundle))
     result = compare(task, (TORCH, ORT), repeats=3, seconds=0, roofline=ROOF)

@@ -71,6 +71,7 @@ def test_weights_that_other_networks_read_are_not_counted(manifest):
     assert not module.is_used("encoder.conv_in.weight", "vae.decode")
 
 
+@pytest.mark.slow
 def test_kernels_are_run_in_every_precision_that_works(monkeypatch):
     monkeypatch.setattr(module, "KERNEL_S", 0.01)
     monkeypatch.setattr(module, "COPIED", 2**22)

@@ -42,18 +42,12 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return True if collection_path.name == "test_full_size.py" and not full else None
 
 
-QUICK = "test_the_autoencoder["
-
-
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Every run compares all networks on torch, and an autoencoder on onnxruntime.
-
-    The experts come through the same exporter, as smaller ones of other tests do, and tracing these takes minutes.
-    """
+    """Every run compares all networks on torch; tracing these for onnxruntime takes minutes."""
     for item in items:
         ours = item.path.parent == Path(__file__).parent
-        if ours and "[onnxruntime" in item.name and not item.name.startswith(QUICK):
+        if ours and "[onnxruntime" in item.name:
             item.add_marker(pytest.mark.slow)
 
 

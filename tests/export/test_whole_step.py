@@ -64,7 +64,7 @@ def computed(typed, bundle, folder, inputs):
 
 
 @pytest.mark.parametrize("adjust", ADJUSTMENTS)
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("precision", [pytest.param("fp32", marks=pytest.mark.slow), "fp16"])
 def test_it_does_what_the_experts_and_the_definition_do(adjust, precision, bundle, tmp_path):
     adjust, modalities = ADJUSTMENTS[adjust], ("mask", "text")
     step = whole_step_graph(bundle, modalities, Placement("cpu", precision, BATCH), boosted=adjust.boost is not None)
