@@ -12,13 +12,8 @@ class Turns:
     """Blocks of several threads take turns; those of one thread nest, as a callback's in the run that calls it."""
 
     def __init__(self, what: str) -> None:
-        self._what, self._lock, self._process, self._depth, self._closed = (
-            what,
-            threading.RLock(),
-            os.getpid(),
-            0,
-            False,
-        )
+        self._what, self._process = what, os.getpid()
+        self._lock, self._depth, self._closed = threading.RLock(), 0, False
 
     @contextmanager
     def take(self) -> Iterator[None]:
