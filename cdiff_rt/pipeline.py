@@ -172,6 +172,8 @@ class Pipeline:
             photo = self.read_photo(image)
             seeing = (lambda photo: asked(read(photo), self.manifest, given=False)) if read else None
             sides = sides_of(self.manifest, wanted, source, settings.without, seeing, photo)
+            chosen = [m for m in self.manifest.modalities if m.name in {**source, **wanted}]
+            tell_unused(chosen, labels=settings.labels, snap=settings.snap)
             region = regions.region_of(sides.seen, sides.after, keep, self.manifest)
             cells = region.cells(shape[-1])
             draw = lambda i: noise.normal(settings.seed, range(1), i, shape, noise.EDITING)

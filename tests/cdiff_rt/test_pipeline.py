@@ -608,4 +608,10 @@ def test_a_pipeline_does_not_arrive_elsewhere_with_another_bundle(tiny_bundle, t
 def test_a_way_to_read_masks_without_a_mask_is_told(how, mask, pipeline):
     (told,) = pipeline.generate(text=TEXT, steps=1, **how).warnings
     assert told.startswith(f"{next(iter(how))}: no mask is given")
+    made = pipeline.generate(mask=mask, steps=1)
     assert not any("no mask" in line for line in pipeline.generate(mask=mask, steps=1, **how).warnings)
+    edit = {"tier": "turbo", "strength": 0.1, **how}
+    (told,) = pipeline.edit(made.images[0], text=TEXT, source={"text": "a man"}, **edit).warnings
+    assert "no mask is given" in told
+    both = pipeline.edit(made.images[0], text=TEXT, source={"text": "a man", "mask": mask}, **edit)
+    assert not any("no mask" in line for line in both.warnings)
