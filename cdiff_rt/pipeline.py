@@ -113,7 +113,7 @@ class Pipeline:
             table, shape = settings.sampling().table(self.manifest.schedule), self.manifest.latent_shape
             numbers, drawn = settings.numbers, (settings.batch, *shape)
             modalities, inputs = self._read(wanted, settings)
-            tell_unused(modalities, labels=settings.labels, snap=settings.snap)
+            tell_unused(self.manifest, wanted, labels=settings.labels, snap=settings.snap)
             run = Run(
                 modalities,
                 inputs,
@@ -167,15 +167,13 @@ class Pipeline:
             strength, alphas = inversion.check(settings, strength, alphas, method)
             check_type("source", source, Mapping | None, "give a dict from names to conditions")
             source = self._asked(source or {}, settings)
-            shape = self.manifest.latent_shape
             table = inversion.last_steps(settings.sampling().table(self.manifest.schedule), strength)
             photo = self.read_photo(image)
             seeing = (lambda photo: asked(read(photo), self.manifest, given=False)) if read else None
             sides = sides_of(self.manifest, wanted, source, settings.without, seeing, photo)
-            chosen = [m for m in self.manifest.modalities if m.name in {**source, **wanted}]
-            tell_unused(chosen, labels=settings.labels, snap=settings.snap)
+            tell_unused(self.manifest, {**source, **wanted}, labels=settings.labels, snap=settings.snap)
             region = regions.region_of(sides.seen, sides.after, keep, self.manifest)
-            cells = region.cells(shape[-1])
+            cells, shape = region.cells(self.manifest.latent_shape[-1]), self.manifest.latent_shape
             draw = lambda i: noise.normal(settings.seed, range(1), i, shape, noise.EDITING)
             known = KnownRegion(self.encode(photo), cells, draw)
             with named_as("source"):
@@ -193,8 +191,9 @@ class Pipeline:
                 "alphas": list(alphas),
                 "source": self._told(old.modalities, sides.before)["conditions"],
                 "read": sides.guessed,
+                "keep": region.labels,
+                "change": region.change(photo, edited),
             }
-            edit |= {"keep": region.labels, "change": region.change(photo, edited)}
             told = settings.told() | {"steps": len(table.timesteps), "batch": len(alphas), "edit": edit}
             told |= self._told(new.modalities, sides.after) | self.identity()
             return Generated(edited, latents, told, self._drawing(new.modalities, sides.after), warnings)

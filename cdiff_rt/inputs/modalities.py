@@ -52,9 +52,9 @@ def asked(
     return known
 
 
-def tell_unused(modalities: Collection[Modality], *, labels: str, snap: bool) -> None:
+def tell_unused(manifest: Manifest, given: Mapping[str, Condition | None], *, labels: str, snap: bool) -> None:
     """Warns of a way to read label maps where none is given."""
-    if not any(modality.kind == "labels" for modality in modalities):
+    if not any(modality.kind == "labels" and given.get(modality.name) is not None for modality in manifest.modalities):
         for name, changed in (("labels", labels != USUAL_ORDER), ("snap", snap)):
             if changed:
                 log.warning("%s: no mask is given, so it changes nothing", name)
