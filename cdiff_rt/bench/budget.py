@@ -17,8 +17,8 @@ from cdiff_rt import schema
 from cdiff_rt.bench.floor import Floor, Gpu, count_floor, find_gpu
 from cdiff_rt.engines.base import Placement
 from cdiff_rt.engines.cache import step_network
-from cdiff_rt.engines.trt import FLAVOURS
 from cdiff_rt.engines.trt_build import Report, build_plan
+from cdiff_rt.engines.trt_library import FLAVOURS
 from cdiff_rt.errors import BadRequest
 from cdiff_rt.extras import needed
 from cdiff_rt.manifest import Bundle, Manifest, Modality, find_model
