@@ -103,7 +103,7 @@ class Loop:
     ) -> None:
         """`graphs` records the steps; None means that they are launched each time."""
         self.shape, self.buffers, self.advance, self.outs = shape, buffers, advance, outs
-        self._graphs = graphs
+        self.graphs = graphs
         self._step = Captured("a step of the loop", graphs)
         self._whole = Recent[int, torch.cuda.CUDAGraph](MOST_WHOLE)
         self._counts = set[int]()  # of steps, that there were
@@ -145,13 +145,11 @@ class Loop:
         """Where it is small, and so many steps come again."""
         nodes, again = self._step.nodes, steps in self._counts
         self._counts.add(steps)
-        if not again or nodes is None or nodes * steps > MOST_NODES or self._graphs is None:
+        if not again or nodes is None or nodes * steps > MOST_NODES or self.graphs is None:
             return None
-        whole = self._whole.take(steps) or self._graphs.record(
-            partial(self._steps, steps), f"{steps} steps of the loop"
-        )
+        whole = self._whole.take(steps) or self.graphs.record(partial(self._steps, steps), f"{steps} steps of the loop")
         if whole is None:
-            self._graphs = None  # it is tried once
+            self.graphs = None  # it is tried once
         else:
             self._whole.put(steps, whole)
         return whole

@@ -125,8 +125,6 @@ class DeviceRunner:
             placement = Placement(str(self._device), self.precision, batch)
             engine = load_device_engine(self._backend, self._bundle, network, placement)
             self._engines[network, batch] = engine
-            if self._graphs and not engine.capturable:
-                log.info("%s: its work cannot be recorded as a CUDA graph; it is launched each time", network)
         return engine
 
     @contextmanager
@@ -154,9 +152,13 @@ class DeviceRunner:
     def _new_loop(self, shape: LoopShape) -> Loop:
         if self._how.whole_step:
             step = self._engine(step_network(shape.modalities, shape.boosted), shape.batch)
-            return loop_of_step(shape, step, self._device, graphs=self._graphs)
-        experts = [self._engine(f"expert.{name}", shape.batch) for name in shape.modalities]
-        return loop_of_experts(shape, experts, self._device, graphs=self._graphs)
+            loop = loop_of_step(shape, step, self._device, graphs=self._graphs)
+        else:
+            experts = [self._engine(f"expert.{name}", shape.batch) for name in shape.modalities]
+            loop = loop_of_experts(shape, experts, self._device, graphs=self._graphs)
+        if self._graphs and not loop.graphs:
+            log.info("%s: its steps cannot be recorded as a CUDA graph; they are launched each time", self._backend)
+        return loop
 
     def _stage(self, loop: Loop, run: Run) -> None:
         """All that the steps will read and the host has, into the loop's buffers."""

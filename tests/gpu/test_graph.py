@@ -173,3 +173,29 @@ def test_without_streams_works_are_done_in_turn():
     done = []
     side_by_side([lambda: done.append(1), lambda: done.append(2)], [])
     assert done == [1, 2]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+class TestOnADevice:
+    def test_what_is_recorded_is_counted_and_replayed(self):
+        x, captured = torch.zeros(1000, device="cuda"), Captured("it", Graphs())
+        with torch.cuda.stream(torch.cuda.Stream()):
+            for i in range(4):
+                captured(lambda: (x.add_(1), x.add_(1)))
+                assert x.unique().tolist() == [2 * i + 2]
+        assert captured.graph is not None and captured.nodes == 2
+
+    def test_after_a_refusal_memory_can_be_had_and_other_work_recorded(self, caplog):
+        x, graphs = torch.zeros(1000, device="cuda"), Graphs()
+        refused, captured = Captured("it", graphs), Captured("other", graphs)
+        with torch.cuda.stream(torch.cuda.Stream()):
+            for i in range(3):
+                refused(lambda: x.add_(1 + 0 * x.sum().item()))
+                assert x.unique().tolist() == [i + 1]
+            torch.cuda.empty_cache()
+            for _ in range(3):
+                captured(lambda: x.mul_(2))
+        assert x.unique().tolist() == [24]
+        assert refused.graph is None and captured.graph is not None
+        assert "it: no CUDA graph was recorded (CUDA error: operation not permitted when stream is" in caplog.text
