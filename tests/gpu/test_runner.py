@@ -1,6 +1,7 @@
 """The runner of devices, on the CPU: the same latents as the loop of sampling/loop.py, by other code."""
 
 import logging
+from weakref import ref
 
 import numpy as np
 import pytest
@@ -132,11 +133,13 @@ def test_loops_calls_and_engines_are_the_last_few(bundle, monkeypatch):
     monkeypatch.setattr(runner, "MOST_LOOPS", 2)
     monkeypatch.setattr(runner, "MOST_CALLS", 4)
     pipeline = on_device(bundle)
-    own, first = pipeline._runner, pipeline.generate(text="a man", steps=1)
+    own, first, made = pipeline._runner, pipeline.generate(text="a man", steps=1), []
     for batch in range(2, 6):
         pipeline.generate(text="a man", steps=1, batch=batch)
         assert [loop.shape.batch for loop in own._loops] == [batch - 1, batch] and len([*own._calls]) <= 4
-        assert {made for _, made in own._engines} <= {1, *range(batch - 3, batch + 1)}
+        assert {size for _, size in own._engines} <= {1, *range(batch - 3, batch + 1)}
+        made.append(ref([*own._loops][-1]))
+        assert [loop() is None for loop in made] == [i < batch - 3 for i in range(batch - 1)]
     np.testing.assert_allclose(pipeline.generate(text="a man", steps=1).latents, first.latents, atol=1e-5)
 
 
