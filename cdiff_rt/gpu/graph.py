@@ -9,7 +9,6 @@ from weakref import WeakSet
 
 import torch
 
-from cdiff_rt.errors import CdiffError
 from cdiff_rt.notes import log
 
 if TYPE_CHECKING:
@@ -30,14 +29,14 @@ class Graphs:
 
         None where CUDA does not record it, which is then said. Raises what an engine refuses with.
         """
-        graph, pool, refused = torch.cuda.CUDAGraph(keep_graph=True), self._shared(), None
-        here = torch.cuda.current_stream()
+        graph, pool, here = torch.cuda.CUDAGraph(keep_graph=True), self._shared(), torch.cuda.current_stream()
+        refused: BaseException | None = None
         try:
             # thread_local: other threads may allocate meanwhile, such as those of the user's program.
             with torch.cuda.graph(graph, pool=pool, stream=here, capture_error_mode="thread_local"):
                 try:
                     enqueue()
-                except (CdiffError, RuntimeError) as error:  # told below: none may cross the end of a capture
+                except BaseException as error:  # noqa: BLE001 - of which none may cross the end of a capture
                     refused = error
             if refused is None:
                 graph.instantiate()
@@ -45,9 +44,9 @@ class Graphs:
             refused = refused or error
             self._pool = None  # what is left in it is torch's affair
             end_allocation(pool)
-        if isinstance(refused, CdiffError):
-            raise refused
         if refused is not None:
+            if not isinstance(refused, RuntimeError):  # an engine's, or an interrupt
+                raise refused
             reason = (str(refused).splitlines() or [type(refused).__name__])[0]
             log.warning("%s: no CUDA graph was recorded (%s); it is launched each time", name, reason)
             return None

@@ -25,7 +25,7 @@ Stage = Callable[[int], None]
 
 LEAST_CAPACITY = 64  # steps: more than any tier has, so that they share their buffers and a graph
 # Of a graph of all steps. It saves the microseconds between two replays; but each node is launched once more to be
-# recorded, and takes up to 64 KB of the GPU's memory (a user's figure, CUDA 11.2), so this many take up to 256 MB.
+# recorded, and takes up to 64 KB of the GPU's memory (of CUDA 11.2, forums.developer.nvidia.com/t/244901): 256 MB in all.
 MOST_NODES = 4096
 MOST_WHOLE = 4  # such graphs of a loop, each for another number of steps
 
