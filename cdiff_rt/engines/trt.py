@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from cdiff_rt.engines.base import Placement
-from cdiff_rt.engines.cache import EngineCache, LoadedPlan, recipe
+from cdiff_rt.engines.cache import KINDS, EngineCache, LoadedPlan, recipe
 from cdiff_rt.engines.cuda import compute_capability, why_no_device
 from cdiff_rt.engines.user_files import log
 from cdiff_rt.errors import BadArtefact, BadEnvironment, BadRequest, OutOfResource
@@ -245,6 +245,5 @@ def export_command(flavour: Flavour, bundle: Bundle, network: str, placement: Pl
         words += ["--engine-precision", placement.precision]
     if placement.batch != 1:
         words += ["--engine-batch", str(placement.batch)]
-    if network.startswith("step"):
-        words.append("--whole-step")
+    words += [f"--experts {experts}" for experts, kind in KINDS.items() if network.startswith(kind)]
     return " ".join(words)

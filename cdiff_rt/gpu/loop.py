@@ -149,6 +149,38 @@ def loop_of_experts(
     return Loop(shape, b, advance, outs, graphs if capturable else None)
 
 
+def loop_of_stack(
+    shape: LoopShape, engine: DeviceEngine, tokens: Sequence[int], device: torch.device, *, graphs: bool = True
+) -> Loop:
+    """One engine of all experts, and the kernel that fuses them; `tokens` are the lengths of the contexts.
+
+    Each expert's buffers are parts of the stack's, so that what is staged for it lies in its place.
+    """
+    sizes = {"batch": shape.batch}
+    x, projection, context, outs, logits = (
+        torch.zeros(shape_of(tensor, sizes), dtype=dtype_of(tensor), device=device)
+        for tensor in (*engine.spec.inputs, *engine.spec.outputs)
+    )
+    staged = torch.zeros(shape.steps, *projection.shape, dtype=projection.dtype, device=device)
+    b = replace(
+        allocate(shape, [], [], device),
+        x=x,
+        projections=list(staged.unbind(1)),
+        projection=[projection],
+        contexts=[context[m, :, :own] for m, own in enumerate(tokens)],
+        weights=torch.zeros(logits.shape, device=device),
+    )
+    call = engine.bind({"x": x, "projections": projection, "context": context, "out": outs, "logit": logits})
+
+    def advance(i: int, watched: bool) -> None:
+        projection.copy_(staged[i])
+        call()
+        noise, weights = None if b.noise is None else b.noise[i], b.weights if watched else None
+        fuse_step(outs, logits, x, b.numbers[i], hist=b.hist, noise=noise, weights=weights, boosted=shape.boosted)
+
+    return Loop(shape, b, advance, outs, graphs if engine.capturable else None)
+
+
 def loop_of_step(shape: LoopShape, engine: DeviceEngine, device: torch.device, *, graphs: bool = True) -> Loop:
     """One engine that does the whole step of these experts. It takes noise and history in any case."""
     inputs = {tensor.name: tensor for tensor in engine.spec.inputs}

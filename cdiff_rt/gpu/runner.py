@@ -12,10 +12,11 @@ from cdiff_rt.engines.backends import check_precision, load_device_engine
 from cdiff_rt.engines.base import DeviceEngine, Placement
 from cdiff_rt.engines.cache import step_network
 from cdiff_rt.engines.recent import Recent
+from cdiff_rt.engines.stacked import check_alike, stack_network
 from cdiff_rt.errors import BadEnvironment, BadRequest, OutOfResource
 from cdiff_rt.gpu.buffers import sizes_of, tensors_of
 from cdiff_rt.gpu.graph import Captured
-from cdiff_rt.gpu.loop import Loop, LoopShape, loop_of_experts, loop_of_step
+from cdiff_rt.gpu.loop import Loop, LoopShape, loop_of_experts, loop_of_stack, loop_of_step
 from cdiff_rt.manifest import Bundle
 from cdiff_rt.run import OnDevice, Run
 from cdiff_rt.sampling.loop import Callback, StepState
@@ -138,9 +139,15 @@ class DeviceRunner:
         )
 
     def _new_loop(self, shape: LoopShape) -> Loop:
-        if self._how.whole_step:
+        if self._how.experts == "whole-step":
             step = self._engine(step_network(shape.modalities, shape.boosted), shape.batch)
             return loop_of_step(shape, step, self._device, graphs=self._how.graphs)
+        if self._how.experts == "stacked" and len(shape.modalities) > 1:
+            check_alike(self._bundle.manifest, shape.modalities)
+            stack = self._engine(stack_network(shape.modalities), shape.batch)
+            tokens = {modality.name: modality.input_shape[0] for modality in self._bundle.manifest.modalities}
+            lengths = [tokens[name] for name in shape.modalities]
+            return loop_of_stack(shape, stack, lengths, self._device, graphs=self._how.graphs)
         experts = [self._engine(f"expert.{name}", shape.batch) for name in shape.modalities]
         return loop_of_experts(shape, experts, self._device, graphs=self._how.graphs)
 
