@@ -70,7 +70,7 @@ class DeviceRunner:
         with self._at_work(), self._loop(shape) as loop:
             self._stage(loop, run)
             if callback and loop.outs is None:
-                remedy = "leave the engine of the whole step out"
+                remedy = "choose experts separate or stacked"
                 raise BadRequest("callback_on_step_end", "this engine shows no branch's own prediction", remedy)
             if callback:
                 for i in range(len(run.table.timesteps)):

@@ -175,11 +175,12 @@ def whole_steps(monkeypatch):
 )
 def test_an_engine_of_the_whole_step_gives_the_same(settings, whole_steps, bundle, pipeline, mask):
     ours, reference = (
-        p.generate(mask=mask, text=TEXT, steps=4, **settings) for p in (on_device(bundle, whole_step=True), pipeline)
+        p.generate(mask=mask, text=TEXT, steps=4, **settings)
+        for p in (on_device(bundle, experts="whole-step"), pipeline)
     )
     assert difference(ours, reference) < CLOSE
 
 
 def test_who_watches_the_whole_steps_engine_is_told_that_it_shows_too_little(whole_steps, bundle):
-    with pytest.raises(BadRequest, match="no branch's own prediction; leave"):
-        on_device(bundle, whole_step=True).generate(text=TEXT, steps=1, callback_on_step_end=print)
+    with pytest.raises(BadRequest, match="no branch's own prediction; choose experts separate or stacked"):
+        on_device(bundle, experts="whole-step").generate(text=TEXT, steps=1, callback_on_step_end=print)
