@@ -128,9 +128,9 @@ def check_experts(backend: str, experts: Arrangement) -> None:
     if experts not in get_args(Arrangement):
         raise BadRequest("experts", repr(experts), f"choose one of {', '.join(get_args(Arrangement))}")
     if experts not in BACKENDS[backend].experts:
-        able = ", ".join(name for name, other in BACKENDS.items() if experts in other.experts)
+        able = " or ".join(name for name, other in BACKENDS.items() if experts in other.experts)
         seen = f"{experts} with {backend}, which runs them {' or '.join(BACKENDS[backend].experts)}"
-        raise BadRequest("experts", seen, f"choose one of {able}")
+        raise BadRequest("experts", seen, f"leave it out, or choose the backend {able}")
 
 
 def _remedy(backend: str, reason: str) -> str:

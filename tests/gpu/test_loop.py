@@ -10,7 +10,7 @@ import torch
 from cdiff_rt.engines.backends import load_device_engine
 from cdiff_rt.engines.base import Placement
 from cdiff_rt.gpu.buffers import ALIGNMENT, stacked
-from cdiff_rt.gpu.loop import LoopShape, loop_of_experts, loop_of_step
+from cdiff_rt.gpu.loop import LoopShape, loop_of_experts, loop_of_stack, loop_of_step
 from cdiff_rt.sampling.fusion import adjustment
 from cdiff_rt.sampling.numbers import pack
 from cdiff_rt.sampling.schedule import Schedule
@@ -33,26 +33,30 @@ def engines(bundle):
     return [load_device_engine("torch-cuda", bundle, f"expert.{name}", place) for name in SHAPE.modalities]
 
 
-KINDS = {"default": SHAPE, "every knob": EVERYTHING}
+@pytest.fixture(scope="module")
+def stack(bundle):
+    return load_device_engine("torch-cuda", bundle, "stack.mask+text", Placement("cpu", "fp32", SHAPE.batch))
 
 
-@pytest.fixture(params=[*KINDS, "whole step"])
-def loop(request, engines):
+KINDS = {
+    "default": lambda engines, _, seen: loop_of_experts(SHAPE, [*map(seen, engines)], CPU),
+    "every knob": lambda engines, _, seen: loop_of_experts(EVERYTHING, [*map(seen, engines)], CPU),
+    "stacked": lambda _, stack, seen: loop_of_stack(EVERYTHING, seen(stack), (19, 32), CPU),
+    "whole step": lambda engines, _, seen: loop_of_step(SHAPE, seen(WholeStep(engines, SHAPE)), CPU),
+}
+
+
+@pytest.fixture(params=KINDS)
+def loop(request, engines, stack):
     with torch.inference_mode():
-        if request.param in KINDS:
-            yield filled(loop_of_experts(KINDS[request.param], engines, CPU))
-        else:
-            yield filled(loop_of_step(SHAPE, WholeStep(engines, SHAPE), CPU))
+        yield filled(KINDS[request.param](engines, stack, lambda engine: engine))
 
 
-@pytest.fixture(params=[*KINDS, "whole step"])
-def hidden(request, engines):
+@pytest.fixture(params=KINDS)
+def hidden(request, engines, stack):
     """The same with networks whose inside no lint sees."""
     with torch.inference_mode():
-        if request.param in KINDS:
-            yield filled(loop_of_experts(KINDS[request.param], [Hidden(engine) for engine in engines], CPU))
-        else:
-            yield filled(loop_of_step(SHAPE, Hidden(WholeStep(engines, SHAPE)), CPU))
+        yield filled(KINDS[request.param](engines, stack, Hidden))
 
 
 class Hidden:
@@ -110,6 +114,13 @@ def test_beside_the_networks_a_step_is_one_copy_per_expert_and_one_fused_operati
         loop = filled(loop_of_experts(SHAPE, [Hidden(engine) for engine in engines], CPU))
         rows = [row[0] for row in trace(lambda: loop.advance(2, False)) if row[0] not in VIEWS]
     assert rows == ["aten.copy_.default"] * 2 + ["cdiff_rt.fuse_step.default"]
+
+
+def test_of_a_stack_that_is_one_copy_for_all(stack):
+    with torch.inference_mode():
+        loop = filled(loop_of_stack(SHAPE, Hidden(stack), (19, 32), CPU))
+        rows = [row[0] for row in trace(lambda: loop.advance(2, False)) if row[0] not in VIEWS]
+    assert rows == ["aten.copy_.default", "cdiff_rt.fuse_step.default"]
 
 
 def test_the_loop_gives_the_same_again_and_depends_on_what_is_staged(loop):
