@@ -9,7 +9,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from cdiff_rt.engines.backends import BACKENDS, check_backend, check_precision, load_engine
+from cdiff_rt.engines.backends import BACKENDS, check_backend, check_experts, check_precision, load_engine
 from cdiff_rt.engines.base import Engine, Precision
 from cdiff_rt.errors import BadRequest, check_range, check_type
 from cdiff_rt.manifest import Bundle
@@ -138,9 +138,7 @@ def load_runner(bundle: Bundle, backend: str, how: OnDevice | None = None) -> Ru
     if how.threads is not None:
         check_type("threads", how.threads, int, "give a whole number")
         check_range("threads", how.threads, 1, MOST_THREADS)
-    if how.whole_step and not BACKENDS[backend].whole_step:
-        able = ", ".join(name for name, other in BACKENDS.items() if other.whole_step)
-        raise BadRequest("whole_step", f"{backend} has no engine of the whole step", f"choose one of {able}")
+    check_experts(backend, how.experts)
     if BACKENDS[backend].device == "cpu":
         return HostRunner(bundle, backend, how.precision, how.threads)
     if how.threads:

@@ -45,9 +45,9 @@ def pipelines(home, bundle):
         reason = why_not(backend)
         if reason:
             pytest.skip(f"{backend}: {reason}")
-        if BACKENDS[backend].whole_step and (backend, settings.get("precision")) not in built:
+        if "whole-step" in BACKENDS[backend].experts and (backend, settings.get("precision")) not in built:
             precision = settings.get("precision") or "fp16"
-            build_engines(bundle, backend, precision=precision, batches=(1, BATCH), whole_step=True)
+            build_engines(bundle, backend, precision=precision, batches=(1, BATCH), experts=("stacked", "whole-step"))
             built.add((backend, settings.get("precision")))
         key = backend, tuple(sorted(settings.items()))
         if key not in made:
@@ -72,9 +72,11 @@ def test_every_backend_and_precision_gives_what_the_cpu_gives(backend, precision
     assert np.abs(ours.images.astype(int) - reference.images).mean() < 255 * LIMITS[precision]
 
 
-@pytest.mark.parametrize("backend", ["tensorrt", "tensorrt-rtx"])
-def test_the_whole_steps_engine_gives_what_separate_engines_give(backend, pipelines, mask):
-    ours, separate = run(pipelines(backend, whole_step=True), mask), run(pipelines(backend), mask)
+@pytest.mark.parametrize(
+    ("backend", "experts"), [(name, way) for name in ON_A_GPU for way in BACKENDS[name].experts if way != "separate"]
+)
+def test_engines_of_several_experts_give_what_separate_engines_give(backend, experts, pipelines, mask):
+    ours, separate = run(pipelines(backend, experts=experts), mask), run(pipelines(backend), mask)
     assert difference(ours, separate) < LIMITS["fp16"]
 
 
@@ -141,7 +143,7 @@ def test_memory_does_not_grow_over_a_hundred_replays(backend, pipelines, mask):
 def test_the_latency_table_is_made(home, bundle):
     cases = able(tuple(Case(name, name, sampling=Sampling(steps=STEPS)) for name in ON_A_GPU))
     for case in cases:
-        if BACKENDS[case.backend].whole_step:
+        if "whole-step" in BACKENDS[case.backend].experts:
             build_engines(bundle, case.backend)
     comparison = compare(Task("faces-128"), cases, repeats=3)
     assert all(timing.launches for timing in comparison.timings)

@@ -4,7 +4,7 @@ What differs between steps is data (`PerStep`), of which a step selects its own 
 serves every step and any number of them; new noise, another schedule or new weights of the fusion are new numbers.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -64,17 +64,14 @@ class Buffers:
 
 
 def allocate(
-    shape: LoopShape, projections: Sequence[TensorSpec], contexts: Sequence[TensorSpec], device: torch.device
+    shape: LoopShape, projections: Mapping[str, TensorSpec], contexts: Sequence[TensorSpec], device: torch.device
 ) -> Buffers:
-    """Buffers for that shape; `projections` and `contexts` are what the engines take of each modality."""
+    """Buffers for that shape; `projections`, by their names in a step's row, and `contexts` are what engines take."""
     latent, sizes = (shape.batch, *shape.latent_shape), {"batch": shape.batch}
     of_latents = [name for name, there in (("noise", shape.noisy), ("known", shape.known)) if there]
     values = [
         TensorSpec("numbers", (WIDTH,), "float32"),
-        *(
-            TensorSpec(f"projections.{name}", shape_of(spec, sizes), spec.dtype)
-            for name, spec in zip(shape.modalities, projections, strict=True)
-        ),
+        *(TensorSpec(name, shape_of(spec, sizes), spec.dtype) for name, spec in projections.items()),
         *(TensorSpec(name, latent, "float32") for name in of_latents),
     ]
 
@@ -85,7 +82,7 @@ def allocate(
         x=zeros(*latent),
         per_step=PerStep(values, shape.capacity, device),
         contexts=[zeros(*shape_of(spec, sizes), dtype=dtype_of(spec)) for spec in contexts],
-        weights=zeros(len(projections), shape.batch, 1, *shape.latent_shape[1:]),
+        weights=zeros(len(shape.modalities), shape.batch, 1, *shape.latent_shape[1:]),
         hist=zeros(*latent) if shape.two_step else None,
         free=zeros(*shape.latent_shape[1:]) if shape.known else None,
     )
@@ -164,7 +161,8 @@ def loop_of_experts(
 ) -> Loop:
     """Each expert an engine of its own, side by side, and one kernel that fuses them: any set of experts."""
     inputs = [{tensor.name: tensor for tensor in engine.spec.inputs} for engine in engines]
-    b = allocate(shape, [of["projections"] for of in inputs], [of["context"] for of in inputs], device)
+    projections = {f"projections.{name}": of["projections"] for name, of in zip(shape.modalities, inputs, strict=True)}
+    b = allocate(shape, projections, [of["context"] for of in inputs], device)
     now = b.per_step.now
     out, logit = engines[0].spec.outputs
     outs, logits = (
@@ -195,12 +193,42 @@ def loop_of_experts(
     return Loop(shape, b, advance, outs, graphs if capturable else None)
 
 
+def loop_of_stack(
+    shape: LoopShape,
+    engine: DeviceEngine,
+    tokens: Sequence[int],
+    device: torch.device,
+    *,
+    graphs: Graphs | None = None,
+) -> Loop:
+    """One engine of all experts, and the kernel that fuses them; `tokens` are the lengths of the contexts.
+
+    Each expert's buffers are parts of the stack's, so that what is staged for it lies in its place.
+    """
+    inputs, sizes = {tensor.name: tensor for tensor in engine.spec.inputs}, {"batch": shape.batch}
+    b = allocate(shape, {"projections": inputs["projections"]}, [], device)
+    now, rows = b.per_step.now, b.per_step.rows
+    rows |= {f"projections.{name}": rows["projections"][:, m : m + 1] for m, name in enumerate(shape.modalities)}
+    context, outs, logits = (
+        torch.zeros(shape_of(tensor, sizes), dtype=dtype_of(tensor), device=device)
+        for tensor in (inputs["context"], *engine.spec.outputs)
+    )
+    b = replace(b, contexts=[context[m, :, :own] for m, own in enumerate(tokens)])
+    call = engine.bind({"x": b.x, "projections": now["projections"], "context": context, "out": outs, "logit": logits})
+
+    def advance(watched: bool) -> None:
+        call()
+        noise, weights = now.get("noise"), b.weights if watched else None
+        fuse_step(outs, logits, b.x, now["numbers"], hist=b.hist, noise=noise, weights=weights, boosted=shape.boosted)
+
+    return Loop(shape, b, advance, outs, graphs if engine.capturable else None)
+
+
 def loop_of_step(shape: LoopShape, engine: DeviceEngine, device: torch.device, *, graphs: Graphs | None = None) -> Loop:
     """One engine that does the whole step of these experts. It takes noise and history in any case."""
     inputs = {tensor.name: tensor for tensor in engine.spec.inputs}
-    projections, contexts = (
-        [inputs[f"{part}.{name}"] for name in shape.modalities] for part in ("projections", "context")
-    )
+    projections = {name: spec for name, spec in inputs.items() if name.startswith("projections.")}
+    contexts = [inputs[f"context.{name}"] for name in shape.modalities]
     b = allocate(replace(shape, noisy=True, two_step=True), projections, contexts, device)
     assert b.hist is not None
     history = b.hist

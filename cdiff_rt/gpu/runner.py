@@ -13,12 +13,12 @@ from cdiff_rt.engines.backends import check_precision, load_device_engine
 from cdiff_rt.engines.base import DeviceEngine, Placement
 from cdiff_rt.engines.cache import step_network
 from cdiff_rt.engines.recent import Recent
+from cdiff_rt.engines.stacked import check_alike, stack_network
 from cdiff_rt.errors import BadEnvironment, BadRequest, OutOfResource
 from cdiff_rt.gpu.buffers import sizes_of, tensors_of, upload
 from cdiff_rt.gpu.graph import Captured, Graphs
-from cdiff_rt.gpu.loop import Loop, LoopShape, capacity_for, loop_of_experts, loop_of_step
+from cdiff_rt.gpu.loop import Loop, LoopShape, capacity_for, loop_of_experts, loop_of_stack, loop_of_step
 from cdiff_rt.manifest import Bundle
-from cdiff_rt.notes import log
 from cdiff_rt.process import cores
 from cdiff_rt.run import OnDevice, Run
 from cdiff_rt.sampling.loop import Callback, StepState
@@ -78,7 +78,7 @@ class DeviceRunner:
             self._loop(self._shape(run)) as loop,
         ):
             if callback and loop.outs is None:
-                remedy = "leave the engine of the whole step out"
+                remedy = "choose experts separate or stacked"
                 raise BadRequest("callback_on_step_end", "this engine shows no branch's own prediction", remedy)
             self._stage(loop, run)
             stage = partial(_stage_step, loop, drawn)
@@ -150,15 +150,23 @@ class DeviceRunner:
         )
 
     def _new_loop(self, shape: LoopShape) -> Loop:
-        if self._how.whole_step:
-            step = self._engine(step_network(shape.modalities, shape.boosted), shape.batch)
-            loop = loop_of_step(shape, step, self._device, graphs=self._graphs)
-        else:
-            experts = [self._engine(f"expert.{name}", shape.batch) for name in shape.modalities]
-            loop = loop_of_experts(shape, experts, self._device, graphs=self._graphs)
+        loop = self._loop_of_engines(shape)
         if self._graphs and not loop.graphs:
             log.info("%s: its steps cannot be recorded as a CUDA graph; they are launched each time", self._backend)
         return loop
+
+    def _loop_of_engines(self, shape: LoopShape) -> Loop:
+        if self._how.experts == "whole-step":
+            step = self._engine(step_network(shape.modalities, shape.boosted), shape.batch)
+            return loop_of_step(shape, step, self._device, graphs=self._graphs)
+        if self._how.experts == "stacked" and len(shape.modalities) > 1:
+            check_alike(self._bundle.manifest, shape.modalities)
+            stack = self._engine(stack_network(shape.modalities), shape.batch)
+            tokens = {modality.name: modality.input_shape[0] for modality in self._bundle.manifest.modalities}
+            lengths = [tokens[name] for name in shape.modalities]
+            return loop_of_stack(shape, stack, lengths, self._device, graphs=self._graphs)
+        experts = [self._engine(f"expert.{name}", shape.batch) for name in shape.modalities]
+        return loop_of_experts(shape, experts, self._device, graphs=self._graphs)
 
     def _stage(self, loop: Loop, run: Run) -> None:
         """All that the steps will read and the host has, into the loop's buffers."""

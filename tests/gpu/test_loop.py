@@ -10,7 +10,7 @@ import torch
 from cdiff_rt.engines.backends import load_device_engine
 from cdiff_rt.engines.base import Placement
 from cdiff_rt.gpu.graph import Graphs
-from cdiff_rt.gpu.loop import Loop, LoopShape, capacity_for, loop_of_experts, loop_of_step
+from cdiff_rt.gpu.loop import Loop, LoopShape, capacity_for, loop_of_experts, loop_of_stack, loop_of_step
 from cdiff_rt.manifest import NetworkSpec, TensorSpec
 from cdiff_rt.sampling.fusion import adjustment
 from cdiff_rt.sampling.numbers import pack
@@ -36,33 +36,42 @@ def engines(bundle):
     return [load_device_engine("torch-cuda", bundle, f"expert.{name}", place) for name in SHAPE.modalities]
 
 
+@pytest.fixture(scope="module")
+def stack(bundle):
+    return load_device_engine("torch-cuda", bundle, "stack.mask+text", Placement("cpu", "fp32", SHAPE.batch))
+
+
 KINDS = {"default": SHAPE, "every knob": EVERYTHING}
+WAYS = [*KINDS, "stacked", "whole step"]
 
 
-def loop_of(kind, engines, wrap=lambda engine: engine):
+def loop_of(kind, engines, stack, wrap=lambda engine: engine):
     if kind in KINDS:
         return filled(loop_of_experts(KINDS[kind], [wrap(engine) for engine in engines], CPU))
+    if kind == "stacked":
+        longest = stack.spec.inputs[2].shape[-2]
+        return filled(loop_of_stack(EVERYTHING, wrap(stack), (longest - 1, longest), CPU))
     return filled(loop_of_step(SHAPE, wrap(WholeStep(engines, SHAPE)), CPU))
 
 
-@pytest.fixture(params=[*KINDS, "whole step"])
-def loop(request, engines):
+@pytest.fixture(params=WAYS)
+def loop(request, engines, stack):
     with torch.inference_mode():
-        yield loop_of(request.param, engines)
+        yield loop_of(request.param, engines, stack)
 
 
-@pytest.fixture(params=[*KINDS, "whole step"])
+@pytest.fixture(params=WAYS)
 def small(request):
     """The same of networks that are a line each."""
     with torch.inference_mode():
-        yield loop_of(request.param, [Line(m) for m in range(len(SHAPE.modalities))])
+        yield loop_of(request.param, LINES, StackOfLines())
 
 
-@pytest.fixture(params=[*KINDS, "whole step"])
+@pytest.fixture(params=WAYS)
 def hidden(request):
     """Of networks whose inside no lint sees."""
     with torch.inference_mode():
-        yield loop_of(request.param, [Line(m) for m in range(len(SHAPE.modalities))], Hidden)
+        yield loop_of(request.param, LINES, StackOfLines(), Hidden)
 
 
 class Hidden:
@@ -95,8 +104,29 @@ class Line:
         return enqueue
 
 
+class StackOfLines:
+    """Such experts as one network."""
+
+    capturable = True
+
+    def __init__(self):
+        count, latent = len(SHAPE.modalities), (SHAPE.batch, *SHAPE.latent_shape)
+        pixels = (SHAPE.batch, 1, *SHAPE.latent_shape[1:])
+        inputs = {"x": latent, "projections": (count, 6), "context": (count, SHAPE.batch, 3, 7)}
+        outputs = {"out": (count, *latent), "logit": (count, *pixels)}
+        self.spec = NetworkSpec("stack.onnx", *([*starmap(float32, of.items())] for of in (inputs, outputs)))
+
+    def bind(self, tensors):
+        x, *of_each = tensors.values()
+        calls = [line.bind(dict(enumerate((x, *own)))) for line, *own in zip(LINES, *of_each, strict=True)]
+        return lambda: [call() for call in calls]
+
+
 def float32(name, shape):
     return TensorSpec(name, shape, "float32")
+
+
+LINES = [Line(m) for m in range(len(SHAPE.modalities))]
 
 
 def filled(loop):

@@ -1,5 +1,7 @@
 """The runner of devices, on the CPU: the same latents as the loop of sampling/loop.py, by other code."""
 
+import copy
+import dataclasses
 import logging
 from weakref import ref
 
@@ -30,9 +32,16 @@ def on_device(bundle, backend="torch-cuda", **how):
     return pipeline
 
 
-@pytest.fixture(scope="module", params=["torch-cuda", "onnxruntime-cuda"])
+WAYS = {
+    "torch-cuda": {},
+    "onnxruntime-cuda": {"backend": "onnxruntime-cuda"},
+    "torch-cuda stacked": {"experts": "stacked"},
+}
+
+
+@pytest.fixture(scope="module", params=WAYS)
 def device(request, bundle):
-    return on_device(bundle, request.param)
+    return on_device(bundle, **WAYS[request.param])
 
 
 def difference(ours, reference):
@@ -207,11 +216,30 @@ def whole_steps(monkeypatch):
 )
 def test_an_engine_of_the_whole_step_gives_the_same(settings, whole_steps, bundle, pipeline, mask):
     ours, reference = (
-        p.generate(mask=mask, text=TEXT, steps=4, **settings) for p in (on_device(bundle, whole_step=True), pipeline)
+        p.generate(mask=mask, text=TEXT, steps=4, **settings)
+        for p in (on_device(bundle, experts="whole-step"), pipeline)
     )
     assert difference(ours, reference) < CLOSE
 
 
 def test_who_watches_the_whole_steps_engine_is_told_that_it_shows_too_little(whole_steps, bundle):
-    with pytest.raises(BadRequest, match="no branch's own prediction; leave"):
-        on_device(bundle, whole_step=True).generate(text=TEXT, steps=1, callback_on_step_end=print)
+    with pytest.raises(BadRequest, match="no branch's own prediction; choose experts separate or stacked"):
+        on_device(bundle, experts="whole-step").generate(text=TEXT, steps=1, callback_on_step_end=print)
+
+
+def test_a_stack_is_one_engine_and_of_one_modality_its_expert(bundle, mask):
+    pipeline = on_device(bundle, experts="stacked")
+    pipeline.generate(mask=mask, text=TEXT, steps=1)
+    pipeline.generate(text=TEXT, steps=1)
+    engines = {network for network, _ in pipeline._runner._engines if network.startswith(("expert", "stack"))}
+    assert engines == {"stack.mask+text", "expert.text"}
+
+
+def test_experts_of_several_shapes_cannot_be_stacked_but_run_alone(bundle, mask):
+    source = copy.deepcopy(bundle.manifest.source)
+    source["experts"]["mask"]["unet"]["num_heads"] = 4
+    other = dataclasses.replace(bundle, manifest=dataclasses.replace(bundle.manifest, source=source))
+    pipeline = on_device(other, experts="stacked")
+    with pytest.raises(BadRequest, match=r"^experts stacked: unet.num_heads is 4 in mask and 2 in text; experts of"):
+        pipeline.generate(mask=mask, text=TEXT, steps=1)
+    pipeline.generate(text=TEXT, steps=1)
