@@ -66,15 +66,12 @@ class Buffers:
 def allocate(
     shape: LoopShape, projections: Sequence[TensorSpec], contexts: Sequence[TensorSpec], device: torch.device
 ) -> Buffers:
-    """Buffers for that shape; `projections` and `contexts` are what the engines take of each modality."""
+    """Buffers for that shape; `projections` and `contexts` are what engines take of a step, by its name, and of a run."""
     latent, sizes = (shape.batch, *shape.latent_shape), {"batch": shape.batch}
     of_latents = [name for name, there in (("noise", shape.noisy), ("known", shape.known)) if there]
     values = [
         TensorSpec("numbers", (WIDTH,), "float32"),
-        *(
-            TensorSpec(f"projections.{name}", shape_of(spec, sizes), spec.dtype)
-            for name, spec in zip(shape.modalities, projections, strict=True)
-        ),
+        *(replace(spec, shape=shape_of(spec, sizes)) for spec in projections),
         *(TensorSpec(name, latent, "float32") for name in of_latents),
     ]
 
@@ -85,7 +82,7 @@ def allocate(
         x=zeros(*latent),
         per_step=PerStep(values, shape.capacity, device),
         contexts=[zeros(*shape_of(spec, sizes), dtype=dtype_of(spec)) for spec in contexts],
-        weights=zeros(len(projections), shape.batch, 1, *shape.latent_shape[1:]),
+        weights=zeros(len(shape.modalities), shape.batch, 1, *shape.latent_shape[1:]),
         hist=zeros(*latent) if shape.two_step else None,
         free=zeros(*shape.latent_shape[1:]) if shape.known else None,
     )
@@ -164,7 +161,11 @@ def loop_of_experts(
 ) -> Loop:
     """Each expert an engine of its own, side by side, and one kernel that fuses them: any set of experts."""
     inputs = [{tensor.name: tensor for tensor in engine.spec.inputs} for engine in engines]
-    b = allocate(shape, [of["projections"] for of in inputs], [of["context"] for of in inputs], device)
+    projections = [
+        replace(of["projections"], name=f"projections.{name}")
+        for name, of in zip(shape.modalities, inputs, strict=True)
+    ]
+    b = allocate(shape, projections, [of["context"] for of in inputs], device)
     now = b.per_step.now
     out, logit = engines[0].spec.outputs
     outs, logits = (
@@ -175,13 +176,13 @@ def loop_of_experts(
         engine.bind(
             {
                 "x": b.x,
-                "projections": now[f"projections.{name}"],
+                "projections": now[projections[m].name],
                 "context": b.contexts[m],
                 "out": outs[m],
                 "logit": logits[m],
             }
         )
-        for m, (name, engine) in enumerate(zip(shape.modalities, engines, strict=True))
+        for m, engine in enumerate(engines)
     ]
     capturable = all(engine.capturable for engine in engines)
     beside = device.type == "cuda" and capturable and len(engines) > 1
