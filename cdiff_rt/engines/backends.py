@@ -15,7 +15,7 @@ from cdiff_rt.manifest import Bundle, Manifest, NetworkSpec
 from cdiff_rt.notes import log
 from cdiff_rt.process import usual_threads
 
-ANY = tuple(DTYPES)
+ANY: tuple[Precision, ...] = ("fp16", "bf16", "fp32")
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,8 @@ BACKENDS: dict[str, Backend] = {
     "tensorrt": _cuda("cdiff_rt.engines.trt:load_tensorrt", "tensorrt", "tensorrt", whole_step=True),
     "tensorrt-rtx": _cuda("cdiff_rt.engines.trt:load_rtx", "tensorrt_rtx", "tensorrt-rtx", whole_step=True),
     "onnxruntime-cuda": _cuda("cdiff_rt.engines.ort:load_cuda", "onnxruntime", "gpu", ("fp32",)),
-    "torch-cuda": _cuda("cdiff_rt.engines.eager:load_device", "safetensors", "torch"),
-    "torch-cuda-compiled": _cuda("cdiff_rt.engines.eager:load_device_compiled", "safetensors", "torch"),
+    "torch-cuda": _cuda("cdiff_rt.engines.eager:load_device", "safetensors", "torch", (*ANY, "tf32")),
+    "torch-cuda-compiled": _cuda("cdiff_rt.engines.eager:load_device_compiled", "safetensors", "torch", (*ANY, "tf32")),
 }
 
 
@@ -77,7 +77,7 @@ def resolve(backend: str, manifest: Manifest, precision: Precision | None = None
         return backend
     tried = [name for name in fastest(manifest) if precision is None or precision in BACKENDS[name].precisions]
     if not tried:
-        raise BadRequest("precision", repr(precision), f"choose one of {', '.join(ANY)}")
+        raise BadRequest("precision", repr(precision), f"choose one of {', '.join(DTYPES)}")
     reasons = {name: why_not(name) for name in tried}
     found = next((name for name, reason in reasons.items() if reason is None), None)
     told = "; ".join(f"{name}: {reason}" for name, reason in reasons.items() if reason)

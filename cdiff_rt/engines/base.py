@@ -12,8 +12,13 @@ from cdiff_rt.manifest import REBUILD, NetworkSpec, TensorSpec
 if TYPE_CHECKING:
     from torch import Tensor
 
-Precision = Literal["fp16", "bf16", "fp32"]
-DTYPES: dict[Precision, str] = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}  # as numpy and torch say
+Precision = Literal["fp16", "bf16", "fp32", "tf32"]  # tf32: fp32 whose products a GPU rounds to 10 bits
+DTYPES: dict[Precision, str] = {  # as numpy and torch say
+    "fp16": "float16",
+    "bf16": "bfloat16",
+    "fp32": "float32",
+    "tf32": "float32",
+}
 
 
 class Engine(Protocol):
