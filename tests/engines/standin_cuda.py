@@ -1,7 +1,7 @@
 """What Inductor makes of a network for a GPU, where there is none: its real code, of tensors that have no numbers.
 
-`python -m tests.engines.standin_cuda BUNDLE NETWORK PRECISION [DEVICE_ENGINE_LOADER]` prints it counted, as JSON. It is a process of
-its own, because it makes this one believe in a GPU. No kernel is compiled by Triton and nothing runs, so the counts are
+`python -m tests.engines.standin_cuda BUNDLE NETWORK PRECISION` prints it counted, as JSON. It runs as a process of its
+own, which it makes believe in a GPU. No kernel is compiled by Triton and nothing runs, so the counts are
 those of launches that Inductor's code has; what the libraries behind its calls launch is theirs to know.
 """
 
@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from cdiff_rt.engines import eager, modules
+from cdiff_rt.engines import modules
 from cdiff_rt.engines.base import Placement
+from cdiff_rt.engines.eager import load_device_compiled
 from cdiff_rt.gpu.buffers import tensors_of
 from cdiff_rt.manifest import Bundle
 
@@ -57,14 +58,14 @@ class Lowered:
     triton: int  # kernels of its own that it launches
     library: dict[str, int]  # calls of libraries by name
     relaid: int  # numbers of weights that are written anew at each call, in another layout
-    layouts_last: bool  # whether convolutions get channels last
+    channels_last: bool  # whether convolutions get channels last
 
 
 class Code(BaseException):
     """What Inductor made, thrown before it is loaded."""
 
 
-def counted(code: str, layouts_last: bool) -> Lowered:
+def counted(code: str, channels_last: bool) -> Lowered:
     body = code[code.index("def call(") :]
     sizes = {name: tuple(map(int, re.findall(r"\d+", found))) for name, found in _SIZES.findall(body)}
     found = _LAUNCH.findall(body)
@@ -72,7 +73,7 @@ def counted(code: str, layouts_last: bool) -> Lowered:
     weights = [sizes[name] for name in given if name.startswith("arg") and max(sizes[name][2:4], default=0) == 3]
     library = Counter(call for _, _, call in found if call)
     return Lowered(
-        sum(bool(kernel) for kernel, _, _ in found), dict(library), sum(map(math.prod, weights)), layouts_last
+        sum(bool(kernel) for kernel, _, _ in found), dict(library), sum(map(math.prod, weights)), channels_last
     )
 
 
@@ -123,11 +124,11 @@ def thrown(graph) -> None:
     raise Code(counted(code.value, bool(graph.layout_opt)))
 
 
-def lowered(folder: Path, network: str, precision: str, loader: str) -> Lowered:
+def lowered(folder: Path, network: str, precision: str) -> Lowered:
     bundle = Bundle.open(folder)
     believe_in_a_gpu()
     with FakeTensorMode(allow_non_fake_inputs=True), torch.inference_mode():
-        engine = getattr(eager, loader)(bundle, network, Placement("cuda", precision, batch=2))
+        engine = load_device_compiled(bundle, network, Placement("cuda", precision, batch=2))
         enqueue = engine.bind(tensors_of(engine.spec, {}, torch.device("cuda")))
         try:
             enqueue()
@@ -137,5 +138,5 @@ def lowered(folder: Path, network: str, precision: str, loader: str) -> Lowered:
 
 
 if __name__ == "__main__":
-    folder, network, precision, *loader = sys.argv[1:]
-    print(json.dumps(asdict(lowered(Path(folder), network, precision, *(loader or ["load_device_compiled"])))))
+    folder, network, precision = sys.argv[1:]
+    print(json.dumps(asdict(lowered(Path(folder), network, precision))))
