@@ -12,6 +12,7 @@ from cdiff_rt.bench.worker import launches_among
 from cdiff_rt.engines.backends import BACKENDS, why_not
 from cdiff_rt.engines.cuda import why_no_device
 from cdiff_rt.export.gpu_engines import build_engines
+from cdiff_rt.gpu.buffers import upload
 from cdiff_rt.pipeline import Pipeline
 from cdiff_rt.run import OnDevice
 from cdiff_rt.sampling.tiers import Sampling
@@ -83,7 +84,7 @@ def test_a_replayed_graph_gives_what_launching_each_time_gives(backend, pipeline
     for settings in ({}, {"seed": 1}, {"seed": 2, "mask": mask[::-1].copy()}, {"text": "A woman in her twenties."}):
         np.testing.assert_array_equal(run(captured, mask, **settings).latents, run(launched, mask, **settings).latents)
     (loop,) = captured._runner._loops
-    assert loop._captured.graph is not None
+    assert loop._step.graph is not None
 
 
 @pytest.mark.parametrize("backend", ON_A_GPU)
@@ -94,10 +95,13 @@ def test_a_callback_gets_the_same_results(backend, pipelines, mask):
 
 
 @pytest.mark.parametrize("backend", CAPTURED)
-def test_an_image_is_one_launch_of_the_host_and_no_wait(backend, pipelines, mask):
+def test_a_step_is_one_launch_of_the_host_and_no_wait(backend, pipelines, mask):
+    """Or all steps are, where they are few nodes; with the noise of each on its way meanwhile."""
     pipeline = pipelines(backend)
-    run(pipeline, mask)
+    for _ in range(3):
+        run(pipeline, mask)
     (loop,) = pipeline._runner._loops
+    noise = np.zeros(loop.buffers.x.shape, np.float32)
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -105,10 +109,21 @@ def test_an_image_is_one_launch_of_the_host_and_no_wait(backend, pipelines, mask
             torch.profiler.profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler,
             torch.inference_mode(),
         ):
-            loop.run()
+            loop.run(STEPS, lambda i: upload(noise, loop.buffers.per_step.rows["noise"][i]))
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert launches_among(event.name for event in profiler.events()) == 1
+    assert launches_among(event.name for event in profiler.events()) == (1 if [*loop._whole] else STEPS)
+
+
+@pytest.mark.parametrize("backend", CAPTURED)
+def test_another_number_of_steps_records_nothing_anew(backend, pipelines, mask):
+    pipeline = pipelines(backend)
+    run(pipeline, mask)
+    (loop,) = pipeline._runner._loops
+    recorded = loop._step.graph
+    launched = run(pipelines(backend, graphs=False), mask, steps=10)
+    np.testing.assert_array_equal(run(pipeline, mask, steps=10).latents, launched.latents)
+    assert [*pipeline._runner._loops] == [loop] and loop._step.graph is recorded
 
 
 @pytest.mark.parametrize("backend", CAPTURED)
