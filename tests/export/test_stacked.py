@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from cdiff_rt.engines.base import Placement
-from cdiff_rt.engines.eager import load_part
+from cdiff_rt.engines.modules import load_part
 from cdiff_rt.engines.trt import FLAVOURS
 from cdiff_rt.engines.trt_build import build_plan
 from cdiff_rt.errors import BadRequest
