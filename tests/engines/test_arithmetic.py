@@ -78,19 +78,18 @@ def test_halves_leave_all_as_it_is(precision, users_settings):
 
 
 def test_two_threads_do_not_meet_in_each_others_settings():
-    before, seen = told(), {"fp32": set(), "tf32": set()}
+    before, entered = told(), threading.Event()
 
-    def work(precision):
-        for _ in range(300):
-            with multiplying("cuda", precision):
-                seen[precision] |= as_multiplied("cuda")
+    def work():
+        with multiplying("cuda", "tf32"):
+            entered.set()
 
-    threads = [threading.Thread(target=work, args=[precision]) for precision in seen]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert seen == {"fp32": IEEE, "tf32": TF32} and told() == before
+    other = threading.Thread(target=work)
+    with multiplying("cuda", "fp32"):
+        other.start()
+        assert not entered.wait(0.2) and as_multiplied("cuda") == IEEE
+    other.join()
+    assert entered.is_set() and told() == before
 
 
 def test_convolutions_are_timed_within_and_not_after():
