@@ -19,6 +19,7 @@ from cdiff_rt.gpu.buffers import sizes_of, tensors_of, upload
 from cdiff_rt.gpu.graph import Captured, Graphs
 from cdiff_rt.gpu.loop import Loop, LoopShape, capacity_for, loop_of_experts, loop_of_stack, loop_of_step
 from cdiff_rt.manifest import Bundle
+from cdiff_rt.notes import log
 from cdiff_rt.process import cores
 from cdiff_rt.run import OnDevice, Run
 from cdiff_rt.sampling.loop import Callback, StepState
