@@ -178,7 +178,8 @@ class DeviceRunner:
             else:
                 b.contexts[m].copy_(self._outputs(f"condition.{modality.name}", {"inputs": value})["context"])
             projections = self._outputs(f"time.{modality.name}", {"t": run.table.timesteps})["projections"]
-            rows[f"projections.{modality.name}"][:steps, 0].copy_(projections)
+            of_steps = rows[f"projections.{modality.name}"][:steps]
+            of_steps.copy_(projections.view_as(of_steps))
         upload(pack(run.table, run.adjust), rows["numbers"][:steps])
         if b.free is not None and run.known:
             upload(1 - run.known.keep, b.free)
