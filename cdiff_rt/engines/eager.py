@@ -30,9 +30,16 @@ from cdiff_rt.nets.collaborative import ModelConfig, build_part, part_functions
 from cdiff_rt.notes import log
 from cdiff_rt.process import forked_with, startable_once
 
-# (weights, what they make, part of it, device, type) -> the module, as long as an engine uses it: a modality's networks
-# share their weights.
-_loaded: WeakValueDictionary[tuple[str, str, str, str, torch.dtype], nn.Module] = WeakValueDictionary()
+Prepare = Callable[[nn.Module], None]  # changes how a module computes, in place
+
+
+def as_it_is(module: nn.Module) -> None:
+    pass
+
+
+# (weights, what they make, part of it, device, type, preparation) -> the module, as long as an engine uses it: a
+# modality's networks share their weights.
+_loaded: WeakValueDictionary[tuple[str, str, str, str, torch.dtype, Prepare], nn.Module] = WeakValueDictionary()
 
 
 class EagerEngine:
@@ -158,21 +165,26 @@ def load_compiled(bundle: Bundle, network: str, placement: Placement) -> EagerEn
     return load(bundle, network, placement, compiled=True)
 
 
-def load_device_compiled(bundle: Bundle, network: str, placement: Placement) -> EagerDeviceEngine:
-    return load_device(bundle, network, placement, compiled=True)
+def load_device_compiled(
+    bundle: Bundle, network: str, placement: Placement, prepare: Prepare = as_it_is
+) -> EagerDeviceEngine:
+    return load_device(bundle, network, placement, prepare, compiled=True)
 
 
-def load_device(bundle: Bundle, network: str, placement: Placement, compiled: bool = False) -> EagerDeviceEngine:
+def load_device(
+    bundle: Bundle, network: str, placement: Placement, prepare: Prepare = as_it_is, compiled: bool = False
+) -> EagerDeviceEngine:
     spec = device_spec(bundle.manifest.networks[network], network, placement)
     dtype = getattr(torch, DTYPES[precision_of(network, placement)])
-    return EagerDeviceEngine(spec, network, _module(bundle, network, placement.device, dtype), compiled)
+    return EagerDeviceEngine(spec, network, _module(bundle, network, placement.device, dtype, prepare), compiled)
 
 
-def _module(bundle: Bundle, network: str, device: str, dtype: torch.dtype) -> nn.Module:
+def _module(bundle: Bundle, network: str, device: str, dtype: torch.dtype, prepare: Prepare = as_it_is) -> nn.Module:
     """The part of the model that a network is of; networks of one part and place share it."""
     manifest, part = bundle.manifest, part_of(network)
-    key = manifest.files[manifest.weights], digest(manifest.source), part, device, dtype
+    key = manifest.files[manifest.weights], digest(manifest.source), part, device, dtype, prepare
     module = _loaded.get(key)
     if module is None:
         module = _loaded[key] = load_part(bundle, part).to(device, dtype)
+        prepare(module)
     return module
