@@ -36,7 +36,7 @@ def launch(choice: Choice, q: Tensor, keys: Tensor, values: Tensor, out: Tensor,
         **constants(choice, width, taken.ahead, (q, keys, values)),
         num_warps=choice.warps,
         num_stages=1,
-        enable_fp_fusion=True,
+        enable_fp_fusion=False,  # else threads that sum the same in another order round differently
     )
 
 
@@ -152,7 +152,7 @@ def read(pointers: tl.tensor, inside: tl.tensor, D: tl.constexpr, PAIRED: tl.con
 def product(a: tl.tuple, b: tl.tuple, D: tl.constexpr) -> tl.tensor:
     total = a[0] * b[0]
     for d in tl.static_range(1, D):
-        total += a[d] * b[d]
+        total = tl.fma(a[d], b[d], total)
     return total
 
 
@@ -165,7 +165,7 @@ def scaled(parts: tl.tuple, factor: tl.tensor) -> tl.tuple:
 def added(sums: tl.tuple, parts: tl.tuple, weight: tl.tensor, D: tl.constexpr) -> tl.tuple:
     found: tl.tuple = ()
     for d in tl.static_range(D):
-        found = found + (sums[d] + weight * parts[d],)
+        found = found + (tl.fma(weight, parts[d], sums[d]),)
     return found
 
 
@@ -210,7 +210,7 @@ def tiles_kernel(
             scores = tl.where((key < keys)[None, :], scores, float("-inf"))
         new = tl.maximum(largest, tl.max(scores, axis=1))
         kept = tl.exp2((largest - new) * scale)
-        weights = tl.exp2(scores * scale - (new * scale)[:, None])
+        weights = tl.exp2(tl.fma(scores, scale, (-new * scale)[:, None]))
         largest = new
         total = total * kept + tl.sum(weights, axis=1)
         values = tl.load(far + key[:, None] * v_token, mask=there, other=0.0)

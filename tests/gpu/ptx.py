@@ -185,6 +185,8 @@ COMPARISONS = {"lt": np.less, "gt": np.greater, "le": np.less_equal, "ge": np.gr
 COMPARISONS["ne"] = np.not_equal
 
 
+ARITHMETIC = {"add": np.add, "sub": np.subtract, "mul": np.multiply}
+
 # opcode, what it computes, the types that it reads its operands as; f32x2 is two of f32 in a 64-bit register
 RULES: list[tuple[str, Callable[..., np.ndarray], str]] = [
     ("neg.f32", np.negative, "f4"),
@@ -248,12 +250,8 @@ RULES: list[tuple[str, Callable[..., np.ndarray], str]] = [
     ("cvt.rn.f16x2.f32", lambda high, low: pair(f16(low), f16(high)), "f4 f4"),
     ("cvt.rn.bf16x2.f32", lambda high, low: pair(bf16(low), bf16(high)), "f4 f4"),
     ("max.f32", lambda a, b, c: np.fmax(np.fmax(a, b), c), "f4 f4 f4"),
-    ("add.f32", np.add, "f4 f4"),
-    ("sub.f32", np.subtract, "f4 f4"),
-    ("mul.f32", np.multiply, "f4 f4"),
-    ("add.f32x2", np.add, "f4 f4"),
-    ("sub.f32x2", np.subtract, "f4 f4"),
-    ("mul.f32x2", np.multiply, "f4 f4"),
+    *((f"{name}.{kind}", function, "f4 f4") for name, function in ARITHMETIC.items() for kind in ("f32", "f32x2")),
+    *((f"{name}.rn.{kind}", function, "f4 f4") for name, function in ARITHMETIC.items() for kind in ("f32", "f32x2")),
     ("fma.rn.f32", fma, "f4 f4 f4"),
     ("fma.rn.f32x2", fma, "f4 f4 f4"),
 ]

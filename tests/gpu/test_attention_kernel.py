@@ -250,8 +250,8 @@ MUTANTS = {
     "lanes: to the base e": ("lanes", "tl.exp2(scores[ahead] - new)", "tl.exp(scores[ahead] - new)"),
     "lanes: products without the last": (
         "lanes",
-        "range(1, D):\n        total +=",
-        "range(1, D - 1):\n        total +=",
+        "range(1, D):\n        total =",
+        "range(1, D - 1):\n        total =",
     ),
     "lanes: results to the first image": (
         "lanes",
@@ -271,8 +271,8 @@ MUTANTS = {
     "paired: every other word": ("paired", "tl.load(words + d", "tl.load(words + 2 * d"),
     "tiles: sum of weights not moved": ("tiles", "total = total * kept", "total = total"),
     "tiles: sum of values not moved": ("tiles", "mixed * kept[:, None])", "mixed)"),
-    "tiles: no maximum": ("tiles", "scores * scale - (new * scale)[:, None]", "scores * scale"),
-    "tiles: scale forgotten": ("tiles", "scores * scale - (new * scale)[:, None]", "scores - new[:, None]"),
+    "tiles: no maximum": ("tiles", "tl.fma(scores, scale, (-new * scale)[:, None])", "scores * scale"),
+    "tiles: scale forgotten": ("tiles", "tl.fma(scores, scale, (-new * scale)[:, None])", "scores - new[:, None]"),
     "tiles: empty slots are zeros": ("tiles", '[None, :], scores, float("-inf")', "[None, :], scores, 0.0"),
     "tiles: padding holds neighbours": ("tiles", "within = (d < D)", "within = (d < WIDTH)"),
     "tiles: keys unmasked": ("tiles", "else (key < keys)[:, None] & within", "else within"),
