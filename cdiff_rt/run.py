@@ -56,6 +56,7 @@ class OnDevice:
     experts: Arrangement = "separate"
     graphs: bool = True  # on a GPU: whether the loop is captured as a CUDA graph
     threads: int | None = None  # on the CPU; None: see process.usual_threads
+    kernels: bool = True  # PyTorch on a GPU: whether attention and normalisation are kernels of ours
 
 
 def adjustment_of(

@@ -23,6 +23,7 @@ class Case:
     precision: Precision | None = None
     experts: Arrangement = "separate"
     graphs: bool = True
+    kernels: bool = True
     naive: bool = False  # PyTorch's attention as the reference has it, with every score in memory
     allocator: str | None = None  # of allocators.ALLOCATORS; None: the one that every process has
     sampling: Sampling = TIERS["exact"]
@@ -49,12 +50,14 @@ TUNED = tuple(f"{REFERENCE}, {name}" for name in allocators.ALLOCATORS)
 BASELINES = (REFERENCE, "torch-cuda, fp32 as the reference", "torch")  # the first that is among the cases
 
 GPU_SUITE = (
-    Case(BASELINES[1], "torch-cuda", "fp32", graphs=False, naive=True),
+    Case(BASELINES[1], "torch-cuda", "fp32", graphs=False, kernels=False, naive=True),
     Case("torch-cuda, fp16", "torch-cuda", "fp16", graphs=False),
     Case("torch-cuda, fp16, graph", "torch-cuda", "fp16"),
+    Case("torch-cuda, fp16, graph, PyTorch's kernels", "torch-cuda", "fp16", kernels=False),
     Case("torch-cuda, fp16, stacked, graph", "torch-cuda", "fp16", "stacked"),
     Case("torch.compile, fp16", "torch-cuda-compiled", "fp16", graphs=False),
     Case("torch.compile, fp16, graph", "torch-cuda-compiled", "fp16"),
+    Case("torch.compile, fp16, graph, PyTorch's kernels", "torch-cuda-compiled", "fp16", kernels=False),
     Case("torch.compile, fp16, stacked, graph", "torch-cuda-compiled", "fp16", "stacked"),
     Case("onnxruntime-cuda, fp32", "onnxruntime-cuda"),
     *(

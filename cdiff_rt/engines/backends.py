@@ -57,8 +57,10 @@ BACKENDS: dict[str, Backend] = {
     "tensorrt": _cuda("cdiff_rt.engines.trt:load_tensorrt", "tensorrt", "tensorrt", experts=BUILT),
     "tensorrt-rtx": _cuda("cdiff_rt.engines.trt:load_rtx", "tensorrt_rtx", "tensorrt-rtx", experts=BUILT),
     "onnxruntime-cuda": _cuda("cdiff_rt.export.ort_cuda:load", "onnxruntime", "gpu", ("fp16", "fp32"), ("separate",)),
-    "torch-cuda": _cuda("cdiff_rt.engines.eager:load_device", "safetensors", "torch", (*ANY, "tf32")),
-    "torch-cuda-compiled": _cuda("cdiff_rt.engines.eager:load_device_compiled", "safetensors", "torch", (*ANY, "tf32")),
+    "torch-cuda": _cuda("cdiff_rt.gpu.own_kernels:load_device", "safetensors", "torch", (*ANY, "tf32")),
+    "torch-cuda-compiled": _cuda(
+        "cdiff_rt.gpu.own_kernels:load_device_compiled", "safetensors", "torch", (*ANY, "tf32")
+    ),
 }
 
 

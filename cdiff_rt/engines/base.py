@@ -41,6 +41,7 @@ class Placement:
     precision: Precision = "fp16"
     batch: int = 1  # of a device's engine; the CPU's take any
     threads: int = 1  # of an engine on the CPU
+    kernels: bool = True  # whether PyTorch on a device computes attention and normalisation by kernels of ours
 
 
 class DeviceEngine(Protocol):

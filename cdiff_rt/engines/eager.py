@@ -20,7 +20,7 @@ from cdiff_rt.engines.base import (
     precision_of,
 )
 from cdiff_rt.engines.compiled import compiled, is_compiled
-from cdiff_rt.engines.modules import function_of, load_network
+from cdiff_rt.engines.modules import Prepare, as_it_is, function_of, load_network
 from cdiff_rt.engines.recent import Recent
 from cdiff_rt.engines.stacked import network_spec
 from cdiff_rt.manifest import Bundle, NetworkSpec
@@ -134,12 +134,16 @@ def load_compiled(bundle: Bundle, network: str, placement: Placement) -> EagerEn
     return load(bundle, network, placement, compiles=network.startswith("expert."))
 
 
-def load_device(bundle: Bundle, network: str, placement: Placement, compiles: bool = False) -> EagerDeviceEngine:
+def load_device(
+    bundle: Bundle, network: str, placement: Placement, prepare: Prepare = as_it_is, compiles: bool = False
+) -> EagerDeviceEngine:
     spec = device_spec(network_spec(bundle.manifest, network), network, placement)
     dtype = getattr(torch, DTYPES[precision_of(network, placement)])
-    module = load_network(bundle, network, placement.device, dtype, channels_last=compiles)
+    module = load_network(bundle, network, placement.device, dtype, prepare, channels_last=compiles)
     return EagerDeviceEngine(spec, network, module, placement, compiles)
 
 
-def load_device_compiled(bundle: Bundle, network: str, placement: Placement) -> EagerDeviceEngine:
-    return load_device(bundle, network, placement, compiles=is_compiled(network))
+def load_device_compiled(
+    bundle: Bundle, network: str, placement: Placement, prepare: Prepare = as_it_is
+) -> EagerDeviceEngine:
+    return load_device(bundle, network, placement, prepare, compiles=is_compiled(network))

@@ -20,9 +20,16 @@ from cdiff_rt.nets.stacked import Stacked
 
 Build = Callable[[ModelConfig], nn.Module]
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}  # by the axes of a weight
-# (weights, what they make, network, device, type, layout) -> the module, as long as an engine uses it: engines for
-# other sizes share their weights.
-_loaded: WeakValueDictionary[tuple[str, str, str, str, torch.dtype, bool], nn.Module] = WeakValueDictionary()
+Prepare = Callable[[nn.Module], None]  # changes how a module computes, in place
+
+
+def as_it_is(module: nn.Module) -> None:
+    pass
+
+
+# (weights, what they make, network, device, type, preparation, layout) -> the module, as long as an engine uses it:
+# engines for other sizes share their weights.
+_loaded: WeakValueDictionary[tuple[str, str, str, str, torch.dtype, Prepare, bool], nn.Module] = WeakValueDictionary()
 
 
 def load_part(bundle: Bundle, part: str) -> nn.Module:
@@ -31,7 +38,13 @@ def load_part(bundle: Bundle, part: str) -> nn.Module:
 
 
 def load_network(
-    bundle: Bundle, network: str, device: str, dtype: torch.dtype, *, channels_last: bool = False
+    bundle: Bundle,
+    network: str,
+    device: str,
+    dtype: torch.dtype,
+    prepare: Prepare = as_it_is,
+    *,
+    channels_last: bool = False,
 ) -> nn.Module:
     """The part that a network is of, or a stack; with the weights that this network reads, the others have no numbers.
 
@@ -43,11 +56,12 @@ def load_network(
         return value.to(device, dtype, memory_format=layout or torch.preserve_format)
 
     manifest = bundle.manifest
-    key = manifest.files[manifest.weights], digest(manifest.source), network, device, dtype, channels_last
+    key = manifest.files[manifest.weights], digest(manifest.source), network, device, dtype, prepare, channels_last
     module = _loaded.get(key)
     if module is None:
         parts, build = _parts_of(manifest, network)
         module = _loaded[key] = _filled(bundle, parts, build, lambda weight: reads(network, weight), placed)
+        prepare(module)
     return module
 
 

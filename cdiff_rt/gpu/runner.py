@@ -123,7 +123,7 @@ class DeviceRunner:
     def _engine(self, network: str, batch: int) -> DeviceEngine:
         engine = self._engines.get((network, batch))
         if engine is None:
-            placement = Placement(str(self._device), self.precision, batch)
+            placement = Placement(str(self._device), self.precision, batch, kernels=self._how.kernels)
             engine = load_device_engine(self._backend, self._bundle, network, placement)
             self._engines[network, batch] = engine
         return engine
