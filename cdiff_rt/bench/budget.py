@@ -1,5 +1,7 @@
 """What a step costs on a GPU, counted and not timed: from compiled engines, and from PyTorch on tensors without data.
 
+Beside it stands what the step must cost there at least (bench/floor.py).
+
 Eager PyTorch's launches are its operations that are no views, so a lower bound; bytes are what operations or kernels
 read and write, as if no cache held anything; operations count a multiply-add as two.
 """
@@ -9,16 +11,20 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cdiff_rt import schema
+from cdiff_rt.bench.floor import Floor, Gpu, count_floor, find_gpu
 from cdiff_rt.engines.base import Placement
 from cdiff_rt.engines.cache import step_network
-from cdiff_rt.engines.trt import FLAVOURS
 from cdiff_rt.engines.trt_build import Report, build_plan
+from cdiff_rt.engines.trt_library import FLAVOURS
 from cdiff_rt.errors import BadRequest
 from cdiff_rt.extras import needed
-from cdiff_rt.manifest import Bundle, Manifest, find_model
+from cdiff_rt.manifest import Bundle, Manifest, Modality, find_model
+
+if TYPE_CHECKING:
+    from cdiff_rt.nets.collaborative import ModelConfig
 
 TARGET, CAPABILITIES, STEPS = "tensorrt-rtx", ("8.9",), 50
 
@@ -37,35 +43,70 @@ class Row:
 @dataclass(frozen=True)
 class Budget:
     model: str
-    target: str
+    target: str  # of the engines; empty if there are none to build
     steps: int
     rows: list[Row]
+    gpu: str
+    peaks: Gpu
+    floor: Floor
 
 
-def count(model: str) -> Budget:
-    """Builds the engines of a step anew, without a GPU. Raises BadEnvironment, BadArtefact or BadRequest."""
-    bundle = Bundle.open(find_model(model))
+@dataclass(frozen=True)
+class Subject:
+    """What is needed of a model to count its work."""
+
+    name: str
+    config: "ModelConfig"
+    latent_shape: tuple[int, ...]
+    modalities: tuple[Modality, ...]
+    bundle: Bundle | None  # whose engines can be built
+
+
+def count(model: str, gpu: str) -> Budget:
+    """Of a bundle, whose engines are built anew without a GPU; of a published size, such as "512", without engines.
+
+    Raises BadEnvironment, BadArtefact or BadRequest.
+    """
+    peaks = find_gpu(gpu)
     with needed("bench budget", TARGET):
-        return _count(bundle)
+        subject = _subject(model)
+        if not subject.modalities:
+            raise BadRequest("model", subject.name, "it has no modality")
+        rows = [count_eager(subject)]
+        if subject.bundle:
+            rows += _engines(subject.bundle, rows[0].flops)
+        tokens = {modality.name: modality.input_shape[0] for modality in subject.modalities}
+        floor = count_floor(subject.config, subject.latent_shape, tokens)
+    target = f"{TARGET}, fp16, {', '.join(CAPABILITIES)}" if subject.bundle else "none, without a bundle"
+    return Budget(subject.name, target, STEPS, rows, gpu, peaks, floor)
 
 
-def _count(bundle: Bundle) -> Budget:
+def _subject(model: str) -> Subject:
+    from cdiff_rt.export.padding import padded_config
+    from cdiff_rt.export.published import PUBLISHED, describe
+    from cdiff_rt.nets.collaborative import ModelConfig
+
+    for size in PUBLISHED:
+        if size.name == model:
+            d = describe(size, size.model, {})
+            return Subject(d.name, d.config, d.latent_shape, d.modalities, None)
+    bundle = Bundle.open(find_model(model))
+    m = bundle.manifest
+    config = padded_config(schema.from_json(ModelConfig, m.source, "source"), 1)  # no padding, which is the engines'
+    return Subject(m.name, config, m.latent_shape, tuple(m.modalities), bundle)
+
+
+def _engines(bundle: Bundle, flops: int) -> list[Row]:
     names = [modality.name for modality in bundle.manifest.modalities]
-    if not names:
-        raise BadRequest("model", bundle.manifest.name, "it has no modality")
     experts = [_built(bundle, f"expert.{name}") for name in names]
     whole = _built(bundle, step_network(names))
-    eager = count_eager(bundle.manifest)
-    fusion = fusion_bytes(bundle.manifest)
     separate = sum(len(report.kernels) for report in experts) + len(names) + 1  # a copy per expert, and the fusion
     copies = len(names) + 4  # rows; numbers, noise, x and history
-    moved = sum(report.bytes for report in experts) + fusion
-    rows = [
-        eager,
-        Row("an engine per expert, Triton", separate, 1, moved, eager.flops),
-        Row("one engine for the step", len(whole.kernels) + copies, 1, whole.bytes, eager.flops),
+    moved = sum(report.bytes for report in experts) + fusion_bytes(bundle.manifest)
+    return [
+        Row("an engine per expert, Triton", separate, 1, moved, flops),
+        Row("one engine for the step", len(whole.kernels) + copies, 1, whole.bytes, flops),
     ]
-    return Budget(bundle.manifest.name, f"{TARGET}, fp16, {', '.join(CAPABILITIES)}", STEPS, rows)
 
 
 def _built(bundle: Bundle, network: str) -> Report:
@@ -86,29 +127,26 @@ def fusion_bytes(manifest: Manifest) -> int:
     return pixels * (2 * count * (channels + 1) + 4 * 3 * channels)
 
 
-def count_eager(manifest: Manifest) -> Row:
+def count_eager(subject: Subject) -> Row:
     """A step as the reference runs it: every expert's UNets from x_t, t and tokens, the softmax, the sum, the update."""
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    from cdiff_rt.export.padding import padded_config
-    from cdiff_rt.nets.collaborative import CollaborativeModel, ModelConfig
+    from cdiff_rt.nets.collaborative import CollaborativeModel
     from cdiff_rt.sampling.fusion import fuse, softmax
 
-    config = padded_config(schema.from_json(ModelConfig, manifest.source, "source"), 1)  # no padding for engines
     watching = _Launches()
     flops = FlopCounterMode(display=False)
     with ExitStack() as stack:
         stack.enter_context(torch.device("meta"))
-        model = CollaborativeModel(config).eval()
-        x, t = torch.zeros(1, *manifest.latent_shape), torch.zeros(1, dtype=torch.int64)
-        tokens = [
-            torch.zeros(1, m.input_shape[0], config.experts[m.name].unet.context_dim) for m in manifest.modalities
-        ]
+        model = CollaborativeModel(subject.config).eval()
+        x, t = torch.zeros(1, *subject.latent_shape), torch.zeros(1, dtype=torch.int64)
+        widths = {name: expert.unet.context_dim for name, expert in subject.config.experts.items()}
+        tokens = [torch.zeros(1, m.input_shape[0], widths[m.name]) for m in subject.modalities]
         for entered in (torch.inference_mode(), sdpa_kernel(SDPBackend.MATH), flops, watching):
             stack.enter_context(entered)
-        experts = [model.expert(modality.name) for modality in manifest.modalities]
+        experts = [model.expert(modality.name) for modality in subject.modalities]
         outs = [expert.unet(x, t, context) for expert, context in zip(experts, tokens, strict=True)]
         logits = [e.diffuser(x, t, c) for e, c in zip(experts, tokens, strict=True) if e.config.diffuser]
         fused = fuse(torch.stack(outs), softmax(torch.stack(logits))) if logits else torch.stack(outs).mean(0)

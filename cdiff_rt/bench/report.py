@@ -8,6 +8,7 @@ import numpy as np
 
 from cdiff_rt.bench.budget import Budget
 from cdiff_rt.bench.drift import Drift
+from cdiff_rt.bench.floor import Gpu, Work
 from cdiff_rt.bench.quality import COLUMNS, CONFIDENCE, LABELS_KEPT, Examination, interval
 
 VERSIONS = ("onnxruntime", "openvino", "onnxruntime-gpu", "tensorrt-cu13", "tensorrt-rtx-cu13", "torch", "numpy")
@@ -91,7 +92,7 @@ def _plain(values: np.ndarray) -> list:
 
 
 def budget_table(budget: Budget) -> str:
-    """A Markdown table: a step's launches, bytes and operations, and what the host does for an image."""
+    """Two Markdown tables: a step's launches, bytes and operations, and by layers how long it takes at least."""
     lines = [
         f"{budget.model}, batch 1, {budget.steps} steps; engines: {budget.target}",
         "",
@@ -101,7 +102,27 @@ def budget_table(budget: Budget) -> str:
     for row in budget.rows:
         host = f"{row.launches * budget.steps:,}" if row.replays is None else f"{row.replays}, a replay"
         lines.append(f"| {row.way} | {row.launches:,} | {host} | {row.bytes / 1e6:.1f} | {row.flops / 1e9:.2f} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", *_floor_table(budget)])
+
+
+def _floor_table(budget: Budget) -> list[str]:
+    layers, floor = list(budget.floor.layers.values()), budget.floor
+    together = floor.total.seconds(budget.peaks)
+    return [
+        f"At least on {budget.gpu} in fp16, by its published peaks; activations and launches are not counted",
+        "",
+        "| layers of a step | number | weights, MB | GFLOP | exponentials, millions | µs |",
+        "|---|---|---|---|---|---|",
+        *(_floor_row(name, works, budget.peaks) for name, works in floor.groups().items()),
+        _floor_row("all, one after the other", layers, budget.peaks),
+        f"| all, side by side as far as they can be | | | | | {1e6 * together:.1f} |",
+    ]
+
+
+def _floor_row(name: str, works: list[Work], peaks: Gpu) -> str:
+    total, seconds = sum(works, Work()), sum(work.seconds(peaks) for work in works)
+    counts = f"{total.weights / 1e6:.1f} | {total.flops / 1e9:.2f} | {total.exponentials / 1e6:.1f}"
+    return f"| {name} | {sum(work != Work() for work in works)} | {counts} | {1e6 * seconds:.1f} |"
 
 
 def write_budget(budget: Budget, path: Path) -> None:

@@ -165,12 +165,16 @@ def drift(json_file: Path | None, **options: Any) -> None:
 
 @bench.command(cls=GroupedCommand)
 @model_option
+@option(RUNS, "--gpu", "Tell how long a step takes at least on this GPU, such as A100.", default="H100")
 @json_option
-def budget(model: str, json_file: Path | None) -> None:
-    """Count kernels and bytes of one step on a GPU, without one."""
+def budget(model: str, gpu: str, json_file: Path | None) -> None:
+    """Count kernels and bytes of one step on a GPU, without one.
+
+    MODEL may also be a published size, 512 or 256, of which no engine is built.
+    """
     from cdiff_rt.bench import budget, report
 
-    conclude(lambda: budget.count(model), report.budget_table, report.write_budget, json_file)
+    conclude(lambda: budget.count(model, gpu), report.budget_table, report.write_budget, json_file)
 
 
 def sampling_of(options: dict[str, Any]) -> Any:

@@ -58,7 +58,7 @@ BACKENDS: dict[str, Backend] = {
     ),
     "tensorrt": _cuda("cdiff_rt.engines.trt:load_tensorrt", "tensorrt", "tensorrt", whole_step=True),
     "tensorrt-rtx": _cuda("cdiff_rt.engines.trt:load_rtx", "tensorrt_rtx", "tensorrt-rtx", whole_step=True),
-    "onnxruntime-cuda": _cuda("cdiff_rt.engines.ort:load_cuda", "onnxruntime", "gpu", ("fp32",)),
+    "onnxruntime-cuda": _cuda("cdiff_rt.export.ort_cuda:load", "onnxruntime", "gpu", ("fp16", "fp32")),
     "torch-cuda": _cuda("cdiff_rt.engines.eager:load_device", "safetensors", "torch"),
     "torch-cuda-compiled": _cuda("cdiff_rt.engines.eager:load_device_compiled", "safetensors", "torch"),
 }

@@ -31,7 +31,7 @@ from cdiff_rt.notes import log
 from cdiff_rt.version import __version__
 
 INDEX = "engines.json"
-LARGEST_INDEX, LARGEST_TIMING = 16 * 2**20, 256 * 2**20  # bytes
+LARGEST_INDEX, LARGEST_LEARNED = 16 * 2**20, 256 * 2**20  # bytes
 MOST_BYTES = 64 * 2**30  # of all plans
 
 
@@ -49,6 +49,7 @@ class Recipe:
     flags: tuple[str, ...]
     graphs: dict[str, str]  # file of the bundle -> sha256
     weights: str  # sha256
+    gpu: str = ""  # the name of the one that it was built on and is for; of a portable plan there is none
     ours: str = __version__
 
     @property
@@ -75,7 +76,7 @@ class LoadedPlan:
 @dataclass(frozen=True)
 class Index:
     engines: dict[str, BuiltEngine] = field(default_factory=dict)  # by the recipe's key
-    timings: dict[str, str] = field(default_factory=dict)  # timing cache's file -> sha256
+    learned: dict[str, str] = field(default_factory=dict)  # file of what a library learned -> sha256
     uses: dict[str, int] = field(default_factory=dict)  # key -> a number that grows with each use; clocks go wrong
 
     def used(self, key: str) -> "Index":
@@ -107,6 +108,7 @@ def recipe(
     version: str,
     capabilities: Sequence[str],
     flags: Sequence[str] = (),
+    gpu: str = "",
 ) -> Recipe:
     """Of the engine that this placement asks for."""
     parts, steps = sources(bundle, network), bundle.manifest.schedule.train_steps
@@ -122,11 +124,12 @@ def recipe(
         flags=tuple(sorted(flags)),
         graphs={spec.file: bundle.manifest.files[spec.file] for spec in parts.values()},
         weights=bundle.manifest.files[bundle.manifest.weights],
+        gpu=gpu,
     )
 
 
 class EngineCache:
-    """A folder of plans and timing caches, and the index that names their hashes."""
+    """A folder of plans and of what the libraries learned, and the index that names their hashes."""
 
     def __init__(self, folder: Path | None = None) -> None:
         """None is the user's own. Raises BadEnvironment if there is no home."""
@@ -180,30 +183,32 @@ class EngineCache:
                 break
             with locked_now(self.folder / f"{key}.lock") as free:
                 if free:
-                    (self.folder / f"{key}.plan").unlink(missing_ok=True)
+                    for path in (*self.folder.glob(f"{key}*.kernels"), self.folder / f"{key}.plan"):
+                        path.unlink(missing_ok=True)
                     engines.pop(key, None)
                     log.info("engine cache: removed %s.plan, which was not used of late", key[:12])
-        return replace(index, engines=engines, uses={key: n for key, n in index.uses.items() if key in engines})
+        learned = {name: sha256 for name, sha256 in index.learned.items() if (self.folder / name).exists()}
+        uses = {key: n for key, n in index.uses.items() if key in engines}
+        return replace(index, engines=engines, uses=uses, learned=learned)
 
-    def timing(self, flavour: str, version: str) -> bytes:
-        """What the library learned in earlier builds; nothing if that isn't what it left here."""
-        path = self.folder / f"{flavour}-{version}.timing"
+    def learned(self, name: str) -> bytes:
+        """What a library left in this file of its own, earlier; nothing if it isn't what was written here."""
+        path = self.folder / name
         try:
             check_folder(self.folder)
-            data = read_file(path, LARGEST_TIMING)
+            data = read_file(path, LARGEST_LEARNED)
         except FileNotFoundError:
             return b""
-        if hashlib.sha256(data).hexdigest() != self._usable_index().timings.get(path.name):
-            log.warning(f"{path.name} is not what was written here; building without it")
+        if hashlib.sha256(data).hexdigest() != self._usable_index().learned.get(name):
+            log.warning(f"{name} is not what was written here; going on without it")
             return b""
         return data
 
-    def keep_timing(self, flavour: str, version: str, data: bytes) -> None:
-        path = self.folder / f"{flavour}-{version}.timing"
-        with locked(self.folder / f"{path.name}.lock"):
-            write_file(path, data)
+    def keep_learned(self, name: str, data: bytes) -> None:
+        with locked(self.folder / f"{name}.lock"):
+            write_file(self.folder / name, data)
             sha256 = hashlib.sha256(data).hexdigest()
-            self._change(lambda index: replace(index, timings=index.timings | {path.name: sha256}))
+            self._change(lambda index: replace(index, learned=index.learned | {name: sha256}))
 
     def _path(self, wanted: Recipe, suffix: str) -> Path:
         return self.folder / f"{wanted.key}.{suffix}"
@@ -278,6 +283,7 @@ def _differences(built: Recipe, wanted: Recipe, capability: str) -> list[str]:
         f"{wanted.flavour} ": (built.version, wanted.version),
         "cdiff-rt ": (built.ours, wanted.ours),
         "": (built.precision, wanted.precision),
+        "the GPU ": (built.gpu, wanted.gpu),
         "sizes ": (_said(built.sizes), _said(wanted.sizes)),
         "steps ": (_said(built.profile), _said(wanted.profile)),
         "flags ": (", ".join(built.flags) or "none", ", ".join(wanted.flags) or "none"),

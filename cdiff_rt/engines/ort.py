@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cdiff_rt.engines.base import Placement, check_inputs, check_outputs, check_signature, device_spec, failure
+from cdiff_rt.engines.base import Placement, check_inputs, check_outputs, check_signature, failure
 from cdiff_rt.engines.graphs import Graph, graph_of
 from cdiff_rt.errors import BadEnvironment
 from cdiff_rt.extras import install
@@ -47,7 +47,7 @@ class OrtEngine:
 
 
 class OrtDeviceEngine:
-    """The same on a device, in fp32: tensors are bound by address, so nothing is copied. CUDA graphs can't capture it."""
+    """The same on a device: tensors are bound by address, so nothing is copied. CUDA graphs can't capture it."""
 
     capturable = False
 
@@ -120,14 +120,9 @@ def _why_no(provider: str) -> tuple[str, str]:
     return f"{provider} does not start, it fell back to the CPU{cause}", remedy
 
 
-_DTYPES = {"tensor(float)": "float32", "tensor(int64)": "int64"}
+_DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(int64)": "int64"}
 
 
 def load(bundle: Bundle, network: str, placement: Placement) -> OrtEngine:
     spec = bundle.manifest.networks[network]
     return OrtEngine(graph_of(bundle, network, spec.cpu_file), spec, placement.threads)
-
-
-def load_cuda(bundle: Bundle, network: str, placement: Placement) -> OrtDeviceEngine:
-    spec = device_spec(bundle.manifest.networks[network], network, placement)
-    return OrtDeviceEngine(graph_of(bundle, network), spec, placement.device)

@@ -1,20 +1,24 @@
-"""TensorRT in both its flavours: full TensorRT, built on the GPU that runs it, and TensorRT-RTX, built anywhere.
+"""Engines of TensorRT, whichever flavour it is, from plans that the cache vouches for."""
 
-The one file that imports either. Precision is in the graph (export/typed.py), so one code path serves both.
-"""
-
-import importlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 from cdiff_rt.engines.base import Placement
-from cdiff_rt.engines.cache import EngineCache, LoadedPlan, recipe
-from cdiff_rt.engines.cuda import compute_capability, why_no_device
-from cdiff_rt.engines.user_files import log
-from cdiff_rt.errors import BadArtefact, BadEnvironment, BadRequest, OutOfResource
-from cdiff_rt.extras import install
+from cdiff_rt.engines.cache import EngineCache, LoadedPlan, Recipe, recipe
+from cdiff_rt.engines.trt_library import (
+    FLAVOURS,
+    Flavour,
+    capability_of,
+    check_capabilities,
+    check_device,
+    library,
+    name_of,
+    new_log,
+)
+from cdiff_rt.errors import BadArtefact, BadEnvironment, CdiffError, OutOfResource
 from cdiff_rt.manifest import MODELS, Bundle, NetworkSpec
+from cdiff_rt.notes import log
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,99 +27,19 @@ ALIGNMENT = 256  # bytes, of every tensor's address
 DATA_TYPES = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16", "int64": "INT64"}  # ours -> the library's
 
 
-@dataclass(frozen=True)
-class Flavour:
-    name: str
-    module: str
-    portable: bool  # a plan is built without a GPU, for the kinds of GPU that are named; else for the one that is here
-    flags: tuple[str, ...] = ()  # of the builder
-    defaults: tuple[str, ...] = ()  # compute capabilities, where nobody names one
-
-
-FLAVOURS = {
-    "tensorrt": Flavour("tensorrt", "tensorrt", portable=False),
-    "tensorrt-rtx": Flavour(
-        "tensorrt-rtx",
-        "tensorrt_rtx",
-        portable=True,
-        # Memory that the library took while it runs could not be captured in a CUDA graph.
-        flags=("REQUIRE_USER_ALLOCATION",),
-        defaults=("8.6", "8.9", "12.0"),
-    ),
-}
-
-
-def library(flavour: Flavour) -> Any:
-    """The module. Raises BadEnvironment if it isn't installed or doesn't load."""
-    try:
-        return importlib.import_module(flavour.module)
-    except (ImportError, OSError) as error:
-        raise BadEnvironment(flavour.name, " ".join(str(error).split()), f"run {install(flavour.name)}") from None
-
-
-def check_device(device: str) -> None:
-    """Raises BadEnvironment without a CUDA device, where TensorRT's runtime would crash the process."""
-    reason = why_no_device()
-    if reason:
-        raise BadEnvironment(f"device {device}", reason, "choose a backend that needs no GPU: see `cdiff-rt doctor`")
-
-
-def capability_of(device: str) -> str:
-    return compute_capability(int(device.partition(":")[2] or 0))
-
-
-def check_capabilities(flavour: Flavour, capabilities: Sequence[str]) -> None:
-    """Raises BadRequest unless the flavour builds for such GPUs, and BadEnvironment if it needs one that isn't here."""
-    if not flavour.portable:
-        check_device("cuda")
-        here = capability_of("cuda")
-        if list(capabilities) != [here]:
-            seen = f"{', '.join(capabilities)}, but {flavour.name} builds for the GPU that is here, {here}"
-            raise BadRequest("compute capability", seen, "leave it out, or build with --target tensorrt-rtx")
-        return
-    known = known_capabilities(flavour)
-    unknown = [capability for capability in capabilities if capability not in known]
-    if unknown or not capabilities:
-        seen = f"{unknown[0] if unknown else 'none'}, but {flavour.name} knows {', '.join(known)}"
-        raise BadRequest("compute capability", seen, "for other GPUs build on one with --target tensorrt")
-
-
-def known_capabilities(flavour: Flavour) -> list[str]:
-    """Those that a portable flavour builds for, e.g. SM120 as 12.0."""
-    names = library(flavour).ComputeCapability.__members__
-    return [f"{name[2:-1]}.{name[-1]}" for name in names if name.startswith("SM")]
-
-
-def new_log(trt: Any, hear: Callable[[str], None] = lambda message: None) -> Any:
-    """A logger of the library: errors are kept, warnings become notes, and `hear` gets everything if it is given."""
-
-    class Log(trt.ILogger):  # known only when the library is loaded
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.errors: list[str] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            hear(message)
-            if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR):
-                self.errors.append(" ".join(message.split()))
-            elif severity == trt.ILogger.WARNING:
-                log.debug(message)
-
-        def said(self, otherwise: str) -> str:
-            return self.errors[-1] if self.errors else otherwise
-
-    return Log()
-
-
 class TrtEngine:
     """A plan that the cache vouches for, on a CUDA device. Implements `DeviceEngine`."""
 
-    def __init__(self, flavour: Flavour, plan: LoadedPlan, device: str, again: str) -> None:
+    def __init__(
+        self, flavour: Flavour, plan: LoadedPlan, device: str, again: str, kernels: "Kernels | None" = None
+    ) -> None:
+        """`kernels` keeps what the library compiles here, if it compiles anything."""
         check_device(device)
         self._trt = trt = library(flavour)
         self.spec = plan.engine.spec
         self.capturable = not any(isinstance(d, str) for t in self.spec.inputs for d in t.shape)
         self._flavour, self._device, self._again, self._log = flavour, device, again, new_log(trt)
+        self._kernels = kernels
         self._runtime = trt.Runtime(self._log)
         assert not self._runtime.engine_host_code_allowed
         self._check_validity(plan.data)
@@ -129,9 +53,7 @@ class TrtEngine:
         import torch
 
         check_tensors(self.spec, tensors, self._device)
-        context = self._engine.create_execution_context(self._trt.ExecutionContextAllocationStrategy.USER_MANAGED)
-        if context is None:
-            raise OutOfResource(f"engine {self.spec.file}", self._log.said("no context"), "choose a smaller batch")
+        context = self._context()
         memory = torch.empty(max(self._engine.device_memory_size_v2, 1), dtype=torch.uint8, device=self._device)
         context.set_device_memory(memory.data_ptr(), memory.numel())
         for tensor in self.spec.inputs:
@@ -145,12 +67,29 @@ class TrtEngine:
             stream = torch.cuda.current_stream(self._device).cuda_stream
             self.capturable = self.capturable and context.is_stream_capturable(stream)
 
+        new = [self._kernels] if self._kernels else []
+
         def enqueue() -> None:
             assert memory.numel()  # which this function keeps alive
             if not context.execute_async_v3(torch.cuda.current_stream(self._device).cuda_stream):
                 raise BadEnvironment(f"engine {self.spec.file}", self._log.said("it did not run"), self._again)
+            while new:  # after the first run, which is never captured, all are compiled
+                new.pop().keep()
 
         return enqueue
+
+    def _context(self) -> Any:
+        given = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        if self._kernels:
+            config = self._engine.create_runtime_config()
+            config.set_execution_context_allocation_strategy(given)
+            self._kernels.attach(config)
+            given = config
+        context = self._engine.create_execution_context(given)
+        if context is None:
+            raise OutOfResource(f"engine {self.spec.file}", self._log.said("no context"), "choose a smaller batch")
+        context.nvtx_verbosity = self._trt.ProfilingVerbosity.NONE  # else layers are announced as the build asked for
+        return context
 
     def refit(self, weights: "dict[str, Tensor]") -> None:
         """Other weights of the same shapes and types, on the CPU, by their names in the typed graph."""
@@ -192,6 +131,33 @@ class TrtEngine:
             raise self._bad(f"its inputs and outputs are {found}")
 
 
+class Kernels:
+    """What TensorRT-RTX compiles when an engine first runs on a GPU, kept from one process to the next."""
+
+    def __init__(self, cache: EngineCache, plan: LoadedPlan, gpu: str) -> None:
+        self._cache, self._file = cache, f"{plan.engine.recipe.key}-{sha256(gpu.encode()).hexdigest()[:12]}.kernels"
+        self._kept = cache.learned(self._file)
+        self._live: Any = None  # the library's
+
+    def attach(self, config: Any) -> None:
+        """To a runtime config. What another driver or version compiled, the library itself leaves out."""
+        if self._live is None:
+            self._live = config.create_runtime_cache()
+            if self._kept and not self._live.deserialize(self._kept):
+                log.info("%s does not fit the driver or library that is here; compiling anew", self._file)
+        config.set_runtime_cache(self._live)
+
+    def keep(self) -> None:
+        data = bytes(self._live.serialize())
+        if data == self._kept:
+            return
+        try:
+            self._cache.keep_learned(self._file, data)
+            self._kept = data
+        except CdiffError as error:  # the engine runs as well without
+            log.warning("compiled kernels were not kept: %s", error)
+
+
 def check_tensors(spec: NetworkSpec, tensors: "dict[str, Tensor]", device: str) -> None:
     """Our own invariant: buffers are the spec's, contiguous, aligned, on the device; equal names are equal sizes."""
     wanted, sizes = {tensor.name: tensor for tensor in (*spec.inputs, *spec.outputs)}, dict[str, int]()
@@ -219,15 +185,33 @@ def load_rtx(bundle: Bundle, network: str, placement: Placement, cache: EngineCa
 def _load(flavour: Flavour, bundle: Bundle, network: str, placement: Placement, cache: EngineCache | None) -> TrtEngine:
     """Raises BadEnvironment without a GPU or the library, BadArtefact without an intact engine for this GPU."""
     check_device(placement.device)
-    here, version = capability_of(placement.device), library(flavour).__version__
+    here, gpu, cache = capability_of(placement.device), name_of(placement.device), cache or EngineCache()
     if flavour.portable:
         check_capabilities(flavour, (here,))
-    wanted = recipe(
-        bundle, network, placement, flavour=flavour.name, version=version, capabilities=(here,), flags=flavour.flags
-    )
+    wanted = recipe_for(flavour, bundle, network, placement, (here,))
     again = f"run `{export_command(flavour, bundle, network, placement, here)}`"
-    plan = (cache or EngineCache()).load(wanted, here, again)
-    return TrtEngine(flavour, plan, placement.device, again)
+    plan = cache.load(wanted, here, again)
+    kernels = Kernels(cache, plan, gpu) if flavour.portable else None
+    return TrtEngine(flavour, plan, placement.device, again, kernels)
+
+
+def recipe_for(
+    flavour: Flavour, bundle: Bundle, network: str, placement: Placement, capabilities: Sequence[str]
+) -> Recipe:
+    """Of the engine that this placement asks for, in the version of the library that is here.
+
+    What isn't portable was tuned on a GPU and is for others of its name only: they differ in clocks and memory.
+    """
+    return recipe(
+        bundle,
+        network,
+        placement,
+        flavour=flavour.name,
+        version=library(flavour).__version__,
+        capabilities=capabilities,
+        flags=flavour.flags,
+        gpu="" if flavour.portable else name_of(placement.device),
+    )
 
 
 def export_command(flavour: Flavour, bundle: Bundle, network: str, placement: Placement, capability: str) -> str:

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from cdiff_rt.engines.trt import Flavour, check_capabilities, library, new_log
+from cdiff_rt.engines.trt_library import Flavour, check_capabilities, library, new_log
 from cdiff_rt.errors import BadArtefact, BadEnvironment, BadRequest
 
 _LAYER = re.compile(

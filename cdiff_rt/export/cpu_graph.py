@@ -53,9 +53,19 @@ def rewrite(model: "onnx.ModelProto") -> bool:
             _by_instances(making, node, shapes)
         else:
             making.nodes.append(node)
-    del model.graph.node[:]
-    model.graph.node.extend(making.nodes)
+    making.finish()
     return len(making.nodes) > len(before)
+
+
+def normalise_by_instances(model: "onnx.ModelProto") -> None:
+    """That alone, in place: ONNX Runtime has no kernel of group normalisation on GPUs either."""
+    shapes, making = shapes_of(model), _Making(model.graph)
+    for node in list(model.graph.node):
+        if node.op_type == "GroupNormalization" and all(shapes[node.input[0]][1:]):
+            _by_instances(making, node, shapes)
+        else:
+            making.nodes.append(node)
+    making.finish()
 
 
 class _Making:
@@ -79,6 +89,10 @@ class _Making:
             self._constants.add(name)
             self._graph.initializer.append(onnx.numpy_helper.from_array(value, name))
         return name
+
+    def finish(self) -> None:
+        del self._graph.node[:]
+        self._graph.node.extend(self.nodes)
 
     def reshape(self, x: str, shape: Shape, out: str) -> str:
         sizes = np.array(shape, np.int64)

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cdiff_rt.engines.base import Placement, Precision
-from cdiff_rt.engines.cache import EngineCache, Recipe, recipe, step_network
+from cdiff_rt.engines.cache import EngineCache, Recipe, step_network
 from cdiff_rt.engines.cuda import compute_capability
-from cdiff_rt.engines.trt import FLAVOURS, Flavour, check_capabilities, check_device, library
+from cdiff_rt.engines.trt import recipe_for
 from cdiff_rt.engines.trt_build import Report, build_plan
+from cdiff_rt.engines.trt_library import FLAVOURS, Flavour, check_capabilities, check_device
 from cdiff_rt.engines.user_files import log
 from cdiff_rt.errors import BadRequest
 from cdiff_rt.export.typed import Typed, typed_network, write_typed
@@ -63,7 +64,7 @@ def build_engines(
     for network in networks:
         for batch in batches_of(network, batches):
             placement = Placement(precision=precision, batch=batch)
-            made = _recipe(bundle, network, placement, flavour, wanted)
+            made = recipe_for(flavour, bundle, network, placement, wanted)
             if made.key not in reports:  # what has no batch is one engine for all
                 reports[made.key] = _build(bundle, made, placement, flavour, cache)
     return list(reports.values())
@@ -88,21 +89,6 @@ def default_capabilities(flavour: Flavour) -> tuple[str, ...]:
     return (compute_capability(),)
 
 
-def _recipe(
-    bundle: Bundle, network: str, placement: Placement, flavour: Flavour, capabilities: Sequence[str]
-) -> Recipe:
-    version = library(flavour).__version__
-    return recipe(
-        bundle,
-        network,
-        placement,
-        flavour=flavour.name,
-        version=version,
-        capabilities=capabilities,
-        flags=flavour.flags,
-    )
-
-
 def _build(bundle: Bundle, made: Recipe, placement: Placement, flavour: Flavour, cache: EngineCache) -> EngineReport:
     reports: list[Report] = []
 
@@ -110,10 +96,11 @@ def _build(bundle: Bundle, made: Recipe, placement: Placement, flavour: Flavour,
         log.info(f"building {made.network} for {flavour.name} on {', '.join(made.capabilities)}")
         typed = typed_graph(bundle, made.network, placement)
         path = write_typed(typed.model, bundle, folder, made.network)
-        timing = b"" if flavour.portable else cache.timing(flavour.name, made.version)
+        learned = f"{flavour.name}-{made.version}.timing"
+        timing = b"" if flavour.portable else cache.learned(learned)
         built = build_plan(path, flavour, made.capabilities, made.profile, timing=timing)
         if built.timing:
-            cache.keep_timing(flavour.name, made.version, built.timing)
+            cache.keep_learned(learned, built.timing)
         reports.append(built.report)
         return built.plan, typed.spec
 

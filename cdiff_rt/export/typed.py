@@ -4,7 +4,7 @@ What runs at each step, and the autoencoder, is in the precision asked for; what
 fp32, for the angles of a timestep's embedding need more digits than fp16 has. A graph still holds no weight itself.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -27,8 +27,13 @@ class Typed(NamedTuple):
     spec: NetworkSpec  # with the engine's types; the sizes that were fixed are numbers
 
 
-def typed_network(bundle: Bundle, network: str, placement: Placement) -> Typed:
-    """The graph of one network as an engine of this placement computes it."""
+def typed_network(
+    bundle: Bundle, network: str, placement: Placement, rewrite: "Callable[[onnx.ModelProto], object] | None" = None
+) -> Typed:
+    """The graph of one network as an engine of this placement computes it.
+
+    `rewrite` makes of it in place what the library of the engine computes best; None: what TensorRT does.
+    """
     import onnx
 
     source = bundle.manifest.networks[network]
@@ -36,7 +41,7 @@ def typed_network(bundle: Bundle, network: str, placement: Placement) -> Typed:
     model = onnx.load_from_string(graph_of(bundle, network).model)
     element = element_type(DTYPES[precision_of(network, placement)])
     _declare(model.graph, source, spec)
-    _expand_attention(model)
+    (rewrite or expand_attention)(model)
     _retype(model.graph, element)
     _cast_boundary(model.graph, spec, element)
     return Typed(model, spec)
@@ -72,7 +77,7 @@ def _declare(graph: "onnx.GraphProto", source: NetworkSpec, spec: NetworkSpec) -
         value.type.CopyFrom(onnx.helper.make_tensor_type_proto(element, shapes[value.name]))
 
 
-def _expand_attention(model: "onnx.ModelProto") -> None:
+def expand_attention(model: "onnx.ModelProto") -> None:
     """`Attention` as its two products and a softmax.
 
     TensorRT fuses those just the same and without the copies that it makes around the whole operator; and where it

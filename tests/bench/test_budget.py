@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cdiff_rt.bench.budget import STEPS, _Launches, count, count_eager, fusion_bytes
+from cdiff_rt.bench.budget import STEPS, _Launches, _subject, count, count_eager, fusion_bytes
 from cdiff_rt.manifest import Bundle
 
 WEIGHT = torch.zeros(4, 4)
@@ -29,7 +29,7 @@ def test_launches_are_operations_that_are_no_views(work, launches, moved):
 
 def test_an_eager_step_counts_every_expert_and_the_multiplications_of_its_convolutions(tiny_bundle):
     manifest = Bundle.open(tiny_bundle).manifest
-    both = count_eager(manifest)
+    both = count_eager(_subject(str(tiny_bundle)))
     assert both.replays is None and both.launches > 150
     weights = sum(tensor.nbytes for tensor in _weights(manifest))
     assert both.bytes > weights and both.flops > 2 * 64 * 32 * 3 * 9  # of the first convolution alone
@@ -50,7 +50,7 @@ def test_the_fusion_moves_half_predictions_and_whole_latents(bundle):
 
 @pytest.mark.slow
 def test_the_budget_of_a_bundle_compiles_its_engines(tiny_bundle):
-    budget = count(str(tiny_bundle))
+    budget = count(str(tiny_bundle), "H100")
     eager, separate, whole = budget.rows
     assert budget.steps == STEPS and (separate.replays, whole.replays) == (1, 1)
     assert 10 < separate.launches < eager.launches and 10 < whole.launches < eager.launches

@@ -6,6 +6,7 @@ import pytest
 from cdiff_rt.bench.budget import Budget, Row
 from cdiff_rt.bench.drift import Drift
 from cdiff_rt.bench.drift import Row as DriftRow
+from cdiff_rt.bench.floor import SPECIAL, Floor, Gpu, Work
 from cdiff_rt.bench.quality import COLUMNS, Examination, Scores
 from cdiff_rt.bench.report import budget_table, drift_table, quality_table, write_drift, write_quality
 from cdiff_rt.exam import Exam
@@ -21,11 +22,23 @@ MACHINE = {
 }
 
 
-def test_a_budget_says_what_the_host_does_for_an_image():
+def test_a_budget_says_what_the_host_does_for_an_image_and_how_long_a_step_takes_at_least():
     rows = [Row("eager", 1000, None, 5_000_000, 2_000_000_000), Row("engines", 30, 1, 400_000, 2_000_000_000)]
-    first, _, _, _, *lines = budget_table(Budget("tiny", "tensorrt-rtx", 50, rows)).splitlines()
-    assert first == "tiny, batch 1, 50 steps; engines: tensorrt-rtx"
-    assert lines == ["| eager | 1,000 | 50,000 | 5.0 | 2.00 |", "| engines | 30 | 1, a replay | 0.4 | 2.00 |"]
+    floor, peaks = Floor(), Gpu(bandwidth=1e12, arithmetic=1e12, multiprocessors=1, clock=1e12 / SPECIAL)
+    floor.add("a.unet.in", "Conv2d", Work(2_000_000, 10_000_000))
+    floor.add("a.unet.out", "Conv2d", Work(5_000_000, 1_000_000))
+    floor.add("a.unet.mix", "Attention", Work(0, 0, 4_000_000))
+    floor.add("a.unet", "UNet", Work())
+    told = budget_table(Budget("tiny", "tensorrt-rtx", 50, rows, "A GPU", peaks, floor)).splitlines()
+    assert told[0] == "tiny, batch 1, 50 steps; engines: tensorrt-rtx"
+    assert told[4:6] == ["| eager | 1,000 | 50,000 | 5.0 | 2.00 |", "| engines | 30 | 1, a replay | 0.4 | 2.00 |"]
+    assert told[7].startswith("At least on A GPU")
+    assert told[11:] == [
+        "| a.unet, Conv2d | 2 | 7.0 | 0.01 | 0.0 | 15.0 |",
+        "| a.unet, Attention | 1 | 0.0 | 0.00 | 4.0 | 4.0 |",
+        "| all, one after the other | 3 | 7.0 | 0.01 | 4.0 | 19.0 |",
+        "| all, side by side as far as they can be | | | | | 11.0 |",
+    ]
 
 
 ROWS = {

@@ -17,7 +17,7 @@ import onnx
 import onnxruntime as ort
 import torch
 
-MAGIC = b"stand-in plan\n"
+MAGIC, KERNELS = b"stand-in plan\n", b"compiled kernels"
 NUMPY = {"FLOAT": np.float32, "HALF": np.float16, "INT64": np.int64}
 
 
@@ -44,7 +44,7 @@ class StandIn(SimpleNamespace):
             refuses=set(),  # names of functions that fail
             DataType=DataType,
             LayerType=SimpleNamespace(SOFTMAX="softmax"),
-            ProfilingVerbosity=SimpleNamespace(DETAILED="detailed"),
+            ProfilingVerbosity=SimpleNamespace(DETAILED="detailed", NONE="none"),
             BuilderFlag=SimpleNamespace(REFIT="refit", REQUIRE_USER_ALLOCATION="user allocation"),
             NetworkDefinitionCreationFlag=SimpleNamespace(STRONGLY_TYPED=0),
             EngineValidity=SimpleNamespace(VALID="valid", SUBOPTIMAL="suboptimal", INVALID="invalid"),
@@ -67,12 +67,13 @@ class StandIn(SimpleNamespace):
         return name not in self.refuses
 
 
-def install(monkeypatch, module="tensorrt", version="11.4.0", capability="8.6") -> StandIn:
+def install(monkeypatch, module="tensorrt", version="11.4.0", capability="8.6", gpu="A GPU") -> StandIn:
     library = StandIn(module, version)
     monkeypatch.setitem(sys.modules, module, library)
-    for place in ("cdiff_rt.engines.trt", "cdiff_rt.export.gpu_engines"):
+    for place in ("cdiff_rt.engines.trt_library", "cdiff_rt.export.gpu_engines"):
         monkeypatch.setattr(f"{place}.compute_capability", lambda device=0: capability)
-    monkeypatch.setattr("cdiff_rt.engines.trt.why_no_device", lambda: None)
+    monkeypatch.setattr("cdiff_rt.engines.trt_library.device_name", lambda device=0: gpu)
+    monkeypatch.setattr("cdiff_rt.engines.trt_library.why_no_device", lambda: None)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=41))
     return library
 
@@ -226,11 +227,52 @@ class Engine:
     def get_tensor_shape(self, name):
         return _tensor(self.values[name]).shape
 
-    def create_execution_context(self, strategy):
-        assert strategy == self.library.ExecutionContextAllocationStrategy.USER_MANAGED
+    def create_runtime_config(self):
+        return RuntimeConfig(self.library)
+
+    def create_execution_context(self, given):
+        if isinstance(given, RuntimeConfig):
+            given.cache.compile()
+            given = given.strategy
+        assert given == self.library.ExecutionContextAllocationStrategy.USER_MANAGED
         context = Context(self) if self.library.called("create_execution_context") else None
         self.library.contexts.append(context)
         return context
+
+
+class RuntimeConfig:
+    def __init__(self, library) -> None:
+        assert library.__name__ == "tensorrt_rtx"  # the full library has no such thing
+        self._library = library
+
+    def set_execution_context_allocation_strategy(self, strategy):
+        self.strategy = strategy
+
+    def create_runtime_cache(self):
+        return RuntimeCache(self._library)
+
+    def set_runtime_cache(self, cache):
+        self.cache = cache
+        return True
+
+
+class RuntimeCache:
+    """All kernels of an engine, or none."""
+
+    def __init__(self, library) -> None:
+        self._library, self.known = library, False
+
+    def deserialize(self, data):
+        self.known = self._library.called("deserialize") and data == KERNELS
+        return self.known
+
+    def compile(self):
+        if not self.known:
+            self._library.calls["compiled"] += 1
+        self.known = True
+
+    def serialize(self):
+        return KERNELS if self.known else b""
 
 
 class Context:

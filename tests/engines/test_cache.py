@@ -298,19 +298,19 @@ def test_an_entry_is_not_taken_for_another(engines, bundle, wanted, built):
 
 @pytest.fixture
 def timed(engines, built):
-    engines.keep_timing("tensorrt", "11.4.0", b"learned")
+    engines.keep_learned("tensorrt-11.4.0.timing", b"learned")
     return engines.folder / "tensorrt-11.4.0.timing"
 
 
 def test_what_was_learned_is_kept_by_flavour_and_version(engines, timed):
-    assert engines.timing("tensorrt", "11.4.0") == b"learned"
-    assert engines.timing("tensorrt", "11.4.1") == engines.timing("tensorrt-rtx", "11.4.0") == b""
-    engines.keep_timing("tensorrt", "11.4.0", b"learned more")
-    assert engines.timing("tensorrt", "11.4.0") == b"learned more"
+    assert engines.learned("tensorrt-11.4.0.timing") == b"learned"
+    assert engines.learned("tensorrt-11.4.1.timing") == engines.learned("tensorrt-rtx-11.4.0.timing") == b""
+    engines.keep_learned("tensorrt-11.4.0.timing", b"learned more")
+    assert engines.learned("tensorrt-11.4.0.timing") == b"learned more"
 
 
 def test_there_is_none_before_the_first_build(engines):
-    assert engines.timing("tensorrt", "11.4.0") == b""
+    assert engines.learned("tensorrt-11.4.0.timing") == b""
 
 
 @pytest.mark.parametrize(
@@ -318,14 +318,14 @@ def test_there_is_none_before_the_first_build(engines):
     [
         lambda e, path: flip(path, 3),
         lambda e, path: path.write_bytes(b""),
-        lambda e, path: rewrite(e, lambda data: data["timings"].clear(), digest),
+        lambda e, path: rewrite(e, lambda data: data["learned"].clear(), digest),
     ],
     ids=["flipped", "empty", "not in the index"],
 )
 def test_a_corrupt_one_is_dropped_with_a_word(tamper, engines, timed, caplog):
     tamper(engines, timed)
-    assert engines.timing("tensorrt", "11.4.0") == b""
-    assert "is not what was written here; building without it" in caplog.text
+    assert engines.learned("tensorrt-11.4.0.timing") == b""
+    assert "is not what was written here; going on without it" in caplog.text
 
 
 def test_a_build_goes_on_without(engines, timed, bundle):
@@ -333,11 +333,11 @@ def test_a_build_goes_on_without(engines, timed, bundle):
     asked = recipe_for(bundle, "expert.text")
 
     def build(folder):
-        assert engines.timing("tensorrt", "11.4.0") == b""
-        engines.keep_timing("tensorrt", "11.4.0", b"new")
+        assert engines.learned("tensorrt-11.4.0.timing") == b""
+        engines.keep_learned("tensorrt-11.4.0.timing", b"new")
         return PLAN, SPEC
 
-    assert engines.built(asked, build)[1] and engines.timing("tensorrt", "11.4.0") == b"new"
+    assert engines.built(asked, build)[1] and engines.learned("tensorrt-11.4.0.timing") == b"new"
 
 
 # --- several processes -----------------------------------------------------------------------------------------------
@@ -459,6 +459,16 @@ def test_what_was_used_longest_ago_makes_room(engines, bundle, monkeypatch, capl
     assert left(engines, recipes) == [1, 3, 4] and f"removed {recipes[2].key[:12]}.plan" in caplog.text
     with pytest.raises(BadArtefact, match="built for sizes batch"):
         engines.load(recipes[2], "8.6", AGAIN)
+
+
+def test_with_a_plan_goes_what_was_compiled_for_it(engines, bundle, monkeypatch):
+    monkeypatch.setattr("cdiff_rt.engines.cache.MOST_BYTES", 1500)
+    old = fill(engines, bundle, [1])[1]
+    for name in (f"{old.key}-0123.kernels", "tensorrt-11.4.0.timing"):
+        engines.keep_learned(name, b"learned")
+    fill(engines, bundle, [2])
+    index = json.loads((engines.folder / INDEX).read_text())
+    assert list(index["learned"]) == ["tensorrt-11.4.0.timing"] and not list(engines.folder.glob("*.kernels"))
 
 
 def test_the_newest_stays_however_large(engines, bundle, monkeypatch):

@@ -12,8 +12,9 @@ import torch
 from cdiff_rt.engines.backends import load_engine
 from cdiff_rt.engines.base import Placement
 from cdiff_rt.engines.graphs import graph_of
-from cdiff_rt.engines.ort import OrtDeviceEngine, _open, _provider, load_cuda
+from cdiff_rt.engines.ort import OrtDeviceEngine, _open, _provider
 from cdiff_rt.errors import BadArtefact, BadEnvironment
+from cdiff_rt.export import ort_cuda
 from cdiff_rt.gpu.buffers import tensors_of
 
 CPU = torch.device("cpu")
@@ -21,7 +22,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def engine(bundle):
-    return load_cuda(bundle, "expert.mask", Placement("cpu", "fp32", 2))
+    return ort_cuda.load(bundle, "expert.mask", Placement("cpu", "fp32", 2))
 
 
 def filled(engine, seed):

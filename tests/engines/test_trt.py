@@ -12,7 +12,8 @@ from cdiff_rt.engines.backends import BACKENDS, load_device_engine, load_engine
 from cdiff_rt.engines.base import Placement
 from cdiff_rt.engines.cache import EngineCache
 from cdiff_rt.engines.cuda import compute_capability, why_no_device
-from cdiff_rt.engines.trt import FLAVOURS, TrtEngine, check_capabilities, library, load_rtx, load_tensorrt
+from cdiff_rt.engines.trt import TrtEngine, load_rtx, load_tensorrt
+from cdiff_rt.engines.trt_library import FLAVOURS, check_capabilities, library
 from cdiff_rt.errors import BadArtefact, BadEnvironment, BadRequest, OutOfResource
 from cdiff_rt.export.gpu_engines import build_engines
 from cdiff_rt.gpu.runner import DeviceRunner
@@ -153,18 +154,91 @@ def test_what_has_fixed_sizes_can_be_captured(engine):
     assert engine.capturable
 
 
-@pytest.mark.parametrize("answer", [True, False])
-def test_rtx_is_asked_whether_a_graph_can_capture_it(answer, bundle, tmp_path, monkeypatch):
-    standin = standin_trt.install(monkeypatch, "tensorrt_rtx", "1.7.1")
+@pytest.fixture
+def rtx(monkeypatch):
+    return standin_trt.install(monkeypatch, "tensorrt_rtx", "1.7.1")
+
+
+@pytest.fixture
+def rtx_engines(rtx, bundle, tmp_path):
     made = EngineCache(tmp_path / "engines")
     single = dataclasses.replace(bundle.manifest, networks={"vae.decode": bundle.manifest.networks["vae.decode"]})
     build_engines(dataclasses.replace(bundle, manifest=single), "tensorrt-rtx", ["8.6", "12.1"], cache=made)
-    engine = load_rtx(bundle, "vae.decode", Placement("cpu"), made)
+    return made
+
+
+@pytest.mark.parametrize("answer", [True, False])
+def test_rtx_is_asked_whether_a_graph_can_capture_it(answer, bundle, rtx, rtx_engines):
+    engine = load_rtx(bundle, "vae.decode", Placement("cpu"), rtx_engines)
     assert engine.capturable
-    standin.refuses = set() if answer else {"is_stream_capturable"}
+    rtx.refuses = set() if answer else {"is_stream_capturable"}
     tensors = buffers(engine.spec)
     engine.bind(tensors)
     assert engine.capturable == answer
+
+
+def run_rtx(bundle, engines):
+    engine = load_rtx(bundle, "vae.decode", Placement("cpu"), EngineCache(engines.folder))
+    tensors = buffers(engine.spec)
+    run = engine.bind(tensors)
+    run()
+    run()
+    check_agrees(tensors, bundle, "vae.decode")
+
+
+def test_what_rtx_compiled_is_compiled_once_for_all_processes(bundle, rtx, rtx_engines):
+    for _ in range(3):
+        run_rtx(bundle, rtx_engines)
+    assert rtx.calls["compiled"] == 1 and rtx.calls["deserialize"] == 2
+
+
+def test_another_gpu_compiles_for_itself(bundle, rtx_engines, monkeypatch):
+    run_rtx(bundle, rtx_engines)
+    other = standin_trt.install(monkeypatch, "tensorrt_rtx", "1.7.1", gpu="Another GPU")
+    run_rtx(bundle, rtx_engines)
+    assert other.calls["compiled"] == 1 and not other.calls["deserialize"]
+
+
+def test_kernels_that_somebody_changed_never_reach_the_library(bundle, rtx, rtx_engines, caplog):
+    run_rtx(bundle, rtx_engines)
+    (kernels,) = rtx_engines.folder.glob("*.kernels")
+    kernels.write_bytes(b"evil kernels")
+    run_rtx(bundle, rtx_engines)
+    assert not rtx.calls["deserialize"] and rtx.calls["compiled"] == 2
+    assert "is not what was written here" in caplog.text and kernels.read_bytes() != b"evil kernels"
+
+
+def test_kernels_of_another_driver_are_compiled_anew_with_a_word(bundle, rtx, rtx_engines, caplog):
+    run_rtx(bundle, rtx_engines)
+    rtx.refuses = {"deserialize"}
+    with caplog.at_level("INFO", "cdiff_rt"):
+        run_rtx(bundle, rtx_engines)
+    assert rtx.calls["compiled"] == 2 and "compiling anew" in caplog.text
+
+
+def test_kernels_that_cannot_be_kept_are_used_all_the_same(bundle, rtx, rtx_engines, monkeypatch, caplog):
+    def full(path, data):
+        raise OutOfResource(f"writing {path}", "No space left on device", "free some space")
+
+    monkeypatch.setattr("cdiff_rt.engines.cache.write_file", full)
+    run_rtx(bundle, rtx_engines)
+    assert "compiled kernels were not kept: writing" in caplog.text and not list(rtx_engines.folder.glob("*.kernels"))
+
+
+@pytest.mark.parametrize("portable", [True, False])
+def test_no_layer_is_announced_while_it_runs(portable, bundle, engines, request):
+    library = request.getfixturevalue("rtx" if portable else "standin")
+    cache, load = (request.getfixturevalue("rtx_engines"), load_rtx) if portable else (engines, load_tensorrt)
+    engine = load(bundle, "vae.decode", Placement("cpu", "fp16", 1 if portable else HERE.batch), cache)
+    engine.bind(buffers(engine.spec))
+    assert [context.nvtx_verbosity for context in library.contexts] == ["none"]
+
+
+def test_a_plan_that_was_tuned_on_another_gpu_of_the_kind_is_said_so(bundle, engines, monkeypatch):
+    standin = standin_trt.install(monkeypatch, gpu="A smaller GPU")
+    with pytest.raises(BadArtefact, match="built for the GPU A GPU, here A smaller GPU; run `cdiff-rt export"):
+        load_tensorrt(bundle, "vae.decode", HERE, engines)
+    assert not standin.deserialized
 
 
 def test_bytes_of_a_host_program_stay_forbidden(bundle, engines, standin, monkeypatch):
@@ -239,7 +313,7 @@ def test_an_engine_for_something_else_is_said_so(capability, version, placement,
 
 def test_without_a_gpu_the_library_is_not_touched(bundle, engines, monkeypatch):
     standin = standin_trt.install(monkeypatch)
-    monkeypatch.setattr("cdiff_rt.engines.trt.why_no_device", lambda: "the NVIDIA driver finds no GPU")
+    monkeypatch.setattr("cdiff_rt.engines.trt_library.why_no_device", lambda: "the NVIDIA driver finds no GPU")
     plan = engines.load(trt_recipe(bundle), "8.6", "again")
     for act in (
         lambda: load_tensorrt(bundle, "vae.decode", HERE, engines),
@@ -251,7 +325,9 @@ def test_without_a_gpu_the_library_is_not_touched(bundle, engines, monkeypatch):
 
 
 def trt_recipe(bundle):
-    return trt_module.recipe(bundle, "vae.decode", HERE, flavour="tensorrt", version="11.4.0", capabilities=("8.6",))
+    return trt_module.recipe(
+        bundle, "vae.decode", HERE, flavour="tensorrt", version="11.4.0", capabilities=("8.6",), gpu="A GPU"
+    )
 
 
 def test_what_must_be_built_is_said_for_a_bundle_of_ones_own(bundle_copy, engines, standin):
@@ -264,7 +340,7 @@ def test_of_rtx_the_kind_of_gpu_is_said_too(bundle, engines, monkeypatch):
     standin_trt.install(monkeypatch, "tensorrt_rtx", "1.7.1", "12.1")
     with pytest.raises(BadArtefact, match="--target tensorrt-rtx --compute-capability 12.1"):
         load_rtx(bundle, "vae.decode", Placement("cpu"), engines)
-    monkeypatch.setattr("cdiff_rt.engines.trt.compute_capability", lambda device: "9.0")
+    monkeypatch.setattr("cdiff_rt.engines.trt_library.compute_capability", lambda device: "9.0")
     with pytest.raises(BadRequest, match="9.0, but tensorrt-rtx knows 7.5, 8.6, 12.1; .*--target tensorrt"):
         load_rtx(bundle, "vae.decode", Placement("cpu"), engines)
 
@@ -421,7 +497,7 @@ def test_full_tensorrt_builds_for_the_gpu_that_is_here(capabilities, standin):
 
 
 def test_and_for_none_where_there_is_none(standin, monkeypatch):
-    monkeypatch.setattr("cdiff_rt.engines.trt.why_no_device", lambda: "no NVIDIA driver is installed")
+    monkeypatch.setattr("cdiff_rt.engines.trt_library.why_no_device", lambda: "no NVIDIA driver is installed")
     with pytest.raises(BadEnvironment, match="no NVIDIA driver"):
         check_capabilities(FLAVOURS["tensorrt"], ["8.6"])
 

@@ -5,8 +5,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from cdiff_rt.engines.trt import FLAVOURS
 from cdiff_rt.engines.trt_build import Layer, Report, build_plan
+from cdiff_rt.engines.trt_library import FLAVOURS
 from cdiff_rt.errors import BadArtefact, BadEnvironment, BadRequest
 from tests.engines import standin_trt
 
@@ -194,7 +194,7 @@ def test_a_builder_without_a_word_is_an_error_too(full, tmp_path, monkeypatch):
 
 
 def test_without_a_gpu_the_full_library_is_not_asked(full, tmp_path, monkeypatch):
-    monkeypatch.setattr("cdiff_rt.engines.trt.why_no_device", lambda: "no NVIDIA driver is installed")
+    monkeypatch.setattr("cdiff_rt.engines.trt_library.why_no_device", lambda: "no NVIDIA driver is installed")
     with pytest.raises(BadEnvironment, match="no NVIDIA driver"):
         build_plan(attention(tmp_path), FULL, ("8.6",), {})
     assert not full.calls

@@ -12,7 +12,7 @@ from cdiff_rt.engines import ort as ort_engines
 from cdiff_rt.engines.backends import load_engine
 from cdiff_rt.engines.base import Placement
 from cdiff_rt.errors import BadArtefact
-from cdiff_rt.export import cpu_graph
+from cdiff_rt.export import cpu_graph, ort_cuda
 from cdiff_rt.export.cpu_graph import rewrite, write_cpu_graph
 from cdiff_rt.export.verify import TOLERANCE, compare_networks, graph_errors
 from cdiff_rt.manifest import NAME, Bundle, NetworkSpec, sha256
@@ -265,7 +265,7 @@ def test_onnxruntime_runs_it_on_cpus_only(rewritten_bundle, monkeypatch):
     monkeypatch.setattr(ort_engines, "_open", lambda graph, *args: opened.append(graph.file))
     ort_engines.load(rewritten_bundle, "expert.mask", Placement("cpu"))
     ort_engines.load(rewritten_bundle, "vae.decode", Placement("cpu"))
-    ort_engines.load_cuda(rewritten_bundle, "expert.mask", Placement("cpu", "fp32"))
+    ort_cuda.load(rewritten_bundle, "expert.mask", Placement("cpu", "fp32"))
     assert opened == ["expert.mask.cpu.onnx", "vae.decode.onnx", "expert.mask.onnx"]
 
 

@@ -153,7 +153,7 @@ def test_the_timing_cache_goes_from_one_build_to_the_next(bundle, full):
     assert full.timing_given == b"." * 7  # of eight networks
     build_engines(bundle, "tensorrt", precision="fp32")
     cache = EngineCache()
-    assert cache.timing("tensorrt", "11.4.0") == full.timing_given + b"."
+    assert cache.learned("tensorrt-11.4.0.timing") == full.timing_given + b"."
     (cache.folder / "tensorrt-11.4.0.timing").write_bytes(b"corrupt")
     build_engines(bundle, "tensorrt", batches=[3])
     assert b"corrupt" not in full.timing_given
