@@ -36,11 +36,15 @@ class Backend:
 
 
 def _cuda(
-    loader: str, library: str, extra: str, precisions: tuple[Precision, ...] = ANY, whole_step: bool = False
+    loader: str,
+    libraries: tuple[str, ...],
+    extra: str,
+    precisions: tuple[Precision, ...] = ANY,
+    whole_step: bool = False,
 ) -> Backend:
     """All need PyTorch, whose tensors are the loop's, and Triton, which compiles its kernel with a C compiler."""
-    libraries = (library, "torch", "triton")
-    return Backend(loader, libraries, extra, False, "cuda", precisions, whole_step, programs=("gcc", "clang"))
+    needed = (*libraries, "torch", "triton")
+    return Backend(loader, needed, extra, False, "cuda", precisions, whole_step, programs=("gcc", "clang"))
 
 
 BACKENDS: dict[str, Backend] = {
@@ -56,11 +60,11 @@ BACKENDS: dict[str, Backend] = {
         precisions=("fp32", "bf16"),
         programs=("g++", "clang++"),
     ),
-    "tensorrt": _cuda("cdiff_rt.engines.trt:load_tensorrt", "tensorrt", "tensorrt", whole_step=True),
-    "tensorrt-rtx": _cuda("cdiff_rt.engines.trt:load_rtx", "tensorrt_rtx", "tensorrt-rtx", whole_step=True),
-    "onnxruntime-cuda": _cuda("cdiff_rt.export.ort_cuda:load", "onnxruntime", "gpu", ("fp16", "fp32")),
-    "torch-cuda": _cuda("cdiff_rt.engines.eager:load_device", "safetensors", "torch"),
-    "torch-cuda-compiled": _cuda("cdiff_rt.engines.eager:load_device_compiled", "safetensors", "torch"),
+    "tensorrt": _cuda("cdiff_rt.engines.trt:load_tensorrt", ("tensorrt",), "tensorrt", whole_step=True),
+    "tensorrt-rtx": _cuda("cdiff_rt.engines.trt:load_rtx", ("tensorrt_rtx",), "tensorrt-rtx", whole_step=True),
+    "onnxruntime-cuda": _cuda("cdiff_rt.export.ort_cuda:load", ("onnxruntime", "onnx"), "gpu", ("fp16", "fp32")),
+    "torch-cuda": _cuda("cdiff_rt.engines.eager:load_device", ("safetensors",), "torch"),
+    "torch-cuda-compiled": _cuda("cdiff_rt.engines.eager:load_device_compiled", ("safetensors",), "torch"),
 }
 
 
