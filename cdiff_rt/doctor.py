@@ -25,7 +25,7 @@ LIBRARIES = (
     *("scikit-image", "ray", "onnxruntime-gpu", "triton", "tensorrt-cu13", "tensorrt-rtx-cu13"),
 )
 PICTURE = ("--quiet", "generate", "--text", "man", "--steps", "1")  # that a backend on a GPU is tried with
-PATIENCE = 180  # seconds, in which the slowest has compiled its kernels
+PATIENCE = 120  # seconds, in which the slowest has compiled its kernels
 
 
 def examine() -> tuple[list[str], bool]:

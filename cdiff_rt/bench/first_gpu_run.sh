@@ -59,7 +59,7 @@ note here ok $SECONDS "$($PY -c 'import platform, torch; print("Python", platfor
 
 # Beside one another, for nothing is timed.
 [ -z "$WHY" ] && { step model-512 150 "$PY" -m cdiff_rt.bench.synthetic 512 "$BIG" --torch & }
-step doctor 100 "$PY" -m cdiff_rt doctor &
+step doctor 150 "$PY" -m cdiff_rt doctor &
 gpu test-kernels 110 "$PY" -m pytest -q -m gpu tests/gpu -rfEs
 wait
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -207,13 +208,13 @@ def compare_suite(
     cases = select(suite, backends, precisions, samplings)
     open_bundle(Task(model))  # before anything takes its time
     on_gpu = suite == "gpu"
-    how = {"after": after, "pairwise": pairwise, "alone": on_gpu and not pairwise, "keep": keep}
-    how |= {"repeats": repeats, "roofline": None if on_gpu else measure()}
+    how: dict[str, Any] = {"repeats": repeats, "after": after, "roofline": None if on_gpu else measure(), "keep": keep}
+    how |= {"pairwise": pairwise, "alone": on_gpu and not pairwise}
     timed, lost, wrong, failed = set[str](), dict[str, str](), list[str](), None
     for size in batches or (GPU_BATCHES if on_gpu else (1,)):
         task = Task(model, what, size)
         try:
-            found = compare(task, cases, **how)  # type: ignore[arg-type]
+            found = compare(task, cases, **how)
         except BadEnvironment as error:
             failed = failed or error
             continue

@@ -149,8 +149,9 @@ def _compiler(backend: str) -> Iterator[Lack]:
     own = [os.environ["CC"]] if on_gpu and "CC" in os.environ else []
     if programs and not any(map(shutil.which, own or programs)):
         yield Lack(f"no compiler: none of {', '.join(own or programs)} is on the path", "install one")
-    headers = Path(sysconfig.get_paths()["include"])
-    if on_gpu and not (headers / "Python.h").exists():
+    scheme = sysconfig.get_default_scheme().replace("posix_local", "posix_prefix")  # as Triton does, for Debian
+    headers = Path(sysconfig.get_paths(scheme)["include"])
+    if on_gpu and not (headers / "Python.h").exists() and not {"CPATH", "C_INCLUDE_PATH"} & set(os.environ):
         yield Lack(f"no Python.h in {headers}", "install Python's headers (python3-dev or python3-devel)")
 
 

@@ -245,7 +245,7 @@ def test_what_a_backend_on_a_gpu_needs_beside_it(settings, words, monkeypatch):
     monkeypatch.setattr(engines.sys, "platform", "linux")
     monkeypatch.delenv("CC", raising=False)
     if include:
-        monkeypatch.setattr(engines.sysconfig, "get_paths", lambda: {"include": include})
+        monkeypatch.setattr(engines.sysconfig, "get_paths", lambda scheme: {"include": include})
     for name in {"PATH", "CC"} & set(settings):
         monkeypatch.setenv(name, settings[name])
     assert why_not("torch-cuda") == words
