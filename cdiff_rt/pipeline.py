@@ -10,7 +10,7 @@ import numpy as np
 from cdiff_rt.editing import inversion, regions
 from cdiff_rt.editing.sides import sides_of
 from cdiff_rt.engines.backends import resolve
-from cdiff_rt.engines.base import Precision
+from cdiff_rt.engines.base import Arrangement, Precision
 from cdiff_rt.errors import BadArtefact, BadRequest, check_type, named_as
 from cdiff_rt.inputs import images
 from cdiff_rt.inputs.inpainting import Inpainting
@@ -77,16 +77,17 @@ class Pipeline:
         *,
         backend: str = DEFAULT_BACKEND,
         precision: Precision | None = None,
-        whole_step: bool = False,
+        experts: Arrangement = "separate",
         threads: int | None = None,
     ) -> "Pipeline":
         """`model` is the name of an embedded model or a bundle's folder; `backend` "auto" is the fastest here.
 
-        On a GPU, `precision` is that of the engines and `whole_step` takes one for the whole step (docs/gpu.md). On a
-        CPU, a run has so many `threads`; by default one for each processor that it may use, up to 32.
+        `precision` is that of the engines. On a GPU, `experts` may be "stacked", one engine for all, or "whole-step", one
+        for the whole step (docs/gpu.md). On a CPU, a run has so many `threads`; by default one for each processor that it
+        may use, up to 32.
         Raises BadArtefact if the bundle isn't intact, BadEnvironment if the backend doesn't work here.
         """
-        return cls(Bundle.open(find_model(model)), backend, OnDevice(precision, whole_step, threads=threads))
+        return cls(Bundle.open(find_model(model)), backend, OnDevice(precision, experts, threads=threads))
 
     def generate(
         self,

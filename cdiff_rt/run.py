@@ -6,7 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
-from cdiff_rt.engines.base import Precision
+from cdiff_rt.engines.base import Arrangement, Precision
 from cdiff_rt.errors import BadRequest, check_type
 from cdiff_rt.manifest import Manifest, Modality
 from cdiff_rt.sampling import fusion
@@ -53,9 +53,7 @@ class OnDevice:
     """How a backend runs."""
 
     precision: Precision | None = None  # of its engines; None: the backend's default
-    whole_step: bool = (
-        False  # on a GPU: one engine for the whole step of a fixed set of experts, instead of one for each
-    )
+    experts: Arrangement = "separate"
     graphs: bool = True  # on a GPU: whether the loop is captured as a CUDA graph
     threads: int | None = None  # on the CPU; None: see process.usual_threads
 

@@ -9,7 +9,14 @@ from typing import Any, Self
 
 import numpy as np
 
-from cdiff_rt.engines.backends import BACKENDS, check_known, check_precision, check_working, load_engine
+from cdiff_rt.engines.backends import (
+    BACKENDS,
+    check_experts,
+    check_known,
+    check_precision,
+    check_working,
+    load_engine,
+)
 from cdiff_rt.engines.base import Engine, Precision
 from cdiff_rt.errors import BadRequest, check_range, check_type
 from cdiff_rt.manifest import Bundle
@@ -138,9 +145,7 @@ def load_runner(bundle: Bundle, backend: str, how: OnDevice | None = None) -> Ru
     if how.threads is not None:
         check_type("threads", how.threads, int, "give a whole number")
         check_range("threads", how.threads, 1, MOST_THREADS)
-    if how.whole_step and not BACKENDS[backend].whole_step:
-        able = ", ".join(name for name, other in BACKENDS.items() if other.whole_step)
-        raise BadRequest("whole_step", f"{backend} has no engine of the whole step", f"choose one of {able}")
+    check_experts(backend, how.experts)
     if how.threads and BACKENDS[backend].device == "cuda":
         raise BadRequest("threads", f"{how.threads} with {backend}, which runs on a GPU", "leave them out")
     check_working(backend)

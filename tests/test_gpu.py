@@ -12,6 +12,7 @@ from cdiff_rt.bench.worker import launches_among
 from cdiff_rt.engines.backends import BACKENDS, why_not
 from cdiff_rt.engines.cuda import why_no_device
 from cdiff_rt.export.gpu_engines import build_engines
+from cdiff_rt.gpu.buffers import upload
 from cdiff_rt.pipeline import Pipeline
 from cdiff_rt.run import OnDevice
 from cdiff_rt.sampling.tiers import Sampling
@@ -50,9 +51,9 @@ def pipelines(home, bundle):
         reason = why_not(backend)
         if reason:
             pytest.skip(f"{backend}: {reason}")
-        if BACKENDS[backend].whole_step and (backend, settings.get("precision")) not in built:
+        if "whole-step" in BACKENDS[backend].experts and (backend, settings.get("precision")) not in built:
             precision = settings.get("precision") or "fp16"
-            build_engines(bundle, backend, precision=precision, batches=(1, BATCH), whole_step=True)
+            build_engines(bundle, backend, precision=precision, batches=(1, BATCH), experts=("stacked", "whole-step"))
             built.add((backend, settings.get("precision")))
         key = backend, tuple(sorted(settings.items()))
         if key not in made:
@@ -77,9 +78,11 @@ def test_every_backend_and_precision_gives_what_the_cpu_gives(backend, precision
     assert np.abs(ours.images.astype(int) - reference.images).mean() < 255 * LIMITS[precision]
 
 
-@pytest.mark.parametrize("backend", ["tensorrt", "tensorrt-rtx"])
-def test_the_whole_steps_engine_gives_what_separate_engines_give(backend, pipelines, mask):
-    ours, separate = run(pipelines(backend, whole_step=True), mask), run(pipelines(backend), mask)
+@pytest.mark.parametrize(
+    ("backend", "experts"), [(name, way) for name in ON_A_GPU for way in BACKENDS[name].experts if way != "separate"]
+)
+def test_engines_of_several_experts_give_what_separate_engines_give(backend, experts, pipelines, mask):
+    ours, separate = run(pipelines(backend, experts=experts), mask), run(pipelines(backend), mask)
     assert difference(ours, separate) < LIMITS["fp16"]
 
 
@@ -89,7 +92,7 @@ def test_a_replayed_graph_gives_what_launching_each_time_gives(backend, pipeline
     for settings in ({}, {"seed": 1}, {"seed": 2, "mask": mask[::-1].copy()}, {"text": "A woman in her twenties."}):
         np.testing.assert_array_equal(run(captured, mask, **settings).latents, run(launched, mask, **settings).latents)
     (loop,) = captured._runner._loops
-    assert loop._captured.graph is not None
+    assert loop._step.graph is not None
 
 
 @pytest.mark.parametrize("backend", ON_A_GPU)
@@ -100,10 +103,13 @@ def test_a_callback_gets_the_same_results(backend, pipelines, mask):
 
 
 @pytest.mark.parametrize("backend", CAPTURED)
-def test_an_image_is_one_launch_of_the_host_and_no_wait(backend, pipelines, mask):
+def test_a_step_is_one_launch_of_the_host_and_no_wait(backend, pipelines, mask):
+    """Or all steps are, where they are few nodes; with the noise of each on its way meanwhile."""
     pipeline = pipelines(backend)
-    run(pipeline, mask)
+    for _ in range(3):
+        run(pipeline, mask)
     (loop,) = pipeline._runner._loops
+    noise = np.zeros(loop.buffers.x.shape, np.float32)
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -111,10 +117,21 @@ def test_an_image_is_one_launch_of_the_host_and_no_wait(backend, pipelines, mask
             torch.profiler.profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler,
             torch.inference_mode(),
         ):
-            loop.run()
+            loop.run(STEPS, lambda i: upload(noise, loop.buffers.per_step.rows["noise"][i]))
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert launches_among(event.name for event in profiler.events()) == 1
+    assert launches_among(event.name for event in profiler.events()) == (1 if [*loop._whole] else STEPS)
+
+
+@pytest.mark.parametrize("backend", CAPTURED)
+def test_another_number_of_steps_records_nothing_anew(backend, pipelines, mask):
+    pipeline = pipelines(backend)
+    run(pipeline, mask)
+    (loop,) = pipeline._runner._loops
+    recorded = loop._step.graph
+    launched = run(pipelines(backend, graphs=False), mask, steps=10)
+    np.testing.assert_array_equal(run(pipeline, mask, steps=10).latents, launched.latents)
+    assert [*pipeline._runner._loops] == [loop] and loop._step.graph is recorded
 
 
 @pytest.mark.parametrize("backend", CAPTURED)
@@ -132,7 +149,7 @@ def test_memory_does_not_grow_over_a_hundred_replays(backend, pipelines, mask):
 def test_the_latency_table_is_made(home, bundle):
     cases = able(tuple(Case(name, name, sampling=Sampling(steps=STEPS)) for name in ON_A_GPU))
     for case in cases:
-        if BACKENDS[case.backend].whole_step:
+        if "whole-step" in BACKENDS[case.backend].experts:
             build_engines(bundle, case.backend)
     comparison = compare(Task("faces-128"), cases, repeats=3)
     assert comparison.left_out == {} and all(timing.launches for timing in comparison.timings)

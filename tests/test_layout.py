@@ -45,7 +45,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "inputs": {"errors", "manifest", "notes"},
     "run": {"engines", "errors", "manifest", "sampling", "settings"},
     "runners": {"engines", "errors", "manifest", "process", "run", "sampling", "gpu"},
-    "gpu": {"engines", "errors", "manifest", "run", "sampling", "notes"},
+    "gpu": {"engines", "errors", "manifest", "process", "run", "sampling", "notes"},
     "outputs": {"errors", "manifest", "notes", "sampling"},
     "exam": {"engines", "errors", "intact", "manifest", "schema"},
     "export": {

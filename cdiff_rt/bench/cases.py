@@ -8,7 +8,7 @@ from cdiff_rt import schema
 from cdiff_rt.bench import allocators
 from cdiff_rt.bench.machine import multiplies_bf16
 from cdiff_rt.engines.backends import BACKENDS, check_backend, check_precision, why_not
-from cdiff_rt.engines.base import Precision
+from cdiff_rt.engines.base import Arrangement, Precision
 from cdiff_rt.errors import BadEnvironment, BadRequest
 from cdiff_rt.notes import log
 from cdiff_rt.sampling.tiers import TIERS, Sampling
@@ -21,7 +21,7 @@ class Case:
     name: str
     backend: str
     precision: Precision | None = None
-    whole_step: bool = False
+    experts: Arrangement = "separate"
     graphs: bool = True
     naive: bool = False  # PyTorch's attention as the reference has it, with every score in memory
     allocator: str | None = None  # of allocators.ALLOCATORS; None: the one that every process has
@@ -52,8 +52,10 @@ GPU_SUITE = (
     Case(BASELINES[1], "torch-cuda", "fp32", graphs=False, naive=True),
     Case("torch-cuda, fp16", "torch-cuda", "fp16", graphs=False),
     Case("torch-cuda, fp16, graph", "torch-cuda", "fp16"),
+    Case("torch-cuda, fp16, stacked, graph", "torch-cuda", "fp16", "stacked"),
     Case("torch.compile, fp16", "torch-cuda-compiled", "fp16", graphs=False),
     Case("torch.compile, fp16, graph", "torch-cuda-compiled", "fp16"),
+    Case("torch.compile, fp16, stacked, graph", "torch-cuda-compiled", "fp16", "stacked"),
     Case("onnxruntime-cuda, fp32", "onnxruntime-cuda", "fp32"),
     Case("onnxruntime-cuda, fp16", "onnxruntime-cuda", "fp16"),
     *(
@@ -62,8 +64,9 @@ GPU_SUITE = (
         for case in (
             Case(f"{backend}, fp16", backend, graphs=False),
             Case(f"{backend}, fp16, graph", backend),
-            Case(f"{backend}, fp16, whole step", backend, whole_step=True, graphs=False),
-            Case(f"{backend}, fp16, whole step, graph", backend, whole_step=True),
+            Case(f"{backend}, fp16, stacked, graph", backend, experts="stacked"),
+            Case(f"{backend}, fp16, whole step", backend, experts="whole-step", graphs=False),
+            Case(f"{backend}, fp16, whole step, graph", backend, experts="whole-step"),
         )
     ),
 )

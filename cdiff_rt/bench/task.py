@@ -59,7 +59,7 @@ class Timed:
 
 @contextmanager
 def whole_image(bundle: Bundle, case: Case, task: Task) -> Iterator[Timed]:
-    pipeline = Pipeline(bundle, case.backend, OnDevice(case.precision, case.whole_step, case.graphs))
+    pipeline = Pipeline(bundle, case.backend, OnDevice(case.precision, case.experts, case.graphs))
     conditions: dict[str, Any] = {m.name: example(m.kind, m.classes, m.input_shape) for m in bundle.manifest.modalities}
 
     def made(how: Sampling) -> Result:

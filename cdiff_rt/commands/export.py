@@ -5,11 +5,11 @@ from typing import Any, Literal
 
 import click
 
-from cdiff_rt.commands.options import MODEL, PATH, PRECISIONS, GroupedCommand, given, option
+from cdiff_rt.commands.options import ARRANGEMENTS, MODEL, PATH, PRECISIONS, GroupedCommand, given, option
 from cdiff_rt.commands.terminal import Progress, say
 
 BUNDLE, ENGINES = "A bundle from checkpoints", "Engines for GPUs"
-OF_ENGINES = ("compute_capability", "engine_precision", "engine_batch", "whole_step")
+OF_ENGINES = ("compute_capability", "engine_precision", "engine_batch", "experts")
 OF_BUNDLE = ("sha256", "precision", "diffuser_input", "freeu", "head_multiple")
 
 
@@ -93,7 +93,11 @@ Examples:
     default=(1,),
 )
 @option(
-    ENGINES, "--whole-step", "Also build an engine that runs a whole step, for generate --whole-step.", is_flag=True
+    ENGINES,
+    "--experts",
+    "Also build the engine that generate runs with this --experts; may be repeated.",
+    type=click.Choice(ARRANGEMENTS),
+    multiple=True,
 )
 def export(
     checkpoints: tuple[Path, ...],
@@ -105,7 +109,7 @@ def export(
     compute_capability: str | None,
     engine_precision: Literal["fp16", "bf16", "fp32"],
     engine_batch: tuple[int, ...],
-    whole_step: bool,
+    experts: tuple[str, ...],
     **settings: Any,
 ) -> None:
     """Make a bundle from checkpoints, or GPU engines from a bundle.
@@ -130,7 +134,7 @@ def export(
         say(out)
     if target:
         bundle, capabilities = Bundle.open(find_model(model or str(out))), (compute_capability or "").split(",")
-        how = {"precision": engine_precision, "batches": engine_batch, "whole_step": whole_step}
+        how = {"precision": engine_precision, "batches": engine_batch, "experts": experts}
         for line in build_engines(bundle, target, [c for c in capabilities if c], **how):  # type: ignore[arg-type]
             say(line)
 

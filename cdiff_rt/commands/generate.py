@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from cdiff_rt.commands.options import (
+    ARRANGEMENTS,
     CONDITIONS,
     MANY,
     MODEL,
@@ -29,7 +30,7 @@ from cdiff_rt.commands.terminal import Progress, follow, save
 from cdiff_rt.settings import Influence, Settings
 
 WITH_JOBS = ("resume", "shard", "workers", "ray_address")
-ALSO_WITH_JOBS = ("jobs", "out", "backend", "precision", "whole_step", "threads", "model", "force")
+ALSO_WITH_JOBS = ("jobs", "out", "backend", "precision", "experts", "threads", "model", "force")
 
 
 @click.command(
@@ -62,7 +63,13 @@ Examples:
     type=click.Choice(PRECISIONS),
 )
 @threads_option
-@option(MODEL, "--whole-step", "Run each step as a single engine; TensorRT backends only (docs/gpu.md).", is_flag=True)
+@option(
+    MODEL,
+    "--experts",
+    "Run a step's experts as separate engines, stacked as one, or the whole step as one; on a GPU (docs/gpu.md).",
+    type=click.Choice(ARRANGEMENTS),
+    default="separate",
+)
 @option(MANY, "--jobs", "Make an image for each row of this JSON Lines file (docs/jobs.md).", type=PATH)
 @option(MANY, "--resume", "Skip the rows whose image exists and is up to date.", is_flag=True)
 @option(MANY, "--shard", "Make only every N-th row, starting from row I, e.g. 2/8.", metavar="I/N", default="1/1")
@@ -77,7 +84,7 @@ def generate(jobs: Path | None, **options: Any) -> None:
     """Make faces from a mask, a sentence, or both."""
     check_jobs(jobs)
     conditions, changed = conditions_of(options), chosen_settings(options)
-    opened = {name: options.pop(name) for name in ("model", "backend", "precision", "whole_step", "threads")}
+    opened = {name: options.pop(name) for name in ("model", "backend", "precision", "experts", "threads")}
     many = {name: options.pop(name) for name in WITH_JOBS}
     if jobs:
         return run_jobs(opened, jobs, options["out"], force=options["force"], **many)

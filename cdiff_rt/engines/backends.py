@@ -9,9 +9,9 @@ import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from cdiff_rt.engines.base import DTYPES, DeviceEngine, Engine, Placement, Precision
+from cdiff_rt.engines.base import DTYPES, Arrangement, DeviceEngine, Engine, Placement, Precision
 from cdiff_rt.engines.cuda import why_no_device, why_torch_fails, why_unusable
 from cdiff_rt.engines.graphs import Graph
 from cdiff_rt.errors import BadEnvironment, BadRequest, CdiffError
@@ -21,6 +21,7 @@ from cdiff_rt.notes import log
 from cdiff_rt.process import usual_threads
 
 ANY = tuple(DTYPES)
+BUILT: tuple[Arrangement, ...] = get_args(Arrangement)  # of what `export --target` builds
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Backend:
     parallel: bool = False  # whether its engines run side by side, each on its own threads
     device: Literal["cpu", "cuda"] = "cpu"
     precisions: tuple[Precision, ...] = ("fp32",)  # the first is the default
-    whole_step: bool = False  # whether it has engines of the whole step
+    experts: tuple[Arrangement, ...] = ("separate",)  # how its engines divide them; the first is the default
     programs: tuple[str, ...] = ()  # of which it needs one, whichever
 
 
@@ -40,11 +41,11 @@ def _cuda(
     libraries: tuple[str, ...],
     extra: str,
     precisions: tuple[Precision, ...] = ANY,
-    whole_step: bool = False,
+    experts: tuple[Arrangement, ...] = ("separate", "stacked"),
 ) -> Backend:
     """All need PyTorch, whose tensors are the loop's, and Triton, which compiles its kernel with a C compiler."""
-    needed = (*libraries, "torch", "triton")
-    return Backend(loader, needed, extra, False, "cuda", precisions, whole_step, programs=("gcc", "clang"))
+    needed, programs = (*libraries, "torch", "triton"), ("gcc", "clang")
+    return Backend(loader, needed, extra, device="cuda", precisions=precisions, experts=experts, programs=programs)
 
 
 BACKENDS: dict[str, Backend] = {
@@ -60,9 +61,11 @@ BACKENDS: dict[str, Backend] = {
         precisions=("fp32", "bf16"),
         programs=("g++", "clang++"),
     ),
-    "tensorrt": _cuda("cdiff_rt.engines.trt:load_tensorrt", ("tensorrt",), "tensorrt", whole_step=True),
-    "tensorrt-rtx": _cuda("cdiff_rt.engines.trt:load_rtx", ("tensorrt_rtx",), "tensorrt-rtx", whole_step=True),
-    "onnxruntime-cuda": _cuda("cdiff_rt.export.ort_cuda:load", ("onnxruntime", "onnx"), "gpu", ("fp16", "fp32")),
+    "tensorrt": _cuda("cdiff_rt.engines.trt:load_tensorrt", ("tensorrt",), "tensorrt", experts=BUILT),
+    "tensorrt-rtx": _cuda("cdiff_rt.engines.trt:load_rtx", ("tensorrt_rtx",), "tensorrt-rtx", experts=BUILT),
+    "onnxruntime-cuda": _cuda(
+        "cdiff_rt.export.ort_cuda:load", ("onnxruntime", "onnx"), "gpu", ("fp16", "fp32"), ("separate",)
+    ),
     "torch-cuda": _cuda("cdiff_rt.engines.eager:load_device", ("safetensors",), "torch"),
     "torch-cuda-compiled": _cuda("cdiff_rt.engines.eager:load_device_compiled", ("safetensors",), "torch"),
 }
@@ -180,6 +183,16 @@ def check_precision(backend: str, precision: Precision | None) -> Precision:
     if precision and precision not in known:
         raise BadRequest("precision", repr(precision), f"{backend} computes in {', '.join(known)}")
     return precision or known[0]
+
+
+def check_experts(backend: str, experts: Arrangement) -> None:
+    """Raises BadRequest unless the backend's engines divide a step's experts so."""
+    if experts not in get_args(Arrangement):
+        raise BadRequest("experts", repr(experts), f"choose one of {', '.join(get_args(Arrangement))}")
+    if experts not in BACKENDS[backend].experts:
+        able = " or ".join(name for name, other in BACKENDS.items() if experts in other.experts)
+        seen = f"{experts} with {backend}, which runs them {' or '.join(BACKENDS[backend].experts)}"
+        raise BadRequest("experts", seen, f"leave it out, or choose the backend {able}")
 
 
 def _remedy(backend: str, lacks: list[Lack]) -> str:

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Precision = Literal["fp16", "bf16", "fp32"]
+# Which engines a step has: one for each expert; one of all, if they have one shape; or one of the whole step.
+Arrangement = Literal["separate", "stacked", "whole-step"]
 DTYPES: dict[Precision, str] = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}  # as numpy and torch say
 
 

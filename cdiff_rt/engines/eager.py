@@ -1,7 +1,7 @@
 """PyTorch, eagerly, from the same weights as the bundle's ONNX graphs: the baseline and the check of the others."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from weakref import WeakValueDictionary
@@ -23,10 +23,12 @@ from cdiff_rt.engines.base import (
     failure,
     precision_of,
 )
+from cdiff_rt.engines.stacked import check_alike, network_spec, stack_network, stacked_modalities
 from cdiff_rt.engines.weights import fp32, part_of, places
 from cdiff_rt.errors import BadArtefact, OutOfResource, ran_out
-from cdiff_rt.manifest import REBUILD, Bundle, NetworkSpec, digest
+from cdiff_rt.manifest import REBUILD, Bundle, Manifest, NetworkSpec, digest
 from cdiff_rt.nets.collaborative import ModelConfig, build_part, part_functions
+from cdiff_rt.nets.stacked import Stacked
 from cdiff_rt.notes import log
 from cdiff_rt.process import forked_with, startable_once
 
@@ -77,7 +79,7 @@ class EagerDeviceEngine:
 
     def __init__(self, spec: NetworkSpec, network: str, module: nn.Module, compiled: bool = False) -> None:
         self.spec, self._module = spec, module
-        function = part_functions(part_of(network), module)[network]
+        function = module.forward if isinstance(module, Stacked) else part_functions(part_of(network), module)[network]
         self._function = torch.compile(function, dynamic=False) if compiled else function
         self._dtype = next(module.parameters()).dtype
 
@@ -98,17 +100,41 @@ class EagerDeviceEngine:
 
 def load_part(bundle: Bundle, part: str) -> nn.Module:
     """A part of the bundle's model in fp32, its weights read one by one. Raises BadArtefact, OutOfResource."""
-    content = bundle.content[bundle.manifest.weights]
+    return _filled(bundle, part, [part], lambda config: build_part(config, part))
+
+
+def load_stack(bundle: Bundle, modalities: Sequence[str]) -> nn.Module:
+    """These experts as one network. Raises as `load_part` does, and BadRequest unless they have one shape."""
+    check_alike(bundle.manifest, modalities)
+    parts = [f"experts.{name}" for name in modalities]
+    return _filled(
+        bundle, stack_network(modalities), parts, lambda config: build_stack(config, bundle.manifest, modalities)
+    )
+
+
+def build_stack(config: ModelConfig, manifest: Manifest, modalities: Sequence[str]) -> Stacked:
+    tokens = {modality.name: modality.input_shape[0] for modality in manifest.modalities}
+    return Stacked([config.experts[name] for name in modalities], [tokens[name] for name in modalities])
+
+
+def _filled(bundle: Bundle, what: str, parts: Sequence[str], build: Callable[[ModelConfig], nn.Module]) -> nn.Module:
+    """What is built, with the weights of these parts, one behind the other where they are several."""
+    content, config = bundle.content[bundle.manifest.weights], bundle.manifest.source
     try:
-        stored = {name: place for name, place in places(content).items() if name.startswith(f"{part}.")}
+        of_parts = tuple(f"{part}." for part in parts)
+        stored = {name: place for name, place in places(content).items() if name.startswith(of_parts)}
         with torch.device("meta"), at_most(len(stored)):
-            module = build_part(schema.from_json(ModelConfig, bundle.manifest.source, "source"), part)
-        weights = {name: torch.from_numpy(fp32(content, stored[f"{part}.{name}"])) for name in module.state_dict()}
-        module.load_state_dict(weights, assign=True)
+            module = build(schema.from_json(ModelConfig, config, "source"))
+
+        def weight(name: str) -> Tensor:
+            own = [torch.from_numpy(fp32(content, stored[f"{part}.{name}"])) for part in parts]
+            return own[0] if len(own) == 1 else torch.cat(own)
+
+        module.load_state_dict({name: weight(name) for name in module.state_dict()}, assign=True)
     except Exception as error:  # of the description and of torch: no base class but this
         reason = " ".join(str(error).split())[:200]
         if ran_out(error):
-            raise OutOfResource(f"loading {part}", reason or "no memory", MORE_MEMORY) from error
+            raise OutOfResource(f"loading {what}", reason or "no memory", MORE_MEMORY) from error
         raise BadArtefact(
             f"bundle {bundle.folder.name}", f"its weights do not make its model ({reason})", REBUILD
         ) from error
@@ -163,7 +189,7 @@ def load_device_compiled(bundle: Bundle, network: str, placement: Placement) -> 
 
 
 def load_device(bundle: Bundle, network: str, placement: Placement, compiled: bool = False) -> EagerDeviceEngine:
-    spec = device_spec(bundle.manifest.networks[network], network, placement)
+    spec = device_spec(network_spec(bundle.manifest, network), network, placement)
     dtype = getattr(torch, DTYPES[precision_of(network, placement)])
     return EagerDeviceEngine(spec, network, _module(bundle, network, placement.device, dtype), compiled)
 
@@ -174,5 +200,7 @@ def _module(bundle: Bundle, network: str, device: str, dtype: torch.dtype) -> nn
     key = manifest.files[manifest.weights], digest(manifest.source), part, device, dtype
     module = _loaded.get(key)
     if module is None:
-        module = _loaded[key] = load_part(bundle, part).to(device, dtype)
+        stacked = stacked_modalities(network)
+        loaded = load_stack(bundle, stacked) if stacked else load_part(bundle, part)
+        module = _loaded[key] = loaded.to(device, dtype)
     return module

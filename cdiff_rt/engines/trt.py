@@ -5,7 +5,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 from cdiff_rt.engines.base import Placement
-from cdiff_rt.engines.cache import EngineCache, LoadedPlan, Recipe, recipe
+from cdiff_rt.engines.cache import KINDS, EngineCache, LoadedPlan, Recipe, recipe
 from cdiff_rt.engines.trt_library import (
     FLAVOURS,
     Flavour,
@@ -229,6 +229,5 @@ def export_command(flavour: Flavour, bundle: Bundle, network: str, placement: Pl
         words += ["--engine-precision", placement.precision]
     if placement.batch != 1:
         words += ["--engine-batch", str(placement.batch)]
-    if network.startswith("step"):
-        words.append("--whole-step")
+    words += [f"--experts {experts}" for experts, kind in KINDS.items() if network.startswith(kind)]
     return " ".join(words)

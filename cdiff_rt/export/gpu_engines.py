@@ -4,14 +4,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cdiff_rt.engines.base import Placement, Precision
+from cdiff_rt.engines.base import Arrangement, Placement, Precision
 from cdiff_rt.engines.cache import EngineCache, Recipe, step_network
 from cdiff_rt.engines.cuda import compute_capability
+from cdiff_rt.engines.stacked import STACK, stack_network
 from cdiff_rt.engines.trt import recipe_for
 from cdiff_rt.engines.trt_build import Report, build_plan
 from cdiff_rt.engines.trt_library import FLAVOURS, Flavour, check_capabilities, check_device
 from cdiff_rt.engines.user_files import log
 from cdiff_rt.errors import BadRequest
+from cdiff_rt.export.stacked import typed_stack
 from cdiff_rt.export.typed import Typed, typed_network, write_typed
 from cdiff_rt.export.whole_step import whole_step_graph
 from cdiff_rt.manifest import Bundle, NetworkSpec
@@ -44,10 +46,11 @@ def build_engines(
     *,
     precision: Precision = "fp16",
     batches: Sequence[int] = (1,),
-    whole_step: bool = False,
+    experts: Sequence[Arrangement] = (),
     cache: EngineCache | None = None,
 ) -> list[EngineReport]:
-    """Engines of all networks for GPUs of these compute capabilities; with `whole_step` also of that.
+    """Engines of all networks for GPUs of these compute capabilities; of the experts also as one network, or the
+    whole step, where `experts` says so.
 
     None named, it is the GPU that is here, or where engines are built without one, the usual. Raises BadRequest,
     BadEnvironment, BadArtefact, OutOfResource.
@@ -57,8 +60,10 @@ def build_engines(
     check_capabilities(flavour, wanted)
     cache = cache or EngineCache()
     networks = list(bundle.manifest.networks)
-    if whole_step:
-        modalities = [modality.name for modality in bundle.manifest.modalities]
+    modalities = [modality.name for modality in bundle.manifest.modalities]
+    if "stacked" in experts and len(modalities) > 1:  # one alone is a network of the bundle
+        networks.append(stack_network(modalities))
+    if "whole-step" in experts:
         networks.append(step_network(modalities, bundle.manifest.influence.boost is not None))
     reports: dict[str, EngineReport] = {}
     for network in networks:
@@ -109,8 +114,10 @@ def _build(bundle: Bundle, made: Recipe, placement: Placement, flavour: Flavour,
 
 
 def typed_graph(bundle: Bundle, network: str, placement: Placement) -> Typed:
-    """Of a network of the bundle or of a step (`step_network`)."""
+    """Of a network of the bundle, of a stack (`stack_network`) or of a step (`step_network`)."""
     kind, _, modalities = network.partition(".")
+    if kind == STACK:
+        return typed_stack(bundle, modalities.split("+"), placement)
     if not kind.startswith("step"):
         return typed_network(bundle, network, placement)
     return whole_step_graph(bundle, modalities.split("+"), placement, boosted=kind.endswith("boosted"))

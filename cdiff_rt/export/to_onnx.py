@@ -7,7 +7,7 @@ needs shapes only, so the model is on the "meta" device and a gigabyte of weight
 
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -64,6 +64,21 @@ def export_network(
 
     `function` is one of `module`, which is on the "meta" device; in the file, its weights' names begin with `prefix`.
     """
+    read = open_tensors(folder / weights).__getitem__
+    proto = network_graph(module, [prefix], function, spec, weights, places(folder / weights), read)
+    (folder / spec.file).write_bytes(proto.SerializeToString())
+
+
+def network_graph(
+    module: nn.Module,
+    prefixes: Sequence[str],
+    function: Callable[..., tuple[Tensor, ...]],
+    spec: NetworkSpec,
+    weights: str,
+    stored: Mapping[str, Stored],
+    read: Callable[[str], Tensor],
+) -> "onnx.ModelProto":
+    """The graph of a network whose weights are those of all `prefixes` in the file, one behind the other."""
     with quiet_exporter():
         program = torch.onnx.export(
             _Network(module, function).eval(),
@@ -77,15 +92,14 @@ def export_network(
             verbose=False,
         )
     assert program is not None
-    stored = places(folder / weights)
-    taken = list(_weights_of(program.model, prefix, stored))
-    _give_values(taken, folder / weights)
+    taken = list(_weights_of(program.model, prefixes, stored))
+    _give_values(taken, stored, read)
     _simplify(program.model)
-    _point_into(taken, weights, stored)
+    _point_into(program.model, taken, weights, stored)
     proto = program.model_proto
     _cast_from_fp16(proto.graph)
     _strip(proto)
-    (folder / spec.file).write_bytes(proto.SerializeToString())
+    return proto
 
 
 @contextmanager
@@ -101,28 +115,32 @@ def quiet_exporter() -> Iterator[None]:
         registry.setLevel(level)
 
 
-def _weights_of(model: "ir.Model", prefix: str, places: dict[str, Stored]) -> "Iterator[tuple[ir.Value, str]]":
-    """The graph's initializers that are weights of the model, with their names in the file."""
+def _weights_of(
+    model: "ir.Model", prefixes: Sequence[str], stored: Mapping[str, Stored]
+) -> "Iterator[tuple[ir.Value, list[str]]]":
+    """The graph's initializers that are weights of the model, with their names in the file, one for each prefix."""
     for value in model.graph.initializers.values():
-        name = prefix + str(value.name).removeprefix(_PREFIX)
-        if name in places:
-            yield value, name
+        names = [prefix + str(value.name).removeprefix(_PREFIX) for prefix in prefixes]
+        if all(name in stored for name in names):
+            yield value, names
         else:
             assert value.const_value is not None
             size = value.const_value.nbytes
             assert size <= LARGEST_INLINE, f"{value.name} ({size} bytes) is no weight of the model"
 
 
-def _give_values(taken: "list[tuple[ir.Value, str]]", weights: Path) -> None:
+def _give_values(
+    taken: "list[tuple[ir.Value, list[str]]]", stored: Mapping[str, Stored], read: Callable[[str], Tensor]
+) -> None:
     """Where the simplifier asks for a weight, it is read from the file."""
     from onnxscript import ir
 
-    stored = open_tensors(weights)
-    for value, name in taken:
+    for value, names in taken:
+        first, *rest = stored[names[0]].shape
         value.const_value = ir.LazyTensor(
-            lambda name=name: ir.tensor(stored[name].float().numpy()),
+            lambda names=names: ir.tensor(torch.cat([read(name).float() for name in names]).numpy()),
             dtype=ir.DataType.FLOAT,
-            shape=ir.Shape(stored.shapes[name]),
+            shape=ir.Shape([len(names) * first, *rest]),
             name=value.name,
         )
 
@@ -138,20 +156,32 @@ def _simplify(model: "ir.Model") -> None:
     optimize_ir(model, num_iterations=1, should_fold=lambda node: False if any(map(is_weight, node.inputs)) else None)
 
 
-def _point_into(taken: "list[tuple[ir.Value, str]]", weights: str, places: dict[str, Stored]) -> None:
-    """The graph's weights become pointers to the tensors of the file."""
+def _point_into(
+    model: "ir.Model", taken: "list[tuple[ir.Value, list[str]]]", weights: str, stored: Mapping[str, Stored]
+) -> None:
+    """The graph's weights become pointers to the tensors of the file, and what is of several is put together."""
     from onnxscript import ir
 
-    for value, name in taken:
-        place = places[name]
+    def pointer(value: "ir.Value", name: str) -> None:
+        place = stored[name]
+        kind, shape = ir.DataType[_ONNX_DTYPES[place.dtype]], ir.Shape(place.shape)
         value.const_value = ir.ExternalTensor(
-            weights,
-            place.offset,
-            place.length,
-            ir.DataType[_ONNX_DTYPES[place.dtype]],
-            shape=ir.Shape(place.shape),
-            name=str(value.name),
+            weights, place.offset, place.length, kind, shape=shape, name=str(value.name)
         )
+
+    for value, names in taken:
+        if len(names) == 1:
+            pointer(value, names[0])
+            continue
+        parts = [ir.Value(name=f"{value.name}/{i}", type=value.type) for i in range(len(names))]
+        for part, name in zip(parts, names, strict=True):
+            pointer(part, name)
+            model.graph.register_initializer(part)
+        whole = ir.node("Concat", parts, {"axis": 0}, name=f"{value.name}/whole")
+        model.graph.insert_before(model.graph[0], whole)
+        value.replace_all_uses_with(whole.outputs[0])
+        del model.graph.initializers[str(value.name)]
+        whole.outputs[0].name = str(value.name)
 
 
 def _cast_from_fp16(graph: "onnx.GraphProto") -> None:

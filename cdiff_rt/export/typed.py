@@ -27,18 +27,25 @@ class Typed(NamedTuple):
     spec: NetworkSpec  # with the engine's types; the sizes that were fixed are numbers
 
 
-def typed_network(
-    bundle: Bundle, network: str, placement: Placement, rewrite: "Callable[[onnx.ModelProto], object] | None" = None
-) -> Typed:
+Rewrite = Callable[["onnx.ModelProto"], object]
+
+
+def typed_network(bundle: Bundle, network: str, placement: Placement, rewrite: Rewrite | None = None) -> Typed:
     """The graph of one network as an engine of this placement computes it.
 
     `rewrite` makes of it in place what the library of the engine computes best; None: what TensorRT does.
     """
     import onnx
 
-    source = bundle.manifest.networks[network]
-    spec = device_spec(source, network, placement)
     model = onnx.load_from_string(graph_of(bundle, network).model)
+    return typed_model(model, bundle.manifest.networks[network], network, placement, rewrite)
+
+
+def typed_model(
+    model: "onnx.ModelProto", source: NetworkSpec, network: str, placement: Placement, rewrite: Rewrite | None = None
+) -> Typed:
+    """The same of a graph with the inputs and outputs of `source`, which is changed in place."""
+    spec = device_spec(source, network, placement)
     element = element_type(DTYPES[precision_of(network, placement)])
     _declare(model.graph, source, spec)
     (rewrite or expand_attention)(model)
@@ -122,10 +129,10 @@ def shapes_of(model: "onnx.ModelProto") -> dict[str, tuple[int, ...]]:
 def _products(
     graph: "onnx.GraphProto", node: "onnx.NodeProto", shapes: dict[str, tuple[int, ...]]
 ) -> "list[onnx.NodeProto]":
-    """softmax(scale q k^T) v. The scale comes first, so that the scores stay within fp16."""
+    """softmax(scale q k^T + mask) v. The scale comes first, so that the scores stay within fp16."""
     import onnx
 
-    given, (query, key, value), (out,) = attributes(node), node.input, node.output
+    given, (query, key, value, *mask), (out,) = attributes(node), node.input, node.output
     assert not any(given.get(name) for name in ("is_causal", "softcap", "qk_matmul_output_mode")), given
     scale = given.get("scale") or shapes[query][-1] ** -0.5
     graph.initializer.append(onnx.helper.make_tensor(f"{out}/scale", onnx.TensorProto.FLOAT, (), [scale]))
@@ -133,7 +140,8 @@ def _products(
         ("Mul", [query, f"{out}/scale"], f"{out}/scaled", {}),
         ("Transpose", [key], f"{out}/keys", {"perm": [0, 1, 3, 2]}),
         ("MatMul", [f"{out}/scaled", f"{out}/keys"], f"{out}/scores", {}),
-        ("Softmax", [f"{out}/scores"], f"{out}/weights", {"axis": -1}),
+        *([("Add", [f"{out}/scores", *mask], f"{out}/seen", {})] if mask else []),
+        ("Softmax", [f"{out}/{'seen' if mask else 'scores'}"], f"{out}/weights", {"axis": -1}),
         ("MatMul", [f"{out}/weights", value], out, {}),
     ]
     return [onnx.helper.make_node(kind, taken, [made], made, **given) for kind, taken, made, given in steps]

@@ -1,53 +1,107 @@
-"""What is enqueued on a device, captured once as a CUDA graph and replayed; where that can't be, enqueued each time."""
+"""What is enqueued on a device, recorded once as a CUDA graph and replayed; where that can't be, enqueued each time."""
 
+import ctypes
+import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING
+from weakref import WeakSet
 
 import torch
 
-from cdiff_rt.errors import CdiffError
 from cdiff_rt.notes import log
+
+if TYPE_CHECKING:
+    from torch.cuda import _POOL_HANDLE as Pool
 
 Enqueue = Callable[[], None]
 
 
-class Captured:
-    """`enqueue` reads and writes buffers that stay in place and whose owner owns this. Calling it does the same."""
+class Graphs:
+    """Records CUDA graphs that share their memory: no two run at a time, and what they leave lies in others' buffers."""
 
-    def __init__(self, enqueue: Enqueue, device: torch.device, *, name: str, capture: bool | None) -> None:
-        """`capture` is whether to capture; None means that this work can't be captured, which is then said."""
-        self._enqueue = enqueue
-        self.graph: torch.cuda.CUDAGraph | None = None
-        if device.type != "cuda":
-            return
-        enqueue()  # warm-up: libraries allocate and choose their kernels now, not while it is captured
-        torch.cuda.synchronize(device)
-        if capture:
-            self._capture(name)
-        elif capture is None:
-            log.info("%s: this backend's work cannot be captured as a CUDA graph; it is launched each time", name)
+    def __init__(self) -> None:
+        self._alive: WeakSet[torch.cuda.CUDAGraph] = WeakSet()
+        self._pool: Pool | None = None
 
-    def _capture(self, name: str) -> None:
-        graph, refused = torch.cuda.CUDAGraph(), None
+    def record(self, enqueue: Enqueue, name: str) -> torch.cuda.CUDAGraph | None:
+        """The work as a graph; it has been enqueued before, so that libraries have allocated and chosen their kernels.
+
+        None where CUDA does not record it, which is then said. Raises what an engine refuses with.
+        """
+        graph, pool, here = torch.cuda.CUDAGraph(keep_graph=True), self._shared(), torch.cuda.current_stream()
+        refused: BaseException | None = None
         try:
-            with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
+            # thread_local: other threads may allocate meanwhile, such as those of the user's program.
+            with torch.cuda.graph(graph, pool=pool, stream=here, capture_error_mode="thread_local"):
                 try:
-                    self._enqueue()
-                except CdiffError as error:  # raised below: an exception may not cross the end of a capture
+                    enqueue()
+                except BaseException as error:  # noqa: BLE001 - of which none may cross the end of a capture
                     refused = error
-        except RuntimeError as error:  # torch's, for whatever CUDA doesn't capture
-            if not refused:
-                reason = str(error).splitlines()[0]
-                log.warning("%s: the CUDA graph was not captured (%s); it is launched each time", name, reason)
-                return
-        if refused:
-            raise refused
-        self.graph = graph
+            if refused is None:
+                graph.instantiate()
+        except RuntimeError as error:  # torch's, for whatever CUDA doesn't record
+            refused = refused or error
+            self._pool = None  # what is left in it is torch's affair
+            end_allocation(pool)
+        if refused is not None:
+            if not isinstance(refused, RuntimeError):  # an engine's, or an interrupt
+                raise refused
+            reason = (str(refused).splitlines() or [type(refused).__name__])[0]
+            log.warning("%s: no CUDA graph was recorded (%s); it is launched each time", name, reason)
+            return None
+        self._alive.add(graph)
+        return graph
 
-    def __call__(self) -> None:
+    def _shared(self) -> "Pool":
+        if self._pool is None or not self._alive:  # torch gives a pool up when its last graph goes
+            self._pool = torch.cuda.graph_pool_handle()
+        return self._pool
+
+
+def end_allocation(pool: "Pool") -> None:
+    """Torch's allocator works as usual again, after a capture whose end CUDA has refused.
+
+    Before 2.12, torch went on as if it were recording: from then on `empty_cache` failed, also the one when memory is
+    short (pytorch/pytorch#180395).
+    """
+    with suppress(RuntimeError, AttributeError):  # it is no longer recording, or has another name for it
+        torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
+
+
+def nodes_of(graph: torch.cuda.CUDAGraph) -> int | None:
+    """How many launches, copies and so on it holds; None if the driver doesn't say."""
+    count = ctypes.c_size_t()
+    with suppress(OSError, AttributeError):
+        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+        if not driver.cuGraphGetNodes(ctypes.c_void_p(graph.raw_cuda_graph()), None, ctypes.byref(count)):
+            return count.value
+    return None
+
+
+class Captured:
+    """Replays the same work on buffers that stay in place, which the caller keeps.
+
+    The first call launches it, the second records it, if there is `graphs`, and from then on it is replayed: what comes
+    only once is not recorded.
+    """
+
+    def __init__(self, name: str, graphs: Graphs | None) -> None:
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.nodes: int | None = None  # of the graph, where the driver says
+        self._name, self._graphs, self._again = name, graphs, False
+
+    def __call__(self, enqueue: Enqueue) -> None:
+        graphs = self._graphs if self._again else None
+        if graphs:
+            self._graphs = None  # it is tried once
+            self.graph = graphs.record(enqueue, self._name)
+            self.nodes = nodes_of(self.graph) if self.graph else None
+        self._again = True
         if self.graph:
             self.graph.replay()
         else:
-            self._enqueue()
+            enqueue()
 
 
 def side_by_side(calls: Sequence[Enqueue], streams: Sequence["torch.cuda.Stream"]) -> None:

@@ -1,24 +1,33 @@
-"""The sampling loop on a device: all steps of all experts and their fusion, captured as one CUDA graph.
+"""The sampling loop on a device: a step of all experts and their fusion, recorded once as a CUDA graph and replayed.
 
-Everything is staged into buffers before the loop: x_T, every step's noise and numbers, time projections, contexts. So a step
-launches work and nothing else, and new weights of the fusion or another schedule are new numbers in the same graph.
+What differs between steps is data (`PerStep`), of which a step selects its own by a number on the device. So one graph
+serves every step and any number of them; new noise, another schedule or new weights of the fusion are new numbers.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from cdiff_rt.engines.base import DeviceEngine
-from cdiff_rt.gpu.buffers import dtype_of, shape_of, stacked
+from cdiff_rt.engines.recent import Recent
+from cdiff_rt.gpu.buffers import PerStep, dtype_of, shape_of, stacked, upload
 from cdiff_rt.gpu.fused_step import fuse_step
-from cdiff_rt.gpu.graph import Captured, side_by_side
+from cdiff_rt.gpu.graph import Captured, Graphs, side_by_side
 from cdiff_rt.manifest import TensorSpec
 from cdiff_rt.sampling.numbers import WIDTH
 
-Advance = Callable[[int, bool], None]
+Advance = Callable[[bool], None]
+Stage = Callable[[int], None]
+
+LEAST_CAPACITY = 64  # steps: more than any tier has, so that they share their buffers and a graph
+# Of a graph of all steps. It saves the microseconds between two replays; but each node is launched once more to be
+# recorded, and takes up to 64 KB of the GPU's memory (of CUDA 11.2, forums.developer.nvidia.com/t/244901): 256 MB in all.
+MOST_NODES = 4096
+MOST_WHOLE = 4  # such graphs of a loop, each for another number of steps
 
 
 @dataclass(frozen=True)
@@ -28,100 +37,133 @@ class LoopShape:
     modalities: tuple[str, ...]
     latent_shape: tuple[int, ...]
     batch: int
-    steps: int
+    capacity: int  # steps that there is room for
     noisy: bool  # whether steps add noise
     two_step: bool  # whether the solver looks back
     boosted: bool  # whether there is a second softmax
     known: bool  # whether a part of the image is known
 
 
+def capacity_for(steps: int) -> int:
+    """A power of 2, so that few numbers of steps need buffers of their own."""
+    return max(LEAST_CAPACITY, 1 << (steps - 1).bit_length())
+
+
 @dataclass(frozen=True)
 class Buffers:
-    """M modalities, S steps. Latents are fp32; what engines take and give has their types."""
+    """Latents are fp32; what engines take and give has their types."""
 
     x: Tensor  # [B, C, *latent]
-    numbers: Tensor  # [S, WIDTH], see sampling/numbers.py
-    projections: list[Tensor]  # per modality [S, E_m]
-    projection: list[Tensor]  # per modality [1, E_m], the current step's
+    # numbers [WIDTH], see sampling/numbers.py; of each modality projections.<m> [1, E_m]; noise [B, C, *latent]; and known
+    # [B, C, *latent], what is known of x_t, and 0 where nothing is
+    per_step: PerStep
     contexts: list[Tensor]  # per modality [B, T_m, K_m]
     weights: Tensor  # [M, B, 1, *latent], the influence functions of a step that somebody watches
     hist: Tensor | None  # [B, C, *latent]
-    noise: Tensor | None  # [S, B, C, *latent]
-    known: Tensor | None  # [S, B, C, *latent], what is known of x_t, and 0 where nothing is
     free: Tensor | None  # [*latent], 0 where something is known, else 1
 
 
 def allocate(
-    shape: LoopShape, projections: Sequence[TensorSpec], contexts: Sequence[TensorSpec], device: torch.device
+    shape: LoopShape, projections: Mapping[str, TensorSpec], contexts: Sequence[TensorSpec], device: torch.device
 ) -> Buffers:
-    """Buffers for that shape; `projections` and `contexts` are what the engines take of each modality."""
+    """Buffers for that shape; `projections`, by their names in a step's row, and `contexts` are what engines take."""
     latent, sizes = (shape.batch, *shape.latent_shape), {"batch": shape.batch}
+    of_latents = [name for name, there in (("noise", shape.noisy), ("known", shape.known)) if there]
+    values = [
+        TensorSpec("numbers", (WIDTH,), "float32"),
+        *(TensorSpec(name, shape_of(spec, sizes), spec.dtype) for name, spec in projections.items()),
+        *(TensorSpec(name, latent, "float32") for name in of_latents),
+    ]
 
     def zeros(*size: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.zeros(size, dtype=dtype, device=device)
 
     return Buffers(
         x=zeros(*latent),
-        numbers=zeros(shape.steps, WIDTH),
-        projections=[zeros(shape.steps, *shape_of(spec, sizes)[1:], dtype=dtype_of(spec)) for spec in projections],
-        projection=[zeros(*shape_of(spec, sizes), dtype=dtype_of(spec)) for spec in projections],
+        per_step=PerStep(values, shape.capacity, device),
         contexts=[zeros(*shape_of(spec, sizes), dtype=dtype_of(spec)) for spec in contexts],
-        weights=zeros(len(projections), shape.batch, 1, *shape.latent_shape[1:]),
+        weights=zeros(len(shape.modalities), shape.batch, 1, *shape.latent_shape[1:]),
         hist=zeros(*latent) if shape.two_step else None,
-        noise=zeros(shape.steps, *latent) if shape.noisy else None,
-        known=zeros(shape.steps, *latent) if shape.known else None,
         free=zeros(*shape.latent_shape[1:]) if shape.known else None,
     )
 
 
 class Loop:
-    """Owns the buffers of a shape and the graph that was captured on them. Fill `buffers`, then call `run`.
+    """Owns the buffers of a shape and the graphs recorded on them. Fill `buffers`, `restart`, then `run`.
 
-    `advance(i, watched)` does step i in place and, if it is watched, leaves the influence functions in
-    `buffers.weights`; `outs` [M, B, C, *latent] are then the branches' own predictions, if there are any.
+    `advance(watched)` does in place the step whose values were selected and, if it is watched, leaves the influence
+    functions in `buffers.weights`; `outs` [M, B, C, *latent] are then the branches' own predictions, if there are any.
     """
 
     def __init__(
-        self, shape: LoopShape, buffers: Buffers, advance: Advance, outs: Tensor | None, capture: bool | None
+        self, shape: LoopShape, buffers: Buffers, advance: Advance, outs: Tensor | None, graphs: Graphs | None
     ) -> None:
-        """`capture` is whether to capture a CUDA graph; None means that an engine's work can't be captured."""
+        """`graphs` records the steps; None means that they are launched each time."""
         self.shape, self.buffers, self.advance, self.outs = shape, buffers, advance, outs
-        self._capture = capture
-        self._captured: Captured | None = None
+        self.graphs = graphs
+        self._step = Captured("a step of the loop", graphs)
+        self._whole = Recent[int, torch.cuda.CUDAGraph](MOST_WHOLE)
+        self._counts = set[int]()  # of steps, that there were
 
-    def run(self) -> None:
-        """All steps, from the x_T in `buffers.x` to x_0 in its place: one replay, where graphs can be had."""
-        if self._captured is None:
-            start = self.buffers.x.clone()
-            self._captured = Captured(self.all_steps, start.device, name="the loop", capture=self._capture)
-            self.restart(start)  # capturing has moved the buffers
-        self._captured()
+    def run(self, steps: int, stage: Stage = lambda i: None) -> None:
+        """So many steps, from x_T in `buffers.x` to x_0 in its place; `stage(i)` fills what step i alone reads.
 
-    def restart(self, x: Tensor) -> None:
-        """Begins at the noise `x`."""
-        self.buffers.x.copy_(x)
+        Each is a replay, which the host enqueues when it has staged that step, while others run; or all are one replay.
+        """
+        assert steps <= self.shape.capacity, f"{steps} steps, there is room for {self.shape.capacity}"
+        whole = self._graph_of_all(steps)
+        for i in range(steps):
+            stage(i)
+            if whole is None:
+                self._step(self.step)
+        if whole is not None:
+            whole.replay()
+
+    def restart(self, x: np.ndarray) -> None:
+        """Begins at the noise `x` [B, C, *latent]."""
+        upload(x, self.buffers.x)
+        self.buffers.per_step.restart()
         if self.buffers.hist is not None:
             self.buffers.hist.zero_()
 
-    def all_steps(self) -> None:
-        """What is captured. It launches the same for every step, and writes to the buffers only."""
-        for i in range(self.shape.steps):
-            self.begin(i)
-            self.advance(i, False)
+    def step(self) -> None:
+        """What is recorded. It knows no step's number, and writes to the buffers only."""
+        self.begin()
+        self.advance(False)
 
-    def begin(self, i: int) -> None:
-        """Puts what is known of x_t in its place."""
+    def begin(self) -> None:
+        """Selects what is the next step's own, and puts what is known of x_t in its place."""
         b = self.buffers
-        if b.known is not None and b.free is not None:
-            b.x.mul_(b.free).add_(b.known[i])
+        b.per_step.select()
+        if b.free is not None:
+            b.x.mul_(b.free).add_(b.per_step.now["known"])
+
+    def _graph_of_all(self, steps: int) -> torch.cuda.CUDAGraph | None:
+        """Where it is small, and so many steps come again."""
+        nodes, again = self._step.nodes, steps in self._counts
+        self._counts.add(steps)
+        if not again or nodes is None or nodes * steps > MOST_NODES or self.graphs is None:
+            return None
+        whole = self._whole.take(steps) or self.graphs.record(partial(self._steps, steps), f"{steps} steps of the loop")
+        if whole is None:
+            self.graphs = None  # it is tried once
+        else:
+            self._whole.put(steps, whole)
+        return whole
+
+    def _steps(self, count: int) -> None:
+        for _ in range(count):
+            self.step()
 
 
 def loop_of_experts(
-    shape: LoopShape, engines: Sequence[DeviceEngine], device: torch.device, *, graphs: bool = True
+    shape: LoopShape, engines: Sequence[DeviceEngine], device: torch.device, *, graphs: Graphs | None = None
 ) -> Loop:
     """Each expert an engine of its own, side by side, and one kernel that fuses them: any set of experts."""
     inputs = [{tensor.name: tensor for tensor in engine.spec.inputs} for engine in engines]
-    b = allocate(shape, [of["projections"] for of in inputs], [of["context"] for of in inputs], device)
+    projections = {f"projections.{name}": of["projections"] for name, of in zip(shape.modalities, inputs, strict=True)}
+    b = allocate(shape, projections, [of["context"] for of in inputs], device)
+    now = b.per_step.now
     out, logit = engines[0].spec.outputs
     outs, logits = (
         stacked(len(engines), shape_of(tensor, {"batch": shape.batch}), dtype_of(tensor), device)
@@ -129,46 +171,74 @@ def loop_of_experts(
     )
     calls = [
         engine.bind(
-            {"x": b.x, "projections": b.projection[m], "context": b.contexts[m], "out": outs[m], "logit": logits[m]}
+            {
+                "x": b.x,
+                "projections": now[f"projections.{name}"],
+                "context": b.contexts[m],
+                "out": outs[m],
+                "logit": logits[m],
+            }
         )
-        for m, engine in enumerate(engines)
+        for m, (name, engine) in enumerate(zip(shape.modalities, engines, strict=True))
     ]
     capturable = all(engine.capturable for engine in engines)
     beside = device.type == "cuda" and capturable and len(engines) > 1
     streams = [torch.cuda.Stream(device) for _ in engines] if beside else []
 
-    def expert(m: int, i: int) -> None:
-        b.projection[m].copy_(b.projections[m][i : i + 1])
-        calls[m]()
-
-    def advance(i: int, watched: bool) -> None:
-        side_by_side([partial(expert, m, i) for m in range(len(calls))], streams)
-        noise, weights = None if b.noise is None else b.noise[i], b.weights if watched else None
-        fuse_step(outs, logits, b.x, b.numbers[i], hist=b.hist, noise=noise, weights=weights, boosted=shape.boosted)
+    def advance(watched: bool) -> None:
+        side_by_side(calls, streams)
+        noise, weights = now.get("noise"), b.weights if watched else None
+        fuse_step(outs, logits, b.x, now["numbers"], hist=b.hist, noise=noise, weights=weights, boosted=shape.boosted)
 
     return Loop(shape, b, advance, outs, graphs if capturable else None)
 
 
-def loop_of_step(shape: LoopShape, engine: DeviceEngine, device: torch.device, *, graphs: bool = True) -> Loop:
+def loop_of_stack(
+    shape: LoopShape,
+    engine: DeviceEngine,
+    tokens: Sequence[int],
+    device: torch.device,
+    *,
+    graphs: Graphs | None = None,
+) -> Loop:
+    """One engine of all experts, and the kernel that fuses them; `tokens` are the lengths of the contexts.
+
+    Each expert's buffers are parts of the stack's, so that what is staged for it lies in its place.
+    """
+    inputs, sizes = {tensor.name: tensor for tensor in engine.spec.inputs}, {"batch": shape.batch}
+    b = allocate(shape, {"projections": inputs["projections"]}, [], device)
+    now, rows = b.per_step.now, b.per_step.rows
+    rows |= {f"projections.{name}": rows["projections"][:, m : m + 1] for m, name in enumerate(shape.modalities)}
+    context, outs, logits = (
+        torch.zeros(shape_of(tensor, sizes), dtype=dtype_of(tensor), device=device)
+        for tensor in (inputs["context"], *engine.spec.outputs)
+    )
+    b = replace(b, contexts=[context[m, :, :own] for m, own in enumerate(tokens)])
+    call = engine.bind({"x": b.x, "projections": now["projections"], "context": context, "out": outs, "logit": logits})
+
+    def advance(watched: bool) -> None:
+        call()
+        noise, weights = now.get("noise"), b.weights if watched else None
+        fuse_step(outs, logits, b.x, now["numbers"], hist=b.hist, noise=noise, weights=weights, boosted=shape.boosted)
+
+    return Loop(shape, b, advance, outs, graphs if engine.capturable else None)
+
+
+def loop_of_step(shape: LoopShape, engine: DeviceEngine, device: torch.device, *, graphs: Graphs | None = None) -> Loop:
     """One engine that does the whole step of these experts. It takes noise and history in any case."""
     inputs = {tensor.name: tensor for tensor in engine.spec.inputs}
-    projections, contexts = (
-        [inputs[f"{part}.{name}"] for name in shape.modalities] for part in ("projections", "context")
-    )
+    projections = {name: spec for name, spec in inputs.items() if name.startswith("projections.")}
+    contexts = [inputs[f"context.{name}"] for name in shape.modalities]
     b = allocate(replace(shape, noisy=True, two_step=True), projections, contexts, device)
-    assert b.noise is not None and b.hist is not None
-    staged, history = b.noise, b.hist
-    numbers, noise, x, hist = (torch.zeros_like(value) for value in (b.numbers[0], b.x, b.x, b.x))
-    tensors = {"x": b.x, "hist": history, "noise": noise, "numbers": numbers, "next_x": x, "next_hist": hist}
-    tensors |= {f"projections.{name}": now for name, now in zip(shape.modalities, b.projection, strict=True)}
+    assert b.hist is not None
+    history = b.hist
+    x, hist = (torch.zeros_like(b.x) for _ in range(2))
+    tensors = {"x": b.x, "hist": history, "next_x": x, "next_hist": hist, "weights": b.weights}
+    tensors |= {name: value for name, value in b.per_step.now.items() if name in inputs}
     tensors |= {f"context.{name}": context for name, context in zip(shape.modalities, b.contexts, strict=True)}
-    call = engine.bind(tensors | {"weights": b.weights})
+    call = engine.bind(tensors)
 
-    def advance(i: int, watched: bool) -> None:
-        for now, all_projections in zip(b.projection, b.projections, strict=True):
-            now.copy_(all_projections[i : i + 1])
-        numbers.copy_(b.numbers[i])
-        noise.copy_(staged[i])
+    def advance(watched: bool) -> None:
         call()
         b.x.copy_(x)
         history.copy_(hist)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -12,36 +13,40 @@ from cdiff_rt.engines.backends import check_precision, load_device_engine
 from cdiff_rt.engines.base import DeviceEngine, Placement
 from cdiff_rt.engines.cache import step_network
 from cdiff_rt.engines.recent import Recent
+from cdiff_rt.engines.stacked import check_alike, stack_network
 from cdiff_rt.errors import BadEnvironment, BadRequest, OutOfResource
-from cdiff_rt.gpu.buffers import sizes_of, tensors_of
-from cdiff_rt.gpu.graph import Captured
-from cdiff_rt.gpu.loop import Loop, LoopShape, loop_of_experts, loop_of_step
+from cdiff_rt.gpu.buffers import sizes_of, tensors_of, upload
+from cdiff_rt.gpu.graph import Captured, Graphs
+from cdiff_rt.gpu.loop import Loop, LoopShape, capacity_for, loop_of_experts, loop_of_stack, loop_of_step
 from cdiff_rt.manifest import Bundle
+from cdiff_rt.process import cores
 from cdiff_rt.run import OnDevice, Run
 from cdiff_rt.sampling.loop import Callback, StepState
+from cdiff_rt.sampling.noise import ahead
 from cdiff_rt.sampling.numbers import pack
 from cdiff_rt.sampling.solvers import C_HIST, C_NOISE, E_OUT, E_X, SolverTable
 
 MOST_LOOPS, MOST_CALLS = 8, 32  # that are kept, each with buffers of its own
+MOST_HELPERS = 8  # threads that draw noise; more would wait for the interpreter
 
 
 class Call:
-    """One network with buffers of its own, captured like the loop."""
+    """One network with buffers of its own, recorded like a step of the loop."""
 
     def __init__(
-        self, engine: DeviceEngine, sizes: Mapping[str, int], device: torch.device, name: str, graphs: bool
+        self, engine: DeviceEngine, sizes: Mapping[str, int], device: torch.device, name: str, graphs: Graphs | None
     ) -> None:
         self._outputs = [tensor.name for tensor in engine.spec.outputs]
         self._tensors = tensors_of(engine.spec, sizes, device)
-        self._run: Callable[[], None] = engine.bind(self._tensors)
-        if not any(isinstance(d, str) for tensor in engine.spec.inputs for d in tensor.shape):
-            self._run = Captured(self._run, device, name=name, capture=graphs if engine.capturable else None)
+        self._enqueue: Callable[[], None] = engine.bind(self._tensors)
+        fixed = not any(isinstance(d, str) for tensor in engine.spec.inputs for d in tensor.shape)
+        self._captured = Captured(name, graphs if engine.capturable and fixed else None)
 
     def __call__(self, inputs: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
         """The outputs stay valid until the next call."""
         for name, value in inputs.items():
-            self._tensors[name].copy_(torch.from_numpy(value))
-        self._run()
+            upload(value, self._tensors[name])
+        self._captured(self._enqueue)
         return {name: self._tensors[name] for name in self._outputs}
 
 
@@ -55,6 +60,7 @@ class DeviceRunner:
         self._engines: WeakValueDictionary[tuple[str, int], DeviceEngine] = WeakValueDictionary()
         self._calls = Recent[tuple[str, tuple[tuple[str, int], ...]], Call](MOST_CALLS)
         self._loops = Recent[LoopShape, Loop](MOST_LOOPS)
+        self._graphs = Graphs() if how.graphs and self._device.type == "cuda" else None
         # Not the default stream: it cannot be captured, and onnxruntime takes its number for none.
         self._stream = _stream(self._device) if self._device.type == "cuda" else None
 
@@ -64,18 +70,24 @@ class DeviceRunner:
             return {name: _host(value) for name, value in self._outputs(network, inputs).items()}
 
     def sample(self, run: Run, callback: Callback | None = None) -> np.ndarray:
-        """x_T -> x_0 [B, C, *latent]. With a callback, step by step and uncaptured: the same results."""
-        shape = self._shape(run)
-        with self._at_work(), self._loop(shape) as loop:
-            self._stage(loop, run)
+        """x_T -> x_0 [B, C, *latent]. With a callback, launched step by step, without a graph: the same results."""
+        steps, helpers = len(run.table.timesteps), min(cores() - 1, MOST_HELPERS)
+        with (
+            self._at_work(),
+            ahead(partial(_of_step, run), steps, helpers) as drawn,
+            self._loop(self._shape(run)) as loop,
+        ):
             if callback and loop.outs is None:
-                remedy = "leave the engine of the whole step out"
+                remedy = "choose experts separate or stacked"
                 raise BadRequest("callback_on_step_end", "this engine shows no branch's own prediction", remedy)
+            self._stage(loop, run)
+            stage = partial(_stage_step, loop, drawn)
             if callback:
-                for i in range(len(run.table.timesteps)):
+                for i in range(steps):
+                    stage(i)
                     callback(_watched(loop, run.table, i))
             else:
-                loop.run()
+                loop.run(steps, stage)
             return _host(loop.buffers.x)
 
     def close(self) -> None:
@@ -103,7 +115,7 @@ class DeviceRunner:
 
         def make() -> Call:
             engine = self._engine(network, sizes.get("batch", 1))
-            return Call(engine, sizes, self._device, network, self._how.graphs)
+            return Call(engine, sizes, self._device, network, self._graphs)
 
         return self._calls.get(key, make)(inputs)
 
@@ -130,7 +142,7 @@ class DeviceRunner:
             modalities=tuple(modality.name for modality in run.modalities),
             latent_shape=self._bundle.manifest.latent_shape,
             batch=batch,
-            steps=len(table.timesteps),
+            capacity=capacity_for(len(table.timesteps)),
             noisy=bool(table.coefficients[:, C_NOISE].any()),
             two_step=bool(table.coefficients[:, C_HIST].any()),
             boosted=adjust.boost is not None,
@@ -138,29 +150,53 @@ class DeviceRunner:
         )
 
     def _new_loop(self, shape: LoopShape) -> Loop:
-        if self._how.whole_step:
+        loop = self._loop_of_engines(shape)
+        if self._graphs and not loop.graphs:
+            log.info("%s: its steps cannot be recorded as a CUDA graph; they are launched each time", self._backend)
+        return loop
+
+    def _loop_of_engines(self, shape: LoopShape) -> Loop:
+        if self._how.experts == "whole-step":
             step = self._engine(step_network(shape.modalities, shape.boosted), shape.batch)
-            return loop_of_step(shape, step, self._device, graphs=self._how.graphs)
+            return loop_of_step(shape, step, self._device, graphs=self._graphs)
+        if self._how.experts == "stacked" and len(shape.modalities) > 1:
+            check_alike(self._bundle.manifest, shape.modalities)
+            stack = self._engine(stack_network(shape.modalities), shape.batch)
+            tokens = {modality.name: modality.input_shape[0] for modality in self._bundle.manifest.modalities}
+            lengths = [tokens[name] for name in shape.modalities]
+            return loop_of_stack(shape, stack, lengths, self._device, graphs=self._graphs)
         experts = [self._engine(f"expert.{name}", shape.batch) for name in shape.modalities]
-        return loop_of_experts(shape, experts, self._device, graphs=self._how.graphs)
+        return loop_of_experts(shape, experts, self._device, graphs=self._graphs)
 
     def _stage(self, loop: Loop, run: Run) -> None:
-        """All that the steps will read, into the loop's buffers."""
-        b, steps = loop.buffers, range(loop.shape.steps)
+        """All that the steps will read and the host has, into the loop's buffers."""
+        b, rows, steps = loop.buffers, loop.buffers.per_step.rows, len(run.table.timesteps)
         for m, (modality, value) in enumerate(zip(run.modalities, run.inputs, strict=True)):
             if run.contexts:
-                b.contexts[m].copy_(torch.from_numpy(run.contexts[m]))
+                upload(run.contexts[m], b.contexts[m])
             else:
                 b.contexts[m].copy_(self._outputs(f"condition.{modality.name}", {"inputs": value})["context"])
-            b.projections[m].copy_(self._outputs(f"time.{modality.name}", {"t": run.table.timesteps})["projections"])
-        b.numbers.copy_(torch.from_numpy(pack(run.table, run.adjust)))
-        if b.noise is not None:
-            b.noise.copy_(torch.from_numpy(np.stack([run.noise(i) for i in steps])))
-        if b.known is not None and b.free is not None and run.known:
-            noisy = [run.known.noisy(i, run.table.alpha_bars[i]) for i in steps]
-            b.known.copy_(torch.from_numpy(np.stack(noisy) * run.known.keep))
-            b.free.copy_(torch.from_numpy(1 - run.known.keep))
-        loop.restart(torch.from_numpy(run.start).to(self._device))
+            projections = self._outputs(f"time.{modality.name}", {"t": run.table.timesteps})["projections"]
+            rows[f"projections.{modality.name}"][:steps, 0].copy_(projections)
+        upload(pack(run.table, run.adjust), rows["numbers"][:steps])
+        if b.free is not None and run.known:
+            upload(1 - run.known.keep, b.free)
+        loop.restart(run.start)
+
+
+def _of_step(run: Run, i: int) -> dict[str, np.ndarray]:
+    """What a step's alone is and takes long to draw, by the names of `PerStep`."""
+    drawn = {"noise": run.noise(i)}
+    if run.known:
+        drawn["known"] = run.known.noisy(i, run.table.alpha_bars[i]) * run.known.keep
+    return drawn
+
+
+def _stage_step(loop: Loop, drawn: Callable[[int], dict[str, np.ndarray]], i: int) -> None:
+    rows = loop.buffers.per_step.rows
+    for name, value in drawn(i).items():
+        if name in rows:  # a loop without noise has no room for it
+            upload(value, rows[name][i])
 
 
 def _stream(device: torch.device) -> torch.cuda.Stream:
@@ -177,9 +213,9 @@ def _watched(loop: Loop, table: SolverTable, i: int) -> StepState:
     """Does step i and tells what happened."""
     b, row = loop.buffers, table.coefficients[i].astype(np.float32)
     assert loop.outs is not None
-    loop.begin(i)
+    loop.begin()
     before = _host(b.x)
-    loop.advance(i, True)
+    loop.advance(True)
     weights, outs = _host(b.weights), _host(loop.outs)
     x0 = row[E_X] * before + row[E_OUT] * (weights * outs).sum(0)
     return StepState(i, int(table.timesteps[i]), _host(b.x), x0, loop.shape.modalities, weights, outs)

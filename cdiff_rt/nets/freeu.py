@@ -1,6 +1,7 @@
 """FreeU (Si et al., CVPR 2024): the decoder's own features are amplified, the lowest frequencies of its skips damped."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -34,6 +35,26 @@ class FreeU(nn.Module):
         backbone, low = self._factors[features.shape[1]]
         amplified, rest = features.chunk(2, dim=1)
         return torch.cat([backbone * amplified, rest], dim=1), skip + (low - 1) * lowest_frequencies(skip)
+
+
+class FreeUOfCopies(nn.Module):
+    """Each copy's own, or none, on the channels of several copies one behind the other."""
+
+    def __init__(self, each: Sequence[FreeU | None]) -> None:
+        super().__init__()
+        self._each = each
+
+    def forward(self, features: Tensor, skip: Tensor) -> tuple[Tensor, Tensor]:
+        """features [B, copies * C, H, W], skip [B, copies * C', H, W]."""
+        parts = zip(self._each, features.chunk(len(self._each), 1), skip.chunk(len(self._each), 1), strict=True)
+        changed = [freeu(*pair) if freeu else pair for freeu, *pair in parts]
+        return torch.cat([pair[0] for pair in changed], dim=1), torch.cat([pair[1] for pair in changed], dim=1)
+
+
+def free_u(configs: Sequence[FreeUConfig | None], model_channels: int) -> FreeU | FreeUOfCopies | None:
+    """What changes the features of one network, or of several copies; None if nothing does."""
+    each = [FreeU(config, model_channels) if config else None for config in configs]
+    return (each[0] if len(each) == 1 else FreeUOfCopies(each)) if any(each) else None
 
 
 def lowest_frequencies(x: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
 """The denoising UNet of latent diffusion (openaimodel.UNetModel), cut where inference pays.
 
 A branch predicts eps or v with it; a dynamic diffuser is the same network with one output channel. State-dict keys
-are those of the published checkpoints. Latents may be lines, images or volumes (`dims`). `forward` is the composition of three parts that the exporter takes apart:
-`time_projections` (once per schedule), `context_kv` (once per image) and `denoise` (once per step).
+are those of the published checkpoints. Latents may be lines, images or volumes (`dims`). `forward` is the composition of
+three parts that the exporter takes apart: `time_projections` (once per schedule), `context_kv` (once per image) and
+`denoise` (once per step). Of several networks of equal shape (`copies`, see layers.py) there is `denoise` alone.
 """
 
 import math
@@ -13,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cdiff_rt.nets.attention import Attention
-from cdiff_rt.nets.freeu import FreeU, FreeUConfig
+from cdiff_rt.nets.freeu import FreeUConfig, free_u
+from cdiff_rt.nets.layers import add_rows, from_tokens, group_norm, join, layer_norm, linear, to_tokens
 
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
@@ -32,8 +34,13 @@ class UNetConfig:
     dims: int = 2  # axes of a latent: 1 a line, 2 an image, 3 a volume
     freeu: FreeUConfig | None = None  # off in the reference's generate.py
 
-    def conv(self, in_channels: int, out_channels: int, size: int, **settings: int) -> nn.Module:
-        return CONVOLUTIONS[self.dims](in_channels, out_channels, size, **settings)  # type: ignore[arg-type]
+    def conv(
+        self, in_channels: int, out_channels: int, size: int, copies: int = 1, *, shared: bool = False, **settings: int
+    ) -> nn.Module:
+        """A convolution for each copy, of its own channels or of an image that all share."""
+        groups = 1 if shared else copies
+        kind = CONVOLUTIONS[self.dims]
+        return kind(groups * in_channels, copies * out_channels, size, groups=groups, **settings)  # type: ignore[arg-type]
 
     def padded_width(self, channels: int) -> int:
         """The stored width of a head where the network is `channels` wide."""
@@ -52,31 +59,33 @@ def timestep_embedding(t: Tensor, dim: int) -> Tensor:
 class ResBlock(nn.Module):
     """Two convolutions of width 3; the projected time embedding is added between them."""
 
-    def __init__(self, in_channels: int, out_channels: int, config: UNetConfig) -> None:
+    def __init__(self, in_channels: int, out_channels: int, config: UNetConfig, copies: int = 1) -> None:
         super().__init__()
+        self.out_channels, self.copies = out_channels, copies
         self.in_layers = nn.Sequential(
-            nn.GroupNorm(32, in_channels), nn.SiLU(), config.conv(in_channels, out_channels, 3, padding=1)
+            group_norm(in_channels, copies), nn.SiLU(), config.conv(in_channels, out_channels, 3, copies, padding=1)
         )
-        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(4 * config.model_channels, out_channels))
+        if copies == 1:
+            self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(4 * config.model_channels, out_channels))
         self.out_layers = nn.Sequential(
-            nn.GroupNorm(32, out_channels),
+            group_norm(out_channels, copies),
             nn.SiLU(),
             nn.Dropout(0.0),
-            config.conv(out_channels, out_channels, 3, padding=1),
+            config.conv(out_channels, out_channels, 3, copies, padding=1),
         )
         same = in_channels == out_channels
-        self.skip_connection = nn.Identity() if same else config.conv(in_channels, out_channels, 1)
+        self.skip_connection = nn.Identity() if same else config.conv(in_channels, out_channels, 1, copies)
 
     def forward(self, x: Tensor, projection: Tensor) -> Tensor:
-        """projection [B or 1, out_channels]: this block's projection of the time embedding."""
-        h = self.in_layers(x) + projection.reshape(*projection.shape, *(1,) * (x.dim() - 2))
+        """projection [B or 1, out_channels], of copies [copies, ...]: this block's projection of the time embedding."""
+        h = add_rows(self.in_layers(x), projection, self.copies)
         return self.skip_connection(x) + self.out_layers(h)
 
 
 class GEGLU(nn.Module):
-    def __init__(self, dim: int, hidden: int) -> None:
+    def __init__(self, dim: int, hidden: int, copies: int = 1) -> None:
         super().__init__()
-        self.proj = nn.Linear(dim, 2 * hidden)
+        self.proj = linear(dim, 2 * hidden, copies)
 
     def forward(self, x: Tensor) -> Tensor:
         value, gate = self.proj(x).chunk(2, dim=-1)
@@ -84,9 +93,9 @@ class GEGLU(nn.Module):
 
 
 class FeedForward(nn.Module):
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, copies: int = 1) -> None:
         super().__init__()
-        self.net = nn.Sequential(GEGLU(dim, 4 * dim), nn.Dropout(0.0), nn.Linear(4 * dim, dim))
+        self.net = nn.Sequential(GEGLU(dim, 4 * dim, copies), nn.Dropout(0.0), linear(4 * dim, dim, copies))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x)
@@ -95,73 +104,78 @@ class FeedForward(nn.Module):
 class TransformerBlock(nn.Module):
     """Self-attention, cross-attention, feed-forward; each behind its LayerNorm, each added to its input."""
 
-    def __init__(self, dim: int, config: UNetConfig) -> None:
+    def __init__(self, dim: int, config: UNetConfig, copies: int = 1) -> None:
         super().__init__()
-        self.attn1 = self._attention(dim, dim, config)
-        self.ff = FeedForward(dim)
-        self.attn2 = self._attention(dim, config.context_dim, config)
-        self.norm1, self.norm2, self.norm3 = nn.LayerNorm(dim), nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.attn1 = self._attention(dim, dim, config, copies)
+        self.ff = FeedForward(dim, copies)
+        self.attn2 = self._attention(dim, config.context_dim if copies == 1 else None, config, copies)
+        self.norm1, self.norm2, self.norm3 = (layer_norm(dim, copies) for _ in range(3))
 
     @staticmethod
-    def _attention(dim: int, context_dim: int, config: UNetConfig) -> Attention:
-        padded = config.padded_width(dim)
-        out = nn.Sequential(nn.Linear(config.num_heads * padded, dim), nn.Dropout(0.0))
-        return Attention(
-            dim, context_dim, heads=config.num_heads, width=dim // config.num_heads, padded=padded, out=out
-        )
+    def _attention(dim: int, context_dim: int | None, config: UNetConfig, copies: int) -> Attention:
+        heads, padded = config.num_heads, config.padded_width(dim)
+        out = nn.Sequential(linear(heads * padded, dim, copies), nn.Dropout(0.0))
+        return Attention(dim, context_dim, heads=heads, width=dim // heads, padded=padded, out=out, copies=copies)
 
-    def forward(self, x: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    def forward(self, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
         h = self.norm1(x)
         x = x + self.attn1(h, self.attn1.to_k(h), self.attn1.to_v(h))
-        x = x + self.attn2(self.norm2(x), keys, values)
+        x = x + self.attn2(self.norm2(x), keys, values, mask)
         return x + self.ff(self.norm3(x))
 
 
 class SpatialTransformer(nn.Module):
-    def __init__(self, channels: int, config: UNetConfig) -> None:
+    def __init__(self, channels: int, config: UNetConfig, copies: int = 1) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(32, channels, eps=1e-6)
-        self.proj_in = config.conv(channels, channels, 1)
-        self.transformer_blocks = nn.ModuleList([TransformerBlock(channels, config)])
-        self.proj_out = config.conv(channels, channels, 1)
+        self.copies = copies
+        self.norm = group_norm(channels, copies, eps=1e-6)
+        self.proj_in = config.conv(channels, channels, 1, copies)
+        self.transformer_blocks = nn.ModuleList([TransformerBlock(channels, config, copies)])
+        self.proj_out = config.conv(channels, channels, 1, copies)
 
     @property
     def cross_attention(self) -> Attention:
         return self.transformer_blocks[0].attn2  # type: ignore[return-value]
 
-    def forward(self, x: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        h = self.proj_in(self.norm(x))
-        tokens = self.transformer_blocks[0](h.flatten(2).transpose(1, 2), keys, values)  # [B, pixels, C]
-        return x + self.proj_out(tokens.transpose(1, 2).unflatten(2, x.shape[2:]))
+    def forward(self, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
+        """keys and values [copies * B, T, heads * padded]; `mask` is added to the scores of cross-attention."""
+        tokens = to_tokens(self.proj_in(self.norm(x)), self.copies)
+        tokens = self.transformer_blocks[0](tokens, keys, values, mask)
+        return x + self.proj_out(from_tokens(tokens, self.copies, x.shape[2:]))
 
 
 class Downsample(nn.Module):
-    def __init__(self, channels: int, config: UNetConfig) -> None:
+    def __init__(self, channels: int, config: UNetConfig, copies: int = 1) -> None:
         super().__init__()
-        self.op = config.conv(channels, channels, 3, stride=2, padding=1)
+        self.op = config.conv(channels, channels, 3, copies, stride=2, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.op(x)
 
 
 class Upsample(nn.Module):
-    def __init__(self, channels: int, config: UNetConfig) -> None:
+    def __init__(self, channels: int, config: UNetConfig, copies: int = 1) -> None:
         super().__init__()
-        self.conv = config.conv(channels, channels, 3, padding=1)
+        self.conv = config.conv(channels, channels, 3, copies, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
 class UNet(nn.Module):
-    """x [B, in, *latent], timesteps [B], context [B, T, context_dim] -> [B, out, *latent]."""
+    """x [B, in, *latent], timesteps [B], context [B, T, context_dim] -> [B, out, *latent].
 
-    def __init__(self, config: UNetConfig) -> None:
+    The configurations of several copies differ in their FreeU and `context_dim` at most; if x is `shared`, all see it.
+    """
+
+    def __init__(self, config: UNetConfig, *others: UNetConfig, shared: bool = True) -> None:
         super().__init__()
-        self.config = config
-        width, emb = config.model_channels, 4 * config.model_channels
-        self.time_embed = nn.Sequential(nn.Linear(width, emb), nn.SiLU(), nn.Linear(emb, emb))
-        self.input_blocks = nn.ModuleList([nn.ModuleList([config.conv(config.in_channels, width, 3, padding=1)])])
+        self.config, self.copies = config, 1 + len(others)
+        copies, width, emb = self.copies, config.model_channels, 4 * config.model_channels
+        if copies == 1:
+            self.time_embed = nn.Sequential(nn.Linear(width, emb), nn.SiLU(), nn.Linear(emb, emb))
+        first = config.conv(config.in_channels, width, 3, copies, shared=shared, padding=1)
+        self.input_blocks = nn.ModuleList([nn.ModuleList([first])])
         skips, channels = [width], width
         last = len(config.channel_mult) - 1
         for level, mult in enumerate(config.channel_mult):
@@ -170,13 +184,13 @@ class UNet(nn.Module):
                 channels = width * mult
                 skips.append(channels)
             if level != last:
-                self.input_blocks.append(nn.ModuleList([Downsample(channels, config)]))
+                self.input_blocks.append(nn.ModuleList([Downsample(channels, config, copies)]))
                 skips.append(channels)
         self.middle_block = nn.ModuleList(
             [
-                ResBlock(channels, channels, config),
-                SpatialTransformer(channels, config),
-                ResBlock(channels, channels, config),
+                ResBlock(channels, channels, config, copies),
+                SpatialTransformer(channels, config, copies),
+                ResBlock(channels, channels, config, copies),
             ]
         )
         self.output_blocks = nn.ModuleList()
@@ -185,17 +199,17 @@ class UNet(nn.Module):
                 stage = self._stage(channels + skips.pop(), width * mult, level)
                 channels = width * mult
                 if level and block == config.num_res_blocks:
-                    stage.append(Upsample(channels, config))
+                    stage.append(Upsample(channels, config, copies))
                 self.output_blocks.append(stage)
         self.out = nn.Sequential(
-            nn.GroupNorm(32, channels), nn.SiLU(), config.conv(channels, config.out_channels, 3, padding=1)
+            group_norm(channels, copies), nn.SiLU(), config.conv(channels, config.out_channels, 3, copies, padding=1)
         )
-        self.freeu = FreeU(config.freeu, config.model_channels) if config.freeu else None
+        self.freeu = free_u([each.freeu for each in (config, *others)], config.model_channels)
 
     def _stage(self, in_channels: int, out_channels: int, level: int) -> nn.ModuleList:
-        stage = nn.ModuleList([ResBlock(in_channels, out_channels, self.config)])
+        stage = nn.ModuleList([ResBlock(in_channels, out_channels, self.config, self.copies)])
         if 2**level in self.config.attention_resolutions:
-            stage.append(SpatialTransformer(out_channels, self.config))
+            stage.append(SpatialTransformer(out_channels, self.config, self.copies))
         return stage
 
     def forward(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
@@ -212,8 +226,11 @@ class UNet(nn.Module):
         layers = [block.cross_attention for block in self._of_type(SpatialTransformer)]
         return torch.cat([to(context) for layer in layers for to in (layer.to_k, layer.to_v)], dim=2)
 
-    def denoise(self, x: Tensor, projections: Tensor, packed: Tensor) -> Tensor:
-        """x [B, in, *latent], projections [B or 1, E] of `time_projections`, packed [B, T, K] of `context_kv`."""
+    def denoise(self, x: Tensor, projections: Tensor, packed: Tensor, mask: Tensor | None = None) -> Tensor:
+        """x [B, in, *latent], projections [B or 1, E] of `time_projections`, packed [B, T, K] of `context_kv`.
+
+        Of copies: [copies, E] and [copies * B, T, K] -> [B, copies * out, *latent]; `mask` is added to their scores.
+        """
         per_block = iter(projections.split(self._projection_widths, dim=1))
         keys_values = iter(packed.split(self._context_widths, dim=2))
 
@@ -222,7 +239,7 @@ class UNet(nn.Module):
                 if isinstance(layer, ResBlock):
                     h = layer(h, next(per_block))
                 elif isinstance(layer, SpatialTransformer):
-                    h = layer(h, next(keys_values), next(keys_values))
+                    h = layer(h, next(keys_values), next(keys_values), mask)
                 else:
                     h = layer(h)
             return h
@@ -236,7 +253,7 @@ class UNet(nn.Module):
             skip = skips.pop()
             if self.freeu:
                 x, skip = self.freeu(x, skip)
-            x = run(stage, torch.cat([x, skip], dim=1))  # type: ignore[arg-type]
+            x = run(stage, join(x, skip, self.copies))  # type: ignore[arg-type]
         return self.out(x)
 
     @property
@@ -249,11 +266,11 @@ class UNet(nn.Module):
 
     @property
     def _projection_widths(self) -> list[int]:
-        return [block.emb_layers[1].out_features for block in self._of_type(ResBlock)]
+        return [block.out_channels for block in self._of_type(ResBlock)]
 
     @property
     def _context_widths(self) -> list[int]:
-        widths = [block.cross_attention.to_k.out_features for block in self._of_type(SpatialTransformer)]
+        widths = [block.cross_attention.inner for block in self._of_type(SpatialTransformer)]
         return [width for width in widths for _ in ("keys", "values")]
 
     def _of_type(self, kind: type) -> list:

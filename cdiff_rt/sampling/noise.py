@@ -4,7 +4,12 @@ What the steps of a run add is one path of Brownian motion, cut into steps: so a
 20 steps as in 50.
 """
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
+from threading import Thread
+from typing import TypeVar
 
 import numpy as np
 
@@ -12,6 +17,8 @@ from cdiff_rt.sampling.schedule import Schedule
 from cdiff_rt.sampling.solvers import C_NOISE, SolverTable
 
 SAMPLING, INPAINTING, EDITING, TUNING = 0, 1, 2, 3  # streams: what one draws does not move the other
+
+Drawn = TypeVar("Drawn")
 
 
 def normal(seed: int, images: range, draw: int, shape: tuple[int, ...], stream: int = SAMPLING) -> np.ndarray:
@@ -40,6 +47,49 @@ def of_steps(
         return added
 
     return of_step
+
+
+@contextmanager
+def ahead(draw: Callable[[int], Drawn], steps: int, helpers: int) -> Iterator[Callable[[int], Drawn]]:
+    """What `draw` gives for the steps 0, 1, ..., drawn by so many threads while the caller, who asks in turn, does else.
+
+    Numpy's generators let other threads run. While what is asked for is not there, the caller draws too, so all is well
+    where no thread can be started.
+    """
+    drawn, left = [Future[Drawn]() for _ in range(steps)], deque(range(steps))
+
+    def draw_one() -> bool:
+        """Whether there was one left."""
+        try:
+            step = left.popleft()
+        except IndexError:
+            return False
+        try:
+            drawn[step].set_result(draw(step))
+        except BaseException as error:  # noqa: BLE001 - which whoever asks raises
+            drawn[step].set_exception(error)
+        return True
+
+    def help_along() -> None:
+        while draw_one():
+            pass
+
+    def of_step(step: int) -> Drawn:
+        while not drawn[step].done() and draw_one():
+            pass
+        return drawn[step].result()
+
+    threads = [Thread(target=help_along, daemon=True) for _ in range(min(helpers, steps))]
+    try:
+        with suppress(RuntimeError):  # no more threads can be started
+            for thread in threads:
+                thread.start()
+        yield of_step
+    finally:
+        left.clear()
+        for thread in threads:
+            if thread.ident is not None:
+                thread.join()
 
 
 def path(snr: np.ndarray, knots: np.ndarray) -> np.ndarray:

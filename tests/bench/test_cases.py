@@ -30,8 +30,8 @@ def test_the_gpu_suite_compares_what_its_docs_say():
     assert len({case.name for case in GPU_SUITE}) == len(GPU_SUITE)
     assert {case.backend for case in GPU_SUITE} == {n for n, backend in BACKENDS.items() if backend.device == "cuda"}
     for flavour in ("tensorrt", "tensorrt-rtx"):
-        ways = {(case.whole_step, case.graphs) for case in GPU_SUITE if case.backend == flavour}
-        assert ways == {(False, False), (False, True), (True, False), (True, True)}
+        ways = {(case.experts, case.graphs) for case in GPU_SUITE if case.backend == flavour}
+        assert ways == {(e, g) for e in ("separate", "whole-step") for g in (False, True)} | {("stacked", True)}
 
 
 def test_the_cpu_suite_has_every_backend_in_every_precision_after_the_references_arithmetic():

@@ -63,6 +63,7 @@ def test_what_fails_hangs_or_finds_nothing_leaves_the_rest_to_run(tmp_path):
     assert states["test-kernels"] == states["test-torch-cuda"] == "failed"
     assert states["ceilings"] == "timed out" and states["image-512"] == "ok"
     told = {step["step"]: step["last line"] for step in summary["steps"]}
+    assert sum(int(step["seconds"]) for step in summary["steps"]) <= 12
     assert told["ceilings"] == "half" and told["test-compiled"] == "no time is left of 9 s"
 
 

@@ -95,3 +95,25 @@ def test_threads_are_the_cpus(bundle, monkeypatch):
     monkeypatch.setattr("cdiff_rt.engines.backends.why_no_device", lambda: None)
     with pytest.raises(BadRequest, match="threads: 4 with torch-cuda, which runs on a GPU; leave them out"):
         load_runner(bundle, "torch-cuda", OnDevice(threads=4))
+
+
+@pytest.mark.parametrize(
+    ("backend", "experts", "words"),
+    [
+        (
+            "onnxruntime",
+            "stacked",
+            "stacked with onnxruntime, which runs them separate; .*tensorrt-rtx or torch-cuda or",
+        ),
+        (
+            "torch-cuda",
+            "whole-step",
+            "whole-step with torch-cuda, which runs them separate or stacked; leave it out, or .*tensorrt or tensorrt-rtx$",
+        ),
+        ("onnxruntime", "together", "'together'; choose one of separate, stacked, whole-step"),
+    ],
+)
+def test_experts_are_divided_as_a_backend_can(backend, experts, words, bundle, monkeypatch):
+    monkeypatch.setattr("cdiff_rt.engines.backends.why_not", lambda backend: None)
+    with pytest.raises(BadRequest, match=f"^experts: {words}"):
+        load_runner(bundle, backend, OnDevice(experts=experts))

@@ -34,7 +34,7 @@ def engines(tmp_path_factory, bundle):
     made = EngineCache(tmp_path_factory.mktemp("cache") / "cdiff-rt/engines")
     with pytest.MonkeyPatch.context() as patch:
         standin_trt.install(patch)
-        build_engines(bundle, "tensorrt", batches=(HERE.batch,), whole_step=True, cache=made)
+        build_engines(bundle, "tensorrt", batches=(HERE.batch,), experts=["whole-step"], cache=made)
     return made
 
 
@@ -99,17 +99,19 @@ def test_the_whole_step_is_an_engine_too(bundle, engines, standin):
     assert torch.isfinite(tensors["next_x"]).all() and tensors["weights"].shape == (2, 2, 1, 16, 16)
 
 
-@pytest.mark.parametrize("whole_step", [False, True])
-def test_the_runtime_of_devices_makes_images_with_it(whole_step, bundle, engines, standin, monkeypatch, pipeline, mask):
+@pytest.mark.parametrize("experts", ["separate", "whole-step"])
+def test_the_runtime_of_devices_makes_images_with_it(experts, bundle, engines, standin, monkeypatch, pipeline, mask):
     """On the CPU's own memory, which is aligned less."""
     monkeypatch.setattr(trt_module, "ALIGNMENT", 1)
     monkeypatch.setenv("XDG_CACHE_HOME", str(engines.folder.parents[1]))
-    ours, how = Pipeline(bundle), OnDevice(precision="fp16", whole_step=whole_step)
+    ours, how = Pipeline(bundle), OnDevice(precision="fp16", experts=experts)
     ours._runner = DeviceRunner(bundle, "tensorrt", how, device="cpu")
     settings = {"mask": mask, "text": "This man has a long beard.", "steps": 4, "batch": HERE.batch}
     latents, expected = (p.generate(**settings).latents for p in (ours, pipeline))
     assert np.abs(latents - expected).max() < 3e-2 * expected.std()
-    assert len(standin.streams) == 2 + 2 + 4 * (1 if whole_step else 2) + 1  # condition, time, steps, decoder
+    assert (
+        len(standin.streams) == 2 + 2 + 4 * {"separate": 2, "whole-step": 1}[experts] + 1
+    )  # condition, time, steps, decoder
 
 
 def test_addresses_are_bound_once_and_new_content_is_seen(engine, standin):
@@ -332,7 +334,9 @@ def trt_recipe(bundle):
 
 def test_what_must_be_built_is_said_for_a_bundle_of_ones_own(bundle_copy, engines, standin):
     bundle = Bundle.open(bundle_copy)
-    with pytest.raises(BadArtefact, match=f"--model {bundle_copy} --target tensorrt --engine-batch 7 --whole-step`"):
+    with pytest.raises(
+        BadArtefact, match=f"--model {bundle_copy} --target tensorrt --engine-batch 7 --experts whole-step`"
+    ):
         load_tensorrt(bundle, "step.mask+text", Placement("cpu", "fp16", 7), engines)
 
 

@@ -36,7 +36,7 @@ def built(bundle, tmp_path_factory):
     cache = EngineCache(folder / "engines")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engines_module, "build_plan", lambda path, *given, **how: spied(declared, path, given, how))
-        reports = build_engines(bundle, "tensorrt-rtx", TARGETS, whole_step=True, cache=cache)
+        reports = build_engines(bundle, "tensorrt-rtx", TARGETS, experts=["whole-step"], cache=cache)
     return cache, {report.network: report for report in reports}, declared
 
 
@@ -106,7 +106,7 @@ def test_one_plan_serves_all_three(built):
 @pytest.mark.slow
 def test_what_was_built_is_not_built_again(built, bundle, monkeypatch):
     monkeypatch.setattr(engines_module, "build_plan", lambda *given, **how: pytest.fail("built again"))
-    again = build_engines(bundle, "tensorrt-rtx", TARGETS, whole_step=True, cache=built[0])
+    again = build_engines(bundle, "tensorrt-rtx", TARGETS, experts=["whole-step"], cache=built[0])
     assert [report.report for report in again] == [None] * len(built[1])
     assert str(again[2]).endswith("was built before")
 
@@ -166,7 +166,7 @@ def test_a_boost_of_the_manifest_is_built_into_the_step(bundle, full):
     other = dataclasses.replace(
         bundle, manifest=dataclasses.replace(with_networks(bundle, *EXPERTS), influence=boosted)
     )
-    assert build_engines(other, "tensorrt", whole_step=True)[-1].network == "step-boosted.mask+text"
+    assert build_engines(other, "tensorrt", experts=["whole-step"])[-1].network == "step-boosted.mask+text"
 
 
 def test_a_failing_build_leaves_nothing_behind(bundle, full):
@@ -218,12 +218,17 @@ def test_the_command_translates(asked):
     assert (result.exit_code, result.output.split()[0]) == (0, "expert.mask"), result.output
     command(
         *("--model", "faces-128", "--target", "tensorrt", "--compute-capability", "8.6,12.0"),
-        *("--engine-precision", "bf16", "--engine-batch", "1", "--engine-batch", "4", "--whole-step"),
+        *("--engine-precision", "bf16", "--engine-batch", "1", "--engine-batch", "4", "--experts", "whole-step"),
     )
-    usual = {"precision": "fp16", "batches": (1,), "whole_step": False}
+    usual = {"precision": "fp16", "batches": (1,), "experts": ()}
     assert asked == [
         ("faces-128", "tensorrt-rtx", [], usual),
-        ("faces-128", "tensorrt", ["8.6", "12.0"], {"precision": "bf16", "batches": (1, 4), "whole_step": True}),
+        (
+            "faces-128",
+            "tensorrt",
+            ["8.6", "12.0"],
+            {"precision": "bf16", "batches": (1, 4), "experts": ("whole-step",)},
+        ),
     ]
 
 
@@ -258,7 +263,7 @@ MODEL, NEW = ["--model", "faces-128"], ["--checkpoint", "a.ckpt", "--out", "b"]
         ([*MODEL, *NEW, "--target", "tensorrt"], "give --checkpoint"),
         ([*MODEL, "--out", "b", "--target", "tensorrt"], "give --checkpoint"),
         ([*NEW[:2], "--out", "b.safetensors", "--target", "tensorrt"], "needs a bundle"),
-        ([*NEW, "--whole-step"], "--whole-step goes with --target"),
+        ([*NEW, "--experts", "whole-step"], "--experts goes with --target"),
         ([*NEW, "--compute-capability", "8.6"], "--compute-capability goes with --target"),
         ([*NEW, "--engine-batch", "2"], "--engine-batch goes with --target"),
         ([*MODEL, "--target", "tensorrt", "--freeu", "text=1,1,1,1"], "--freeu goes with --checkpoint"),

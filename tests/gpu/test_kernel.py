@@ -4,7 +4,7 @@ import importlib.util
 import os
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,9 @@ import pytest
 import torch
 
 from cdiff_rt.gpu import kernel
+from cdiff_rt.gpu.buffers import PerStep
 from cdiff_rt.gpu.fused_step import on_cuda
+from cdiff_rt.manifest import TensorSpec
 from cdiff_rt.sampling.numbers import LARGEST
 from tests.gpu import ptx, sass
 from tests.gpu.test_fused_step import BRAIN, HALF, SINGLE, TYPES, check_results, expected, step
@@ -80,7 +82,9 @@ def check_step(module, one, capability=90):
         inside = inside.repeat(part.element_size())
         writes = inside * (name in CHANGED)
         np.testing.assert_array_equal(memory[name].writes, writes, f"how often bytes of {name} are written")
-        if name != "numbers":  # which every thread reads
+        if name == "numbers":  # which every thread reads
+            assert not memory[name].reads[inside == 0].any(), "numbers of another step are read"
+        else:
             reads = inside * (name != "weights")
             np.testing.assert_array_equal(memory[name].reads, reads, f"how often bytes of {name} are read")
 
@@ -112,6 +116,30 @@ def test_ptx_of_any_latent(latent, padded):
 @pytest.mark.parametrize("without", [("hist",), ("noise",), ("weights",), ("hist", "noise", "weights")])
 def test_ptx_without_a_part(without):
     check_step(kernel, step(2, (16, 16), **dict.fromkeys(without, False)))
+
+
+@pytest.mark.parametrize("latent", [(16, 16), (13, 17)])
+@pytest.mark.parametrize("taken", [0, 2])
+def test_ptx_of_a_step_selected_on_the_device(taken, latent):
+    """Its noise and numbers lie in one row, of which no byte but theirs is read, and of other steps' none."""
+    check_step(kernel, selected(step(2, latent, channels=2), taken))
+
+
+def selected(one, taken):
+    """The step as number `taken` of a run, whose other steps are not numbers."""
+    values = [TensorSpec(name, tuple(part.shape), "float32") for name, part in row_of(one).items()]
+    values.insert(1, TensorSpec("between", (3,), "float16"))
+    per_step = PerStep(values, 3, torch.device("cpu"))
+    for name, rows in per_step.rows.items():
+        rows.fill_(torch.nan)
+        rows[taken] = row_of(one).get(name, torch.nan)
+    for _ in range(taken + 1):
+        per_step.select()
+    return replace(one, **{name: per_step.now[name] for name in row_of(one)})
+
+
+def row_of(one):
+    return {"numbers": one.numbers, "noise": one.noise}
 
 
 @pytest.mark.parametrize("latent", [(16, 16), (13, 17)])
@@ -227,6 +255,12 @@ MUTANTS = {
         "now = read(x + here, inside)",
         "now = read(x + here, inside) + 0.0 * read(logits + b * size + pixel, inside)",
         "logits are read",
+    ),
+    "the next step's sharpness": ("numbers + SHARPNESS)", "numbers + SHARPNESS + 40)", "x"),
+    "the next step's numbers read": (
+        "tl.load(numbers + SHARPNESS)",
+        "tl.load(numbers + SHARPNESS) + 0.0 * tl.load(numbers + 40)",
+        "numbers of another step are read",
     ),
     "gaps read": ("at(m, logits_stride) + b", "at(m, logits_stride) + b + 1", "x"),
 }

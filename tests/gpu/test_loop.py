@@ -1,7 +1,7 @@
 """The loop that is captured on a GPU, run on CPU tensors under lints; and the lints, each on planted faults."""
 
 import dataclasses
-import itertools
+from itertools import starmap
 
 import numpy as np
 import pytest
@@ -9,22 +9,25 @@ import torch
 
 from cdiff_rt.engines.backends import load_device_engine
 from cdiff_rt.engines.base import Placement
-from cdiff_rt.gpu.buffers import ALIGNMENT, stacked
-from cdiff_rt.gpu.loop import LoopShape, loop_of_experts, loop_of_step
+from cdiff_rt.gpu.graph import Graphs
+from cdiff_rt.gpu.loop import Loop, LoopShape, capacity_for, loop_of_experts, loop_of_stack, loop_of_step
+from cdiff_rt.manifest import NetworkSpec, TensorSpec
 from cdiff_rt.sampling.fusion import adjustment
 from cdiff_rt.sampling.numbers import pack
 from cdiff_rt.sampling.schedule import Schedule
 from cdiff_rt.sampling.solvers import ddim
 from cdiff_rt.settings import Influence
 from tests.gpu.lints import NotCapturable, StaticBuffers, capturable, trace, unseen
+from tests.gpu.standin_cuda import Standin
 from tests.gpu.whole_step import WholeStep
 
 CPU = torch.device("cpu")
+STEPS = 4
 SHAPE = LoopShape(
-    ("mask", "text"), (16, 16, 16), batch=2, steps=4, noisy=True, two_step=False, boosted=False, known=False
+    ("mask", "text"), (16, 16, 16), batch=2, capacity=8, noisy=True, two_step=False, boosted=False, known=False
 )
 EVERYTHING = dataclasses.replace(SHAPE, two_step=True, boosted=True, known=True)
-TABLE = ddim(Schedule(prediction="v"), 4)
+TABLE = ddim(Schedule(prediction="v"), SHAPE.capacity)
 
 
 @pytest.fixture(scope="module")
@@ -33,26 +36,42 @@ def engines(bundle):
     return [load_device_engine("torch-cuda", bundle, f"expert.{name}", place) for name in SHAPE.modalities]
 
 
+@pytest.fixture(scope="module")
+def stack(bundle):
+    return load_device_engine("torch-cuda", bundle, "stack.mask+text", Placement("cpu", "fp32", SHAPE.batch))
+
+
 KINDS = {"default": SHAPE, "every knob": EVERYTHING}
+WAYS = [*KINDS, "stacked", "whole step"]
 
 
-@pytest.fixture(params=[*KINDS, "whole step"])
-def loop(request, engines):
+def loop_of(kind, engines, stack, wrap=lambda engine: engine):
+    if kind in KINDS:
+        return filled(loop_of_experts(KINDS[kind], [wrap(engine) for engine in engines], CPU))
+    if kind == "stacked":
+        longest = stack.spec.inputs[2].shape[-2]
+        return filled(loop_of_stack(EVERYTHING, wrap(stack), (longest - 1, longest), CPU))
+    return filled(loop_of_step(SHAPE, wrap(WholeStep(engines, SHAPE)), CPU))
+
+
+@pytest.fixture(params=WAYS)
+def loop(request, engines, stack):
     with torch.inference_mode():
-        if request.param in KINDS:
-            yield filled(loop_of_experts(KINDS[request.param], engines, CPU))
-        else:
-            yield filled(loop_of_step(SHAPE, WholeStep(engines, SHAPE), CPU))
+        yield loop_of(request.param, engines, stack)
 
 
-@pytest.fixture(params=[*KINDS, "whole step"])
-def hidden(request, engines):
-    """The same with networks whose inside no lint sees."""
+@pytest.fixture(params=WAYS)
+def small(request):
+    """The same of networks that are a line each."""
     with torch.inference_mode():
-        if request.param in KINDS:
-            yield filled(loop_of_experts(KINDS[request.param], [Hidden(engine) for engine in engines], CPU))
-        else:
-            yield filled(loop_of_step(SHAPE, Hidden(WholeStep(engines, SHAPE)), CPU))
+        yield loop_of(request.param, LINES, StackOfLines())
+
+
+@pytest.fixture(params=WAYS)
+def hidden(request):
+    """Of networks whose inside no lint sees."""
+    with torch.inference_mode():
+        yield loop_of(request.param, LINES, StackOfLines(), Hidden)
 
 
 class Hidden:
@@ -63,18 +82,73 @@ class Hidden:
         return unseen(self._engine.bind(tensors))
 
 
+class Line:
+    """An expert with weights of its own that depends on all that it is given."""
+
+    capturable = True
+
+    def __init__(self, weight):
+        latent, pixels = (SHAPE.batch, *SHAPE.latent_shape), (SHAPE.batch, 1, *SHAPE.latent_shape[1:])
+        inputs = {"x": latent, "projections": (1, 5 + weight), "context": (SHAPE.batch, 3, 7)}
+        outputs = {"out": latent, "logit": pixels}
+        self.spec = NetworkSpec("expert.onnx", *([*starmap(float32, of.items())] for of in (inputs, outputs)))
+        self._weight = weight
+
+    def bind(self, tensors):
+        x, projections, context, out, logit = tensors.values()
+
+        def enqueue():
+            torch.tanh(x + projections.mean() + context.mean() - self._weight, out=out)
+            logit.copy_(out.mean(1, keepdim=True))
+
+        return enqueue
+
+
+class StackOfLines:
+    """Such experts as one network."""
+
+    capturable = True
+
+    def __init__(self):
+        count, latent = len(SHAPE.modalities), (SHAPE.batch, *SHAPE.latent_shape)
+        pixels = (SHAPE.batch, 1, *SHAPE.latent_shape[1:])
+        inputs = {"x": latent, "projections": (count, 6), "context": (count, SHAPE.batch, 3, 7)}
+        outputs = {"out": (count, *latent), "logit": (count, *pixels)}
+        self.spec = NetworkSpec("stack.onnx", *([*starmap(float32, of.items())] for of in (inputs, outputs)))
+
+    def bind(self, tensors):
+        x, *of_each = tensors.values()
+        calls = [line.bind(dict(enumerate((x, *own)))) for line, *own in zip(LINES, *of_each, strict=True)]
+        return lambda: [call() for call in calls]
+
+
+def float32(name, shape):
+    return TensorSpec(name, shape, "float32")
+
+
+LINES = [Line(m) for m in range(len(SHAPE.modalities))]
+
+
 def filled(loop):
     """With numbers of the right size in every buffer that a run reads."""
     b, generator = loop.buffers, torch.Generator().manual_seed(0)
-    for buffer in (b.x, *b.projections, *b.contexts, b.noise, b.known):
-        if buffer is not None:
-            buffer.normal_(generator=generator)
+    for name, rows in b.per_step.rows.items():
+        if name != "numbers":
+            rows.normal_(generator=generator)
+    for buffer in (b.x, *b.contexts):
+        buffer.normal_(generator=generator)
     if b.free is not None:
         b.free[:8] = 1
-    gain = np.linspace(1, 0, loop.shape.steps)
+    gain = np.linspace(1, 0, loop.shape.capacity)
     adjust = adjustment([True, False], 1, gain, Influence(factor=2.0, boost=3.0 if loop.shape.boosted else None))
-    b.numbers.copy_(torch.from_numpy(pack(TABLE, adjust)))
+    b.per_step.rows["numbers"].copy_(torch.from_numpy(pack(TABLE, adjust)))
     return loop
+
+
+def result(loop, start, steps=STEPS):
+    loop.restart(start)
+    loop.run(steps)
+    return loop.buffers.x.clone()
 
 
 VIEWS = {"aten.slice.Tensor", "aten.select.int"}
@@ -82,63 +156,149 @@ VIEWS = {"aten.slice.Tensor", "aten.select.int"}
 
 def buffers_of(loop):
     """All that the loop may write to: its buffers, and what its `advance` holds on to."""
+    b = loop.buffers
     held = [cell.cell_contents for cell in loop.advance.__closure__]
-    fields = [getattr(loop.buffers, field.name) for field in dataclasses.fields(loop.buffers)]
-    fields += [tensor for tensor in held if isinstance(tensor, torch.Tensor)]
-    flat = itertools.chain.from_iterable(b if isinstance(b, list) else [b] for b in fields)
-    return [buffer for buffer in flat if buffer is not None]
+    written = [b.x, b.hist, b.weights, *vars(b.per_step).values(), *held]
+    return [tensor for tensor in written if isinstance(tensor, torch.Tensor)]
 
 
 def test_nothing_in_the_loop_or_its_networks_is_forbidden_while_capturing(loop):
     with capturable():
-        loop.all_steps()
+        loop.step()
+        loop.step()
 
 
 def test_every_step_launches_the_same(loop):
-    first, *others = [trace(lambda i=i: (loop.begin(i), loop.advance(i, False))) for i in range(SHAPE.steps)]
+    first, *others = [trace(loop.step) for _ in range(STEPS)]
     assert len(first) > 100 and all(other == first for other in others)
 
 
 def test_the_loop_writes_to_its_buffers_and_allocates_nothing(hidden):
     with StaticBuffers(buffers_of(hidden)) as watching:
-        hidden.all_steps()
+        hidden.step()
     assert watching.strays == []
 
 
-def test_beside_the_networks_a_step_is_one_copy_per_expert_and_one_fused_operation(engines):
-    with torch.inference_mode():
-        loop = filled(loop_of_experts(SHAPE, [Hidden(engine) for engine in engines], CPU))
-        rows = [row[0] for row in trace(lambda: loop.advance(2, False)) if row[0] not in VIEWS]
-    assert rows == ["aten.copy_.default"] * 2 + ["cdiff_rt.fuse_step.default"]
+def test_beside_the_networks_a_step_selects_its_own_in_one_launch_and_counts_on(hidden):
+    rows = [row[0] for row in trace(hidden.step) if row[0] not in VIEWS]
+    known = ["aten.mul_.Tensor", "aten.add_.Tensor"] if hidden.shape.known else []
+    fused = ["cdiff_rt.fuse_step.default"] if hidden.outs is not None else ["aten.copy_.default"] * 2
+    assert rows == ["aten.index_select.out", "aten.add_.Tensor", *known, *fused]
 
 
-def test_the_loop_gives_the_same_again_and_depends_on_what_is_staged(loop):
-    start = loop.buffers.x.clone()
-
-    def result():
-        loop.restart(start)
-        loop.run()
-        return loop.buffers.x.clone()
-
-    first = result()
-    assert torch.equal(result(), first) and torch.isfinite(first).all()
-    changes = [loop.buffers.numbers, loop.buffers.contexts[0], loop.buffers.projections[1], loop.buffers.noise]
-    for buffer in changes:
-        buffer.mul_(0.9)
-        changed = result()
-        assert not torch.allclose(changed, first)
+def test_the_loop_gives_the_same_again_and_depends_on_what_is_staged(small):
+    start, rows = small.buffers.x.clone().numpy(), small.buffers.per_step.rows
+    first = result(small, start)
+    assert torch.equal(result(small, start), first) and torch.isfinite(first).all()
+    for name, buffer in {**rows, "context": small.buffers.contexts[0]}.items():
+        buffer[: 1 if name == "context" else STEPS].mul_(0.9)
+        changed = result(small, start)
+        assert not torch.allclose(changed, first), name
         first = changed
 
 
-def test_what_engines_are_bound_to_is_aligned_as_a_tensor_of_its_own():
-    stacks = [stacked(3, shape, torch.float16, CPU) for shape in ((2, 3, 5, 7), (2, 1, 5, 7))]
-    for stack in stacks:
-        assert stack.stride(0) * stack.itemsize % ALIGNMENT == 0 and stack[1].is_contiguous()
+def test_each_step_reads_its_own_row_and_none_behind_the_last(small):
+    start, rows = small.buffers.x.clone().numpy(), small.buffers.per_step.rows
+    first = result(small, start)
+    for of_all in rows.values():
+        of_all[STEPS:] = torch.nan
+    assert torch.equal(result(small, start), first)
+    seen = []
+    small.restart(start)
+    for _ in range(STEPS):
+        small.step()
+        seen.append({name: value.clone() for name, value in small.buffers.per_step.now.items()})
+    for i, now in enumerate(seen):
+        for name, value in now.items():
+            assert torch.equal(value, rows[name][i]), (i, name)
+
+
+# --- recorded graphs ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def recorded(small, monkeypatch):
+    """The loop as it runs where CUDA graphs can be had, and who stands in for CUDA."""
+    standin = Standin(monkeypatch)
+    with torch.inference_mode():
+        yield Loop(small.shape, small.buffers, small.advance, small.outs, Graphs()), standin
+
+
+def test_one_graph_of_a_step_serves_any_number_of_steps(recorded, small, monkeypatch):
+    monkeypatch.setattr("cdiff_rt.gpu.loop.MOST_NODES", 0)
+    (graphs, standin), start = recorded, small.buffers.x.clone().numpy()
+    for steps, launched in ((4, 1), (1, 0), (7, 0), (4, 0), (8, 0)):
+        expected = result(small, start, steps)
+        before = len(standin.replayed)
+        assert torch.equal(result(graphs, start, steps), expected)
+        assert len(standin.recorded) == 1 and len(standin.replayed) == before + steps - launched
+    small.buffers.per_step.rows["numbers"].mul_(0.9)
+    assert torch.equal(result(graphs, start, 5), result(small, start, 5))
+    assert len(standin.recorded) == 1
+
+
+def test_steps_that_come_again_are_one_graph_where_it_is_small(recorded, small, monkeypatch):
+    (graphs, standin), start = recorded, small.buffers.x.clone().numpy()
+    expected = {steps: result(small, start, steps) for steps in (2, 4, 5)}
+    result(graphs, start, 4)
+    monkeypatch.setattr("cdiff_rt.gpu.loop.MOST_NODES", 4 * len(standin.recorded[0].nodes))
+    for steps, recordings, replays in ((5, 1, 5), (5, 1, 5), (2, 1, 2), (4, 2, 1), (4, 2, 1), (2, 3, 1), (5, 3, 5)):
+        before = len(standin.replayed)
+        assert torch.equal(result(graphs, start, steps), expected[steps])
+        assert (len(standin.recorded), len(standin.replayed) - before) == (recordings, replays)
+
+
+def test_what_comes_once_is_not_recorded(recorded, small):
+    graphs, standin = recorded
+    result(graphs, small.buffers.x.clone().numpy(), 1)
+    assert standin.recorded == [] == standin.replayed
+
+
+def test_a_graph_of_all_steps_that_is_refused_leaves_that_of_one(recorded, small, caplog):
+    (graphs, standin), start = recorded, small.buffers.x.clone().numpy()
+    expected = result(small, start)
+    result(graphs, start)
+    standin.breaks = RuntimeError("out of memory")
+    for _ in range(2):
+        before = len(standin.replayed)
+        assert torch.equal(result(graphs, start), expected)
+        assert len(standin.replayed) == before + STEPS
+    assert caplog.text.count("4 steps of the loop: no CUDA graph was recorded (out of memory)") == 1
+
+
+def test_a_step_is_staged_before_it_is_launched(recorded, small):
+    (graphs, standin), start = recorded, small.buffers.x.clone().numpy()
+    expected = result(small, start)
+    rows = {name: of_all.clone() for name, of_all in small.buffers.per_step.rows.items()}
+
+    def stage(i):
+        launches.append(len(standin.replayed))
+        for name, of_all in small.buffers.per_step.rows.items():
+            of_all[i].copy_(rows[name][i])
+
+    for of_all in small.buffers.per_step.rows.values():
+        of_all.fill_(torch.nan)
+    for expected_launches in ([0, 0, 1, 2], [3, 3, 3, 3]):
+        launches = []
+        graphs.restart(start)
+        graphs.run(STEPS, stage)
+        assert torch.equal(graphs.buffers.x, expected)
+        assert launches == expected_launches
+
+
+def test_more_steps_than_there_is_room_for_are_our_own_fault(small):
+    with pytest.raises(AssertionError, match="9 steps, there is room for 8"):
+        small.run(9)
+
+
+@pytest.mark.parametrize(("steps", "capacity"), [(1, 64), (50, 64), (64, 64), (65, 128), (1000, 1024)])
+def test_few_numbers_of_steps_need_buffers_of_their_own(steps, capacity):
+    assert capacity_for(steps) == capacity
 
 
 # --- planted faults ----------------------------------------------------------------------------------------------------
 
-X = torch.ones(2, 3)
+X, NUMBER = torch.ones(2, 3), torch.ones(1, dtype=torch.int64)
 
 
 @pytest.mark.parametrize(
@@ -164,6 +324,10 @@ X = torch.ones(2, 3)
         lambda: torch.unique(X),
         lambda: X.clone().index_put_((X > 0,), torch.zeros(())),
         lambda: torch.equal(X, X),
+        lambda: X[NUMBER[0]],
+        lambda: X[NUMBER[0] :],
+        lambda: X.select(0, NUMBER[0]),
+        lambda: X.narrow(0, NUMBER[0], 1),
     ],
 )
 def test_what_cannot_be_captured_is_found(fault):
@@ -172,7 +336,14 @@ def test_what_cannot_be_captured_is_found(fault):
 
 
 @pytest.mark.parametrize(
-    "innocent", [lambda: X * 2 + 1, lambda: X.half().float(), lambda: X.to(torch.float16), lambda: X.softmax(0)[:1]]
+    "innocent",
+    [
+        lambda: X.index_select(0, NUMBER),
+        lambda: X * 2 + 1,
+        lambda: X.half().float(),
+        lambda: X.to(torch.float16),
+        lambda: X.softmax(0)[:1],
+    ],
 )
 def test_what_can_be_is_not(innocent):
     with capturable():
@@ -204,20 +375,34 @@ def test_writes_outside_the_buffers_are_found():
     assert len(watching.strays) >= 2 and any("copy_" in stray for stray in watching.strays)
 
 
-@pytest.mark.parametrize("fault", ["new tensor", "host scalar", "own noise"])
+@pytest.mark.parametrize("fault", ["new tensor", "host scalar", "step's number", "own noise"])
 def test_a_fault_in_the_loop_itself_is_found(fault, hidden):
-    real, x = hidden.advance, hidden.buffers.x
+    real, x, per_step = hidden.advance, hidden.buffers.x, hidden.buffers.per_step
     faults = {
         "new tensor": lambda: x * 1.0,
-        "host scalar": lambda: x.mul_(float(hidden.buffers.numbers[0, 0])),
+        "host scalar": lambda: x.mul_(float(per_step.now["numbers"][0])),
+        "step's number": lambda: x.mul_(per_step.rows["numbers"][per_step._next[0]][0]),
         "own noise": lambda: x.add_(torch.randn_like(x)),
     }
     known = buffers_of(hidden)
-    hidden.advance = lambda i, watched: (real(i, watched), faults[fault]())
+    hidden.advance = lambda watched: (real(watched), faults[fault]())
     if fault == "new tensor":
         with StaticBuffers(known) as watching:
-            hidden.all_steps()
-        assert len(watching.strays) == SHAPE.steps
+            hidden.step()
+        assert len(watching.strays) == 1
     else:
         with pytest.raises(NotCapturable), capturable():
-            hidden.all_steps()
+            hidden.step()
+
+
+def test_a_number_that_is_not_on_the_device_is_found(recorded, small):
+    """Were a step's row chosen by the host, the graph would hold the second step's for good."""
+    (graphs, _), start = recorded, small.buffers.x.clone().numpy()
+    expected, per_step, steps = result(small, start), small.buffers.per_step, iter(range(STEPS))
+
+    def select():
+        i = next(steps)
+        per_step._row.copy_(per_step._rows[i : i + 1])
+
+    per_step.select = select
+    assert not torch.equal(result(graphs, start), expected)

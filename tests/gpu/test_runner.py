@@ -1,6 +1,9 @@
 """The runner of devices, on the CPU: the same latents as the loop of sampling/loop.py, by other code."""
 
-import gc
+import copy
+import dataclasses
+import logging
+from weakref import ref
 
 import numpy as np
 import pytest
@@ -8,6 +11,7 @@ import torch
 
 from cdiff_rt.errors import BadEnvironment, BadRequest, OutOfResource
 from cdiff_rt.gpu import runner
+from cdiff_rt.gpu.graph import Graphs
 from cdiff_rt.gpu.loop import LoopShape
 from cdiff_rt.gpu.runner import DeviceRunner
 from cdiff_rt.inputs.inpainting import Inpainting
@@ -15,6 +19,7 @@ from cdiff_rt.pipeline import Pipeline
 from cdiff_rt.run import OnDevice
 from cdiff_rt.sampling.solvers import SOLVERS
 from cdiff_rt.settings import Influence
+from tests.gpu.standin_cuda import Standin
 from tests.gpu.whole_step import WholeStep
 
 TEXT = "This man has a long beard. He is in his fifties."
@@ -27,9 +32,16 @@ def on_device(bundle, backend="torch-cuda", **how):
     return pipeline
 
 
-@pytest.fixture(scope="module", params=["torch-cuda", "onnxruntime-cuda"])
+WAYS = {
+    "torch-cuda": {},
+    "onnxruntime-cuda": {"backend": "onnxruntime-cuda"},
+    "torch-cuda stacked": {"experts": "stacked"},
+}
+
+
+@pytest.fixture(scope="module", params=WAYS)
 def device(request, bundle):
-    return on_device(bundle, request.param)
+    return on_device(bundle, **WAYS[request.param])
 
 
 def difference(ours, reference):
@@ -94,20 +106,49 @@ def test_runs_of_one_structure_share_a_loop_and_do_not_disturb_each_other(bundle
     assert len([*pipeline._runner._loops]) == 1 and difference(other, first) > 0.1
     np.testing.assert_array_equal(first.latents, again.latents)
     pipeline.generate(mask=mask, text=TEXT, steps=5)
+    assert len([*pipeline._runner._loops]) == 1
     pipeline.generate(mask=mask, text=TEXT, steps=4, eta=0.0)
-    assert len([*pipeline._runner._loops]) == 3
+    assert len([*pipeline._runner._loops]) == 2
+
+
+def test_what_recorded_graphs_make_is_what_launching_each_time_makes(bundle, monkeypatch):
+    """Of steps that go from knot to knot and of others, with noise, a known region and without; recorded once for all."""
+    pipeline = on_device(bundle)
+    keep, photo = np.eye(128, dtype=np.uint8), np.full((128, 128, 3), 99, np.uint8)
+    runs = [{"steps": 2}, {"steps": 4, "seed": 7}, {"steps": 2, "inpaint": Inpainting(photo, keep)}, {"steps": 2}]
+    expected = [pipeline.generate(text=TEXT, **settings).latents for settings in runs]
+    with monkeypatch.context() as patch:
+        standin = Standin(patch)
+        pipeline._runner = DeviceRunner(bundle, "torch-cuda", OnDevice("fp32"), device="cpu")
+        pipeline._runner._graphs = Graphs()
+        for latents, settings in zip(expected, runs, strict=True):
+            np.testing.assert_array_equal(pipeline.generate(text=TEXT, **settings).latents, latents)
+    loops = [*pipeline._runner._loops]
+    assert all(loop._step.graph for loop in loops) and len(loops) == 2
+    assert len({*standin.pools}) == 1 and {*standin.modes} == {"thread_local"}
+
+
+def test_a_backend_that_no_graph_can_hold_says_so(bundle, caplog):
+    pipeline = on_device(bundle, "onnxruntime-cuda")
+    pipeline._runner._graphs = Graphs()
+    with caplog.at_level(logging.INFO, "cdiff_rt"):
+        pipeline.generate(text=TEXT, steps=2)
+    told = "onnxruntime-cuda: its steps cannot be recorded as a CUDA graph; they are launched each time"
+    assert caplog.text.count(told) == 1
 
 
 def test_loops_calls_and_engines_are_the_last_few(bundle, monkeypatch):
+    """What goes does so at once: a GPU's memory does not wait for the garbage collector."""
     monkeypatch.setattr(runner, "MOST_LOOPS", 2)
     monkeypatch.setattr(runner, "MOST_CALLS", 4)
     pipeline = on_device(bundle)
-    own, first = pipeline._runner, pipeline.generate(text="a man", steps=1)
+    own, first, made = pipeline._runner, pipeline.generate(text="a man", steps=1), []
     for batch in range(2, 6):
         pipeline.generate(text="a man", steps=1, batch=batch)
-        gc.collect()
         assert [loop.shape.batch for loop in own._loops] == [batch - 1, batch] and len([*own._calls]) <= 4
-        assert {made for _, made in own._engines} <= {1, *range(batch - 3, batch + 1)}
+        assert {size for _, size in own._engines} <= {1, *range(batch - 3, batch + 1)}
+        made.append(ref([*own._loops][-1]))
+        assert [loop() is None for loop in made] == [i < batch - 3 for i in range(batch - 1)]
     np.testing.assert_allclose(pipeline.generate(text="a man", steps=1).latents, first.latents, atol=1e-5)
 
 
@@ -175,11 +216,30 @@ def whole_steps(monkeypatch):
 )
 def test_an_engine_of_the_whole_step_gives_the_same(settings, whole_steps, bundle, pipeline, mask):
     ours, reference = (
-        p.generate(mask=mask, text=TEXT, steps=4, **settings) for p in (on_device(bundle, whole_step=True), pipeline)
+        p.generate(mask=mask, text=TEXT, steps=4, **settings)
+        for p in (on_device(bundle, experts="whole-step"), pipeline)
     )
     assert difference(ours, reference) < CLOSE
 
 
 def test_who_watches_the_whole_steps_engine_is_told_that_it_shows_too_little(whole_steps, bundle):
-    with pytest.raises(BadRequest, match="no branch's own prediction; leave"):
-        on_device(bundle, whole_step=True).generate(text=TEXT, steps=1, callback_on_step_end=print)
+    with pytest.raises(BadRequest, match="no branch's own prediction; choose experts separate or stacked"):
+        on_device(bundle, experts="whole-step").generate(text=TEXT, steps=1, callback_on_step_end=print)
+
+
+def test_a_stack_is_one_engine_and_of_one_modality_its_expert(bundle, mask):
+    pipeline = on_device(bundle, experts="stacked")
+    pipeline.generate(mask=mask, text=TEXT, steps=1)
+    pipeline.generate(text=TEXT, steps=1)
+    engines = {network for network, _ in pipeline._runner._engines if network.startswith(("expert", "stack"))}
+    assert engines == {"stack.mask+text", "expert.text"}
+
+
+def test_experts_of_several_shapes_cannot_be_stacked_but_run_alone(bundle, mask):
+    source = copy.deepcopy(bundle.manifest.source)
+    source["experts"]["mask"]["unet"]["num_heads"] = 4
+    other = dataclasses.replace(bundle, manifest=dataclasses.replace(bundle.manifest, source=source))
+    pipeline = on_device(other, experts="stacked")
+    with pytest.raises(BadRequest, match=r"^experts stacked: unet.num_heads is 4 in mask and 2 in text; experts of"):
+        pipeline.generate(mask=mask, text=TEXT, steps=1)
+    pipeline.generate(text=TEXT, steps=1)

@@ -1,9 +1,10 @@
 import itertools
+import threading
 
 import numpy as np
 import pytest
 
-from cdiff_rt.sampling.noise import normal, of_steps, path
+from cdiff_rt.sampling.noise import ahead, normal, of_steps, path
 from cdiff_rt.sampling.schedule import Schedule
 from cdiff_rt.sampling.solvers import C_NOISE, ddim, dpmpp_2m_sde
 
@@ -99,3 +100,61 @@ def test_the_noise_of_a_step_is_its_mixture_of_the_draws():
 
 def test_steps_that_add_nothing_draw_nothing():
     assert not of_steps(SCHEDULE, ddim(SCHEDULE, 50, eta=0.0), 7, range(1), (2, 8, 8))(3).any()
+
+
+@pytest.mark.parametrize("helpers", [0, 1, 3])
+@pytest.mark.parametrize(("solver", "steps"), [(ddim, 50), (dpmpp_2m_sde, 16)])
+def test_noise_that_is_drawn_ahead_is_the_same(solver, steps, helpers):
+    draw = of_steps(SCHEDULE, solver(SCHEDULE, steps), 7, range(2, 4), (2, 8, 8))
+    with ahead(draw, steps, helpers) as drawn:
+        for step in range(steps):
+            np.testing.assert_array_equal(drawn(step), draw(step))
+
+
+def test_it_is_drawn_while_the_caller_does_else():
+    by = {}
+
+    def draw(step):
+        by[step] = threading.current_thread()
+        if len(by) == 4:
+            all_there.set()
+        return step
+
+    all_there = threading.Event()
+    with ahead(draw, 4, 2) as drawn:
+        assert all_there.wait(10)
+        assert [drawn(step) for step in range(4)] == [0, 1, 2, 3]
+    assert threading.current_thread() not in by.values()
+
+
+def test_where_no_thread_can_be_started_the_caller_draws(monkeypatch):
+    def refused(thread):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refused)
+    asked = []
+    with ahead(lambda step: asked.append(step), 3, 2) as drawn:
+        for step in range(3):
+            drawn(step)
+            assert asked == [*range(step + 1)]
+
+
+@pytest.mark.parametrize("helpers", [0, 2])
+def test_what_a_draw_raises_is_raised_where_it_is_asked_for(helpers):
+    def draw(step):
+        if step == 2:
+            raise MemoryError(f"no room for {step}")
+        return step
+
+    before = threading.active_count()
+    with pytest.raises(MemoryError, match="no room for 2"), ahead(draw, 4, helpers) as drawn:
+        assert [drawn(0), drawn(1)] == [0, 1]
+        drawn(2)
+    assert threading.active_count() == before
+
+
+def test_who_leaves_early_leaves_no_thread_behind():
+    begun, before = [], threading.active_count()
+    with ahead(lambda step: (begun.append(step), threading.Event().wait(0.005)), 1000, 2) as drawn:
+        drawn(0)
+    assert threading.active_count() == before and len(begun) < 100
