@@ -20,7 +20,7 @@ STAND_IN = """#!/bin/bash
 if [ "$1" = - ]; then exec {python} "$@"; fi
 if [ "$1" = -c ]; then case "$2" in *why_not*) echo -n {why} ;; esac; exit 0; fi
 printf '%q ' "$@" >> {asked}; echo >> {asked}
-case "$*" in *synthetic*) mkdir -p "$4"; touch "$4/manifest.json" ;; esac
+case "$2" in *synthetic) mkdir -p "$4"; touch "$4/manifest.json" ;; esac
 {it}
 """
 
