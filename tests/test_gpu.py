@@ -110,6 +110,7 @@ def test_a_step_is_one_launch_of_the_host_and_no_wait(backend, pipelines, mask):
         run(pipeline, mask)
     (loop,) = pipeline._runner._loops
     noise = np.zeros(loop.buffers.x.shape, np.float32)
+    loop.buffers.per_step.restart()
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:

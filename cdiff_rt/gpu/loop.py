@@ -4,7 +4,7 @@ What differs between steps is data (`PerStep`), of which a step selects its own 
 serves every step and any number of them; new noise, another schedule or new weights of the fusion are new numbers.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -64,14 +64,14 @@ class Buffers:
 
 
 def allocate(
-    shape: LoopShape, projections: Mapping[str, TensorSpec], contexts: Sequence[TensorSpec], device: torch.device
+    shape: LoopShape, projections: Sequence[TensorSpec], contexts: Sequence[TensorSpec], device: torch.device
 ) -> Buffers:
-    """Buffers for that shape; `projections`, by their names in a step's row, and `contexts` are what engines take."""
+    """Buffers for that shape; `projections` and `contexts` are what engines take of a step, by its name, and of a run."""
     latent, sizes = (shape.batch, *shape.latent_shape), {"batch": shape.batch}
     of_latents = [name for name, there in (("noise", shape.noisy), ("known", shape.known)) if there]
     values = [
         TensorSpec("numbers", (WIDTH,), "float32"),
-        *(TensorSpec(name, shape_of(spec, sizes), spec.dtype) for name, spec in projections.items()),
+        *(replace(spec, shape=shape_of(spec, sizes)) for spec in projections),
         *(TensorSpec(name, latent, "float32") for name in of_latents),
     ]
 
@@ -161,7 +161,10 @@ def loop_of_experts(
 ) -> Loop:
     """Each expert an engine of its own, side by side, and one kernel that fuses them: any set of experts."""
     inputs = [{tensor.name: tensor for tensor in engine.spec.inputs} for engine in engines]
-    projections = {f"projections.{name}": of["projections"] for name, of in zip(shape.modalities, inputs, strict=True)}
+    projections = [
+        replace(of["projections"], name=f"projections.{name}")
+        for name, of in zip(shape.modalities, inputs, strict=True)
+    ]
     b = allocate(shape, projections, [of["context"] for of in inputs], device)
     now = b.per_step.now
     out, logit = engines[0].spec.outputs
@@ -173,13 +176,13 @@ def loop_of_experts(
         engine.bind(
             {
                 "x": b.x,
-                "projections": now[f"projections.{name}"],
+                "projections": now[projections[m].name],
                 "context": b.contexts[m],
                 "out": outs[m],
                 "logit": logits[m],
             }
         )
-        for m, (name, engine) in enumerate(zip(shape.modalities, engines, strict=True))
+        for m, engine in enumerate(engines)
     ]
     capturable = all(engine.capturable for engine in engines)
     beside = device.type == "cuda" and capturable and len(engines) > 1
@@ -206,7 +209,7 @@ def loop_of_stack(
     Each expert's buffers are parts of the stack's, so that what is staged for it lies in its place.
     """
     inputs, sizes = {tensor.name: tensor for tensor in engine.spec.inputs}, {"batch": shape.batch}
-    b = allocate(shape, {"projections": inputs["projections"]}, [], device)
+    b = allocate(shape, [inputs["projections"]], [], device)
     now, rows = b.per_step.now, b.per_step.rows
     rows |= {f"projections.{name}": rows["projections"][:, m : m + 1] for m, name in enumerate(shape.modalities)}
     context, outs, logits = (
@@ -227,7 +230,7 @@ def loop_of_stack(
 def loop_of_step(shape: LoopShape, engine: DeviceEngine, device: torch.device, *, graphs: Graphs | None = None) -> Loop:
     """One engine that does the whole step of these experts. It takes noise and history in any case."""
     inputs = {tensor.name: tensor for tensor in engine.spec.inputs}
-    projections = {name: spec for name, spec in inputs.items() if name.startswith("projections.")}
+    projections = [inputs[f"projections.{name}"] for name in shape.modalities]
     contexts = [inputs[f"context.{name}"] for name in shape.modalities]
     b = allocate(replace(shape, noisy=True, two_step=True), projections, contexts, device)
     assert b.hist is not None

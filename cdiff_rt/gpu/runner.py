@@ -19,6 +19,7 @@ from cdiff_rt.gpu.buffers import sizes_of, tensors_of, upload
 from cdiff_rt.gpu.graph import Captured, Graphs
 from cdiff_rt.gpu.loop import Loop, LoopShape, capacity_for, loop_of_experts, loop_of_stack, loop_of_step
 from cdiff_rt.manifest import Bundle
+from cdiff_rt.notes import log
 from cdiff_rt.process import cores
 from cdiff_rt.run import OnDevice, Run
 from cdiff_rt.sampling.loop import Callback, StepState
@@ -177,7 +178,8 @@ class DeviceRunner:
             else:
                 b.contexts[m].copy_(self._outputs(f"condition.{modality.name}", {"inputs": value})["context"])
             projections = self._outputs(f"time.{modality.name}", {"t": run.table.timesteps})["projections"]
-            rows[f"projections.{modality.name}"][:steps, 0].copy_(projections)
+            of_steps = rows[f"projections.{modality.name}"][:steps]
+            of_steps.copy_(projections.view_as(of_steps))
         upload(pack(run.table, run.adjust), rows["numbers"][:steps])
         if b.free is not None and run.known:
             upload(1 - run.known.keep, b.free)

@@ -9,6 +9,7 @@ import torch
 
 from cdiff_rt.engines.backends import load_device_engine
 from cdiff_rt.engines.base import Placement
+from cdiff_rt.gpu.buffers import upload
 from cdiff_rt.gpu.graph import Graphs
 from cdiff_rt.gpu.loop import Loop, LoopShape, capacity_for, loop_of_experts, loop_of_stack, loop_of_step
 from cdiff_rt.manifest import NetworkSpec, TensorSpec
@@ -166,6 +167,12 @@ def test_nothing_in_the_loop_or_its_networks_is_forbidden_while_capturing(loop):
     with capturable():
         loop.step()
         loop.step()
+
+
+def test_the_host_waits_for_nothing_between_steps_and_their_staging(small):
+    rows, noise = small.buffers.per_step.rows, small.buffers.x.numpy()
+    with capturable():
+        small.run(STEPS, lambda i: upload(noise, rows["noise"][i]))
 
 
 def test_every_step_launches_the_same(loop):
