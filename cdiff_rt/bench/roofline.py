@@ -28,7 +28,7 @@ KERNEL_S = 0.4  # each kernel is run for so long, and its fastest run counts
 PRODUCTS = ((2048, 2048, 2048), (1024, 1536, 384), (4096, 576, 576))  # [m, k] x [k, n]
 CONVOLUTIONS = ((192, 64), (384, 32), (576, 32), (960, 16))  # channels, pixels of a side; 3 x 3
 COPIED = 2**29  # bytes: more than caches hold
-BYTES: dict[Precision, int] = {"fp32": 4, "fp16": 2, "bf16": 2}
+BYTES: dict[Precision, int] = {"fp32": 4, "fp16": 2, "bf16": 2, "tf32": 4}
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ def count(manifest: Manifest, network: str, batch: int) -> Operations:
     from torch.utils.flop_counter import FlopCounterMode
 
     from cdiff_rt.engines.weights import part_of
-    from cdiff_rt.nets.collaborative import ModelConfig, build_part, part_functions
+    from cdiff_rt.nets.collaborative import ModelConfig, build_part, part_functions, reads
 
     config = schema.from_json(ModelConfig, manifest.source, "source")
     counter, spec = FlopCounterMode(display=False), manifest.networks[network]
@@ -171,16 +171,8 @@ def count(manifest: Manifest, network: str, batch: int) -> Operations:
             part_functions(part_of(network), module)[network](*inputs)
     counts = {str(operation): flops for operation, flops in counter.get_flop_counts()["Global"].items()}
     convolution = sum(flops for operation, flops in counts.items() if "convolution" in operation)
-    used = [tensor.numel() for name, tensor in module.named_parameters() if is_used(name, network)]
+    used = [tensor.numel() for name, tensor in module.named_parameters() if reads(network, name)]
     return Operations(sum(counts.values()) - convolution, convolution, sum(used))
-
-
-def is_used(weight: str, network: str) -> bool:
-    """Whether a network of its part reads a weight; what other networks of the part read counts for those."""
-    if network.startswith("vae."):
-        return not weight.startswith(("encoder.", "quant_conv."))
-    once = ("encoder.", "time_embed.", "emb_layers.", "attn2.to_k.", "attn2.to_v.")
-    return not any(f".{part}" in f".{weight}" for part in once)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import click
 
-from cdiff_rt.commands.options import ARRANGEMENTS, MODEL, PATH, PRECISIONS, GroupedCommand, given, option
+from cdiff_rt.commands.options import ARRANGEMENTS, MODEL, PATH, STORED, GroupedCommand, given, option
 from cdiff_rt.commands.terminal import Progress, say
 
 BUNDLE, ENGINES = "A bundle from checkpoints", "Engines for GPUs"
@@ -81,7 +81,7 @@ Examples:
     ENGINES,
     "--engine-precision",
     "Let the engines compute in this precision.",
-    type=click.Choice(PRECISIONS),
+    type=click.Choice(STORED),
     default="fp16",
 )
 @option(

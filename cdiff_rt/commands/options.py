@@ -15,7 +15,8 @@ CONDITIONS, SAMPLING, INFLUENCE = "Conditions", "Sampling", "Influence of the co
 OUTPUT, MODEL, MANY = "Output", "Model and backend", "Many images"
 GROUPS = {"rounding": OUTPUT, "labels": CONDITIONS, "snap": CONDITIONS}  # of settings that are none of sampling's
 PATH = click.Path(path_type=Path)
-PRECISIONS = ("fp32", "bf16", "fp16")
+STORED = ("fp32", "bf16", "fp16")
+PRECISIONS = (*STORED, "tf32")
 ARRANGEMENTS = ("separate", "stacked", "whole-step")
 SCALES = click.IntRange(1, 16)
 NAMED: dict[str, Any] = {"metavar": "NAME=VALUE", "multiple": True}

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from cdiff_rt.editing.inversion import Progress, between
-from cdiff_rt.engines.eager import load_part
+from cdiff_rt.engines.modules import load_part
 from cdiff_rt.errors import BadArtefact, BadRequest, OutOfResource, check_range, real, whole
 from cdiff_rt.export.refit import refit
 from cdiff_rt.inputs import images

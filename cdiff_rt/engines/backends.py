@@ -20,7 +20,7 @@ from cdiff_rt.manifest import Bundle, Manifest, NetworkSpec
 from cdiff_rt.notes import log
 from cdiff_rt.process import usual_threads
 
-ANY = tuple(DTYPES)
+ANY: tuple[Precision, ...] = ("fp16", "bf16", "fp32")
 BUILT: tuple[Arrangement, ...] = get_args(Arrangement)  # of what `export --target` builds
 
 
@@ -66,8 +66,10 @@ BACKENDS: dict[str, Backend] = {
     "onnxruntime-cuda": _cuda(
         "cdiff_rt.export.ort_cuda:load", ("onnxruntime", "onnx"), "gpu", ("fp16", "fp32"), ("separate",)
     ),
-    "torch-cuda": _cuda("cdiff_rt.engines.eager:load_device", ("safetensors",), "torch"),
-    "torch-cuda-compiled": _cuda("cdiff_rt.engines.eager:load_device_compiled", ("safetensors",), "torch"),
+    "torch-cuda": _cuda("cdiff_rt.engines.eager:load_device", ("safetensors",), "torch", (*ANY, "tf32")),
+    "torch-cuda-compiled": _cuda(
+        "cdiff_rt.engines.eager:load_device_compiled", ("safetensors",), "torch", (*ANY, "tf32")
+    ),
 }
 
 
@@ -91,7 +93,7 @@ def resolve(backend: str, manifest: Manifest, precision: Precision | None = None
         return backend
     tried = [name for name in fastest(manifest) if precision is None or precision in BACKENDS[name].precisions]
     if not tried:
-        raise BadRequest("precision", repr(precision), f"choose one of {', '.join(ANY)}")
+        raise BadRequest("precision", repr(precision), f"choose one of {', '.join(DTYPES)}")
     reasons = {name: why_not(name) or why_it_fails(name) for name in tried}
     found = next((name for name, reason in reasons.items() if reason is None), None)
     told = "; ".join(f"{name}: {reason}" for name, reason in reasons.items() if reason)

@@ -12,10 +12,15 @@ from cdiff_rt.manifest import REBUILD, NetworkSpec, TensorSpec
 if TYPE_CHECKING:
     from torch import Tensor
 
-Precision = Literal["fp16", "bf16", "fp32"]
+Precision = Literal["fp16", "bf16", "fp32", "tf32"]  # tf32: fp32 whose products a GPU rounds to 10 bits
 # Which engines a step has: one for each expert; one of all, if they have one shape; or one of the whole step.
 Arrangement = Literal["separate", "stacked", "whole-step"]
-DTYPES: dict[Precision, str] = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}  # as numpy and torch say
+DTYPES: dict[Precision, str] = {  # as numpy and torch say
+    "fp16": "float16",
+    "bf16": "bfloat16",
+    "fp32": "float32",
+    "tf32": "float32",
+}
 
 
 class Engine(Protocol):

@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from cdiff_rt import schema
-from cdiff_rt.engines.base import Arrangement, Placement, Precision, precision_of
-from cdiff_rt.engines.stacked import STACK
+from cdiff_rt.engines.base import Placement, Precision, precision_of
+from cdiff_rt.engines.stacked import made_of
 from cdiff_rt.engines.user_files import (
     cache_folder,
     check_folder,
@@ -84,9 +84,6 @@ class Index:
         return replace(self, uses=self.uses | {key: max(self.uses.values(), default=0) + 1})
 
 
-KINDS: dict[Arrangement, str] = {"stacked": STACK, "whole-step": "step"}  # what the names of such networks begin with
-
-
 def step_network(modalities: Sequence[str], boosted: bool = False) -> str:
     """The name of the whole step of these experts, beside those of a bundle's networks."""
     return f"step{'-boosted' if boosted else ''}.{'+'.join(modalities)}"
@@ -94,13 +91,12 @@ def step_network(modalities: Sequence[str], boosted: bool = False) -> str:
 
 def sources(bundle: Bundle, network: str) -> dict[str, NetworkSpec]:
     """The networks of the bundle that `network` is made of: itself, or the experts of a step or a stack."""
-    kind, _, name = network.partition(".")
-    made_of = [f"expert.{m}" for m in name.split("+")] if kind.startswith(("step", STACK)) else [network]
-    unknown = sorted(set(made_of) - set(bundle.manifest.networks))
+    parts = made_of(network)
+    unknown = sorted(set(parts) - set(bundle.manifest.networks))
     if unknown:
         known = ", ".join(bundle.manifest.networks)
         raise BadArtefact(f"bundle {bundle.folder.name}", f"it has no network {unknown[0]}", f"it has {known}")
-    return {part: bundle.manifest.networks[part] for part in made_of}
+    return {part: bundle.manifest.networks[part] for part in parts}
 
 
 def recipe(

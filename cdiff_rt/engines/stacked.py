@@ -6,10 +6,12 @@ shapes has separate ones.
 
 from collections.abc import Iterator, Sequence
 
+from cdiff_rt.engines.base import Arrangement
 from cdiff_rt.errors import BadArtefact, BadRequest
 from cdiff_rt.manifest import NAME, REBUILD, Manifest, NetworkSpec, TensorSpec
 
 STACK = "stack"
+KINDS: dict[Arrangement, str] = {"stacked": STACK, "whole-step": "step"}  # what the names of such networks begin with
 OWN = ("freeu", "context_dim")  # what copies of a UNet may differ in: nothing that has a weight of the step
 
 
@@ -22,6 +24,13 @@ def stacked_modalities(network: str) -> list[str]:
     """Those of a stack's name; none of another network's."""
     kind, _, names = network.partition(".")
     return names.split("+") if kind == STACK else []
+
+
+def made_of(network: str) -> list[str]:
+    """The bundle's networks that one is: itself, or the experts of a stack or a step."""
+    kind, _, names = network.partition(".")
+    experts = [f"expert.{name}" for name in names.split("+")]
+    return experts if kind.startswith(tuple(KINDS.values())) else [network]
 
 
 def network_spec(manifest: Manifest, network: str) -> NetworkSpec:

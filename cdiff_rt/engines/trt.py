@@ -5,7 +5,8 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 from cdiff_rt.engines.base import Placement
-from cdiff_rt.engines.cache import KINDS, EngineCache, LoadedPlan, Recipe, recipe
+from cdiff_rt.engines.cache import EngineCache, LoadedPlan, Recipe, recipe
+from cdiff_rt.engines.stacked import KINDS
 from cdiff_rt.engines.trt_library import (
     FLAVOURS,
     Flavour,

@@ -112,6 +112,7 @@ def build_plan(
     network, _parser = _parsed(trt, builder, log, path)  # the parser owns the network's weights
     config = builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    config.clear_flag(trt.BuilderFlag.TF32)  # which is set unless one says so: fp32 is to be fp32
     for flag in (*flavour.flags, *(["REFIT"] if refit else [])):
         config.set_flag(getattr(trt.BuilderFlag, flag))
     if flavour.portable:

@@ -7,7 +7,7 @@ import torch
 
 from cdiff_rt import schema
 from cdiff_rt.engines.base import Placement
-from cdiff_rt.engines.eager import build_stack
+from cdiff_rt.engines.modules import build_stack
 from cdiff_rt.engines.stacked import stack_network, stack_spec
 from cdiff_rt.engines.weights import fp32, places
 from cdiff_rt.export.stored import DTYPES, Stored

@@ -130,3 +130,20 @@ def network_functions(model: CollaborativeModel) -> dict[str, Function]:
     """All networks of a bundle by name."""
     parts = [*(f"experts.{name}" for name in model.experts), *(["vae"] if hasattr(model, "vae") else [])]
     return {k: function for part in parts for k, function in part_functions(part, model.get_submodule(part)).items()}
+
+
+# Of a part's weights, what its network that runs once reads, as pieces of their names.
+_READ_ONCE = {
+    "condition": (".encoder.", ".attn2.to_k.", ".attn2.to_v."),
+    "time": (".time_embed.", ".emb_layers."),
+    "vae.encode": (".encoder.", ".quant_conv.", ".linear_in."),
+}
+
+
+def reads(network: str, weight: str) -> bool:
+    """Whether a network reads a weight of its part. Each weight is read by one network."""
+    kind = network if network.startswith("vae.") else network.partition(".")[0]
+    if kind in _READ_ONCE:
+        return any(piece in f".{weight}" for piece in _READ_ONCE[kind])
+    others = ("vae.encode",) if kind == "vae.decode" else ("condition", "time")
+    return not any(reads(other, weight) for other in others)

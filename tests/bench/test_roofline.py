@@ -1,12 +1,16 @@
 import json
+import math
 import time
 
 import pytest
 
+from cdiff_rt import schema
 from cdiff_rt.bench import roofline as module
 from cdiff_rt.bench.roofline import Operations, Roofline, count, fastest, limit_s, measure, operations_of, run_kernels
 from cdiff_rt.errors import BadEnvironment
+from cdiff_rt.export.checkpoint import model_shapes
 from cdiff_rt.manifest import Bundle
+from cdiff_rt.nets.collaborative import ModelConfig
 
 ROOF = Roofline({"fp32": 100.0, "bf16": 400.0}, {"fp32": 50.0, "bf16": 100.0}, 1000.0)
 
@@ -62,13 +66,10 @@ def test_a_convolution_counts_two_for_each_multiply_add(manifest):
 
 
 def test_weights_that_other_networks_read_are_not_counted(manifest):
-    total = count(manifest, "expert.mask", 1).weights
-    assert total > 0
-    assert not module.is_used("unet.output_blocks.0.1.transformer_blocks.0.attn2.to_k.weight", "expert.mask")
-    assert not module.is_used("encoder.linear.weight", "expert.mask")
-    assert module.is_used("unet.output_blocks.0.1.transformer_blocks.0.attn1.to_k.weight", "expert.mask")
-    assert module.is_used("decoder.conv_in.weight", "vae.decode")
-    assert not module.is_used("encoder.conv_in.weight", "vae.decode")
+    weights = {network: count(manifest, network, 1).weights for network in manifest.networks}
+    assert all(weights.values())
+    described = model_shapes(schema.from_json(ModelConfig, manifest.source, "source"))
+    assert sum(weights.values()) == sum(map(math.prod, described.values()))
 
 
 @pytest.mark.slow

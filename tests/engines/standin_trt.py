@@ -45,7 +45,7 @@ class StandIn(SimpleNamespace):
             DataType=DataType,
             LayerType=SimpleNamespace(SOFTMAX="softmax"),
             ProfilingVerbosity=SimpleNamespace(DETAILED="detailed", NONE="none"),
-            BuilderFlag=SimpleNamespace(REFIT="refit", REQUIRE_USER_ALLOCATION="user allocation"),
+            BuilderFlag=SimpleNamespace(REFIT="refit", REQUIRE_USER_ALLOCATION="user allocation", TF32="tf32"),
             NetworkDefinitionCreationFlag=SimpleNamespace(STRONGLY_TYPED=0),
             EngineValidity=SimpleNamespace(VALID="valid", SUBOPTIMAL="suboptimal", INVALID="invalid"),
             ExecutionContextAllocationStrategy=SimpleNamespace(USER_MANAGED="user managed"),
@@ -103,6 +103,7 @@ class Builder:
         return SimpleNamespace(set_shape=lambda name, *shapes: None)
 
     def build_serialized_network(self, network, config):
+        assert "tf32" not in config.flags
         if not self._library.called("build_serialized_network"):
             self._log.log(Severity.ERROR, "Error Code 1: out of\n tactics")
             return None
@@ -121,10 +122,13 @@ class Builder:
 
 class Config:
     def __init__(self, library) -> None:
-        self._library, self.flags, self.profiles, self._timing = library, [], [], None
+        self._library, self.flags, self.profiles, self._timing = library, ["tf32"], [], None
 
     def set_flag(self, flag):
         self.flags.append(flag)
+
+    def clear_flag(self, flag):
+        self.flags.remove(flag)
 
     def set_compute_capability(self, capability, index):
         assert 0 <= index < self.num_compute_capabilities

@@ -99,19 +99,35 @@ def test_the_whole_step_is_an_engine_too(bundle, engines, standin):
     assert torch.isfinite(tensors["next_x"]).all() and tensors["weights"].shape == (2, 2, 1, 16, 16)
 
 
-@pytest.mark.parametrize("experts", ["separate", "whole-step"])
-def test_the_runtime_of_devices_makes_images_with_it(experts, bundle, engines, standin, monkeypatch, pipeline, mask):
-    """On the CPU's own memory, which is aligned less."""
+def images(experts, bundle, engines, monkeypatch, mask):
+    """Latents by the runtime of devices, on the CPU's own memory, which is aligned less."""
     monkeypatch.setattr(trt_module, "ALIGNMENT", 1)
     monkeypatch.setenv("XDG_CACHE_HOME", str(engines.folder.parents[1]))
     ours, how = Pipeline(bundle), OnDevice(precision="fp16", experts=experts)
     ours._runner = DeviceRunner(bundle, "tensorrt", how, device="cpu")
-    settings = {"mask": mask, "text": "This man has a long beard.", "steps": 4, "batch": HERE.batch}
-    latents, expected = (p.generate(**settings).latents for p in (ours, pipeline))
+    return ours.generate(mask=mask, **SETTINGS).latents
+
+
+SETTINGS = {"text": "This man has a long beard.", "steps": 4, "batch": HERE.batch}
+
+
+@pytest.mark.parametrize("experts", ["separate", "whole-step"])
+def test_the_runtime_of_devices_makes_images_with_it(experts, bundle, engines, standin, monkeypatch, pipeline, mask):
+    latents = images(experts, bundle, engines, monkeypatch, mask)
+    expected = pipeline.generate(mask=mask, **SETTINGS).latents
     assert np.abs(latents - expected).max() < 3e-2 * expected.std()
-    assert (
-        len(standin.streams) == 2 + 2 + 4 * {"separate": 2, "whole-step": 1}[experts] + 1
-    )  # condition, time, steps, decoder
+    a_step = {"separate": 2, "whole-step": 1}[experts]
+    assert len(standin.streams) == 2 + 2 + 4 * a_step + 1  # condition, time, steps, decoder
+
+
+@pytest.mark.slow
+def test_and_with_a_stack(bundle, engines, standin, monkeypatch, pipeline, mask):
+    *_, built = build_engines(bundle, "tensorrt", batches=(HERE.batch,), experts=["stacked"], cache=engines)
+    assert built.network == "stack.mask+text" and built.report
+    latents = images("stacked", bundle, engines, monkeypatch, mask)
+    expected = pipeline.generate(mask=mask, **SETTINGS).latents
+    assert np.abs(latents - expected).max() < 3e-2 * expected.std()
+    assert len(standin.streams) == 2 + 2 + 4 + 1
 
 
 def test_addresses_are_bound_once_and_new_content_is_seen(engine, standin):

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from cdiff_rt.engines.base import Placement
-from cdiff_rt.engines.eager import load_part
+from cdiff_rt.engines.modules import load_part
 from cdiff_rt.engines.trt import FLAVOURS
 from cdiff_rt.engines.trt_build import build_plan
 from cdiff_rt.errors import BadRequest
 from cdiff_rt.export.gpu_engines import typed_graph
 from cdiff_rt.export.stacked import stacked_graph
-from cdiff_rt.export.typed import write_typed
+from cdiff_rt.export.typed import typed_model, write_typed
 from tests.alike import bundle_of
 from tests.export.test_typed import BUDGETS, assert_strongly_typed, relative
 
@@ -63,13 +63,6 @@ def copied(graph):
     return model
 
 
-def expanded(model, spec, bundle):
-    """In fp32, with attention as ONNX Runtime takes it with a mask."""
-    from cdiff_rt.export.typed import typed_model
-
-    return typed_model(model, spec, "stack", Placement("cpu", "fp32", BATCH))
-
-
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_it_gives_what_each_expert_gives(precision, pair, graph, tmp_path, monkeypatch):
     monkeypatch.setattr("cdiff_rt.export.stacked.stacked_graph", lambda bundle, names: (copied(graph), graph[1]))
@@ -89,6 +82,7 @@ def test_it_holds_no_weight_and_passes_the_checker(pair, graph, tmp_path):
     assert len(set(places)) == len(places) > 100  # every weight of every expert, once
 
 
+@pytest.mark.slow
 def test_of_three_experts_of_lines_with_contexts_of_equal_length(tmp_path):
     tokens = dict.fromkeys("abc", 4)
     bundle = bundle_of(tokens, tmp_path, latent=(8,))
@@ -105,8 +99,25 @@ def test_experts_of_several_shapes_are_refused(pair):
         stacked_graph(other, tuple(TOKENS))
 
 
+@pytest.fixture(scope="module")
+def embedded(bundle):
+    return stacked_graph(bundle, [modality.name for modality in bundle.manifest.modalities])
+
+
 @pytest.mark.slow
-def test_tensorrt_builds_it_with_two_thirds_of_the_kernels_and_fuses_every_attention(bundle, tmp_path):
+def test_the_embedded_models_stack_gives_what_its_experts_give(bundle, embedded, tmp_path):
+    model, spec = copied(embedded), embedded[1]
+    tokens = {modality.name: modality.input_shape[0] for modality in bundle.manifest.modalities}
+    onnx.checker.check_model(str(write_typed(model, bundle, tmp_path, "stack")))
+    typed = typed_model(model, spec, "stack", Placement("cpu", "fp32", BATCH))  # with masks as ONNX Runtime takes them
+    check_agrees(typed.model, typed.spec, bundle, tokens, tmp_path, 1e-5)
+
+
+@pytest.mark.slow
+def test_tensorrt_builds_it_with_two_thirds_of_the_kernels_and_fuses_every_attention(
+    bundle, embedded, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("cdiff_rt.export.stacked.stacked_graph", lambda bundle, names: (copied(embedded), embedded[1]))
     reports = {}
     for network in ("stack.mask+text", "expert.mask"):
         path = write_typed(typed_graph(bundle, network, Placement()).model, bundle, tmp_path, network)
@@ -115,12 +126,3 @@ def test_tensorrt_builds_it_with_two_thirds_of_the_kernels_and_fuses_every_atten
     assert len(stack.fused_attentions) == stack.attentions == 22 and not stack.softmaxes
     assert len(stack.casts) == 1
     assert len(stack.kernels) < 0.62 * 2 * len(expert.kernels)
-
-
-@pytest.mark.slow
-def test_the_embedded_models_stack_gives_what_its_experts_give(bundle, tmp_path):
-    names = [modality.name for modality in bundle.manifest.modalities]
-    tokens = {modality.name: modality.input_shape[0] for modality in bundle.manifest.modalities}
-    model, spec = stacked_graph(bundle, names)
-    onnx.checker.check_model(str(write_typed(model, bundle, tmp_path, "stack")))
-    check_agrees(expanded(model, spec, bundle), spec, bundle, tokens, tmp_path, 1e-5)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from cdiff_rt.engines import eager
+from cdiff_rt.engines import modules
 from cdiff_rt.errors import BadArtefact
 from cdiff_rt.export.verify import TOLERANCE, compare_networks, graph_errors, relative_error
 from cdiff_rt.manifest import Bundle
@@ -24,15 +24,15 @@ def test_every_network_of_an_intact_bundle_agrees(tiny_bundle):
     ],
 )
 def test_one_weight_that_differs_is_found(tiny_bundle, part, network, monkeypatch):
-    bundle, real = Bundle.open(tiny_bundle), eager.load_part
+    bundle, real = Bundle.open(tiny_bundle), modules.fp32
+    place = modules.places(bundle.content["weights.safetensors"])[f"{part}.weight"]
 
-    def altered(bundle, whole):
-        module = real(bundle, whole)
-        if part.startswith(whole):
-            module.get_submodule(part.removeprefix(f"{whole}.")).weight.view(-1)[0] += 0.1
-        return module
+    def altered(content, read):
+        weight = real(content, read)
+        weight.flat[0] += 0.1 * (read == place)
+        return weight
 
-    monkeypatch.setattr(eager, "load_part", altered)
+    monkeypatch.setattr(modules, "fp32", altered)
     with pytest.raises(BadArtefact, match=rf"network {network}.onnx: onnxruntime differs"):
         compare_networks(bundle)
     assert max(graph_errors(bundle, network).values()) > TOLERANCE
