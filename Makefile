@@ -2,6 +2,8 @@
 PYTHON ?= python3
 # The release that tests were run with. For a build without CUDA, see CONTRIBUTING.md.
 TORCH ?= torch==2.13.0
+# Which a build with CUDA brings itself; a CPU build has none, and takes the same.
+TRITON ?= $(if $(filter torch==2.13.0%,$(TORCH)),triton==3.7.1)
 PIP = .venv/bin/pip install --quiet --disable-pip-version-check
 # Two workers, each on a core of its own (tests/conftest.py). Whoever is idle takes over whole files, for what a file's
 # tests share is made once in each worker.
@@ -51,7 +53,7 @@ check: lint
 
 .venv/test: pyproject.toml | .venv/bin/python
 	$(PIP) $(TORCH)
-	$(PIP) -e ".[test]"
+	$(PIP) -e ".[test]" $(TRITON)
 	touch $@ .venv/cpu
 
 .venv/fuzz: .venv/test

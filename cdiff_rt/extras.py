@@ -7,7 +7,8 @@ from importlib import metadata
 from cdiff_rt.errors import BadEnvironment
 
 # Two packages of one name overwrite each other's files: extra -> what it must not meet.
-BREAKS = dict.fromkeys(("cpu", "quality", "export", "test"), "onnxruntime-gpu") | {"gpu": "onnxruntime"}
+BRINGS_ONNXRUNTIME = ("cpu", "quality", "export", "tensorrt", "tensorrt-rtx", "test")
+BREAKS = dict.fromkeys(BRINGS_ONNXRUNTIME, "onnxruntime-gpu") | {"gpu": "onnxruntime"}
 
 
 def version_of(library: str) -> str:

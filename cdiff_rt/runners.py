@@ -9,7 +9,14 @@ from typing import Any, Self
 
 import numpy as np
 
-from cdiff_rt.engines.backends import BACKENDS, check_backend, check_experts, check_precision, load_engine
+from cdiff_rt.engines.backends import (
+    BACKENDS,
+    check_experts,
+    check_known,
+    check_precision,
+    check_working,
+    load_engine,
+)
 from cdiff_rt.engines.base import Engine, Precision
 from cdiff_rt.errors import BadRequest, check_range, check_type
 from cdiff_rt.manifest import Bundle
@@ -133,16 +140,17 @@ class HostRunner:
 def load_runner(bundle: Bundle, backend: str, how: OnDevice | None = None) -> Runner:
     """Raises BadRequest for a backend or setting that isn't known, BadEnvironment if it doesn't work here."""
     how = how or OnDevice()
-    check_backend(backend)
+    check_known(backend)
     check_precision(backend, how.precision)
     if how.threads is not None:
         check_type("threads", how.threads, int, "give a whole number")
         check_range("threads", how.threads, 1, MOST_THREADS)
     check_experts(backend, how.experts)
+    if how.threads and BACKENDS[backend].device == "cuda":
+        raise BadRequest("threads", f"{how.threads} with {backend}, which runs on a GPU", "leave them out")
+    check_working(backend)
     if BACKENDS[backend].device == "cpu":
         return HostRunner(bundle, backend, how.precision, how.threads)
-    if how.threads:
-        raise BadRequest("threads", f"{how.threads} with {backend}, which runs on a GPU", "leave them out")
     from cdiff_rt.gpu.runner import DeviceRunner
 
     return DeviceRunner(bundle, backend, how)

@@ -3,7 +3,9 @@
 import json
 import logging
 import os
+import re
 import shutil
+from collections.abc import Generator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,6 +45,18 @@ def pytest_configure(config: pytest.Config) -> None:
     if WORKER and hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {cores[int(WORKER.removeprefix("gw")) % len(cores)]})
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """With `-m gpu`, a file is skipped that needs a library which is not installed: no extra for a GPU brings them all."""
+    report = yield
+    error = report.call.excinfo and report.call.excinfo.value.__cause__  # type: ignore[attr-defined]
+    if re.search(r"(?<!not )\bgpu\b", collector.config.option.markexpr) and isinstance(error, ModuleNotFoundError):
+        report.outcome, report.longrepr = "skipped", (str(collector.path), 0, f"Skipped: {error}")
+    return report
 
 
 @pytest.fixture(autouse=True)

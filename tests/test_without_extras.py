@@ -4,11 +4,13 @@ import re
 import subprocess
 import sys
 import tomllib
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import pytest
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from PIL import Image
 
 from cdiff_rt.engines.backends import BACKENDS
@@ -100,11 +102,56 @@ def test_who_wants_the_cpu_gets_nothing_of_nvidias(extra):
 
 def test_each_backends_extra_brings_its_libraries():
     brings = {"onnxruntime": {"onnxruntime", "onnxruntime-gpu"}, "tensorrt": {"tensorrt-cu13"}}
-    brings |= {"tensorrt_rtx": {"tensorrt-rtx-cu13"}}
+    brings |= {"tensorrt_rtx": {"tensorrt-rtx-cu13"}, "triton": {"triton", "torch"}}  # as its builds with CUDA do
     for backend in BACKENDS.values():
         names = set(needed_by(backend.extra))
         for library in backend.requires:
             assert brings.get(library, {library}) & names, f"[{backend.extra}] lacks {library}"
+
+
+@pytest.mark.parametrize("extra", ["tensorrt", "tensorrt-rtx"])
+def test_who_builds_engines_can_export_and_verify_what_they_are_built_from(extra):
+    assert set(needed_by("export")) <= set(needed_by(extra))
+
+
+def test_releases_that_a_machine_with_a_gpu_has_are_admitted():
+    """PyTorch says which Triton it wants, so none is asked for that would bring another PyTorch."""
+    here = {"torch": "2.11.0", "triton": "3.6.0", "python": "3.12.3"}
+    assert SpecifierSet(PROJECT["project"]["requires-python"]).contains(here["python"])
+    for requirement in map(Requirement, chain(*EXTRAS.values())):
+        if requirement.name in here:
+            assert requirement.specifier.contains(here[requirement.name]), requirement
+
+
+@pytest.mark.parametrize("extra", ["torch", "gpu", "tensorrt", "tensorrt-rtx"])
+def test_the_tests_of_a_gpu_go_with_whatever_runs_on_one(extra):
+    brought = {*needed_by("test-gpu"), *needed_by(extra)}
+    assert {"pytest", "hypothesis", "filelock", "torch"} <= brought
+    assert not {"onnxruntime", "onnxruntime-gpu"} <= brought
+
+
+BESIDE_TORCH = {"onnx", "onnxruntime", "onnxscript", "openvino", "skimage", "tensorrt", "tensorrt_rtx", "ray", "scipy"}
+BESIDE_TORCH |= {"polygraphy", "pandas", "pyarrow", "onnx_graphsurgeon"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "hidden",
+    [BESIDE_TORCH, BESIDE_TORCH - {"onnx", "onnxruntime", "onnxscript", "tensorrt"}, set()],
+    ids=["torch only", "tensorrt only", "everything"],
+)
+def test_the_tests_of_a_gpu_are_collected_on_whatever_extra_is_there(hidden):
+    how = ["-m", "gpu", "--collect-only", "-q", "-p", "no:cacheprovider", "tests"]
+    status, told, _ = without_libraries(f"import pytest\nsys.exit(pytest.main({how}))", hidden)
+    assert status == 0 and "error" not in told.lower(), told[-2000:]
+    assert "tests/test_gpu.py::" in told and "tests/gpu/test_kernel.py::" in told
+
+
+@pytest.mark.slow
+def test_but_a_library_that_is_missing_is_an_error_for_all_others(tmp_path):
+    code = f"import pytest\nsys.exit(pytest.main(['--collect-only', '-q', {str(ROOT / 'tests/engines/test_graphs.py')!r}]))"
+    status, told, _ = without_libraries(code, {"onnx"})
+    assert status == 2 and "No module named 'onnx'" in told
 
 
 def test_extras_that_break_each_other_are_told_to_tools_that_install_all():
@@ -118,7 +165,7 @@ def test_extras_that_break_each_other_are_told_to_tools_that_install_all():
 # --- every command on every extra alone ------------------------------------------------------------------------------
 
 ALONE = {extra: set().union(*(BROUGHT.get(n, {n}) for n in needed_by(extra))) for extra in EXTRAS if extra != "test"}
-BEST = {"openvino": "openvino", "torch": "torch", "tensorrt": "torch", "tensorrt-rtx": "torch", "ray": "onnxruntime"}
+BEST = {"openvino": "openvino", "torch": "torch", "test-gpu": "torch", "tensorrt": "torch", "tensorrt-rtx": "torch"}
 COMMANDS = {
     "generate": "generate --backend {backend} --text man --steps 1 --out {out}/a.png",
     "generate by default": "generate --text man --steps 1 --out {out}/b.png",
@@ -141,10 +188,18 @@ COMMANDS = {
 }
 QUICK = {("edit", "openvino"), ("edit", "torch"), ("bench budget of a model", "cpu"), ("export to tensorrt", "torch")}
 MAKES = {  # what works on an extra alone, of what takes the longest not to
-    "edit": {"cpu", "gpu", "quality", "export", "openvino"},  # others are told to say what the picture shows
+    "edit": {
+        "cpu",
+        "gpu",
+        "quality",
+        "export",
+        "openvino",
+        "tensorrt",
+        "tensorrt-rtx",
+    },  # others are told to say what the picture shows
     "bench budget of a model": {"tensorrt-rtx"},
-    "imagic": {"torch", "gpu", "export", "tensorrt", "tensorrt-rtx"},
-    "generate by default": {"cpu", "gpu", "quality", "export"},
+    "imagic": {"torch", "test-gpu", "gpu", "export", "tensorrt", "tensorrt-rtx"},
+    "generate by default": {"cpu", "gpu", "quality", "export", "tensorrt", "tensorrt-rtx"},
 }
 
 

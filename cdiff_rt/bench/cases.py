@@ -16,7 +16,7 @@ from cdiff_rt.sampling.tiers import TIERS, Sampling
 
 @dataclass(frozen=True)
 class Case:
-    """One way of running a model; the settings of a device are those of `runs.OnDevice`."""
+    """One way of running a model; the settings of a device are those of `run.OnDevice`."""
 
     name: str
     backend: str
@@ -59,7 +59,8 @@ GPU_SUITE = (
     Case("torch.compile, fp16, graph", "torch-cuda-compiled", "fp16"),
     Case("torch.compile, fp16, graph, PyTorch's kernels", "torch-cuda-compiled", "fp16", kernels=False),
     Case("torch.compile, fp16, stacked, graph", "torch-cuda-compiled", "fp16", "stacked"),
-    Case("onnxruntime-cuda, fp32", "onnxruntime-cuda"),
+    Case("onnxruntime-cuda, fp32", "onnxruntime-cuda", "fp32"),
+    Case("onnxruntime-cuda, fp16", "onnxruntime-cuda", "fp16"),
     *(
         case
         for backend in ("tensorrt", "tensorrt-rtx")

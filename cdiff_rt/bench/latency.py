@@ -1,16 +1,15 @@
 """How long a task takes, case against case, in turns, so that drift of the machine hits all alike."""
 
-import json
-import subprocess
-import sys
-import time
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
-from cdiff_rt.bench.allocators import environment
-from cdiff_rt.bench.cases import BASELINES, GPU_BATCHES, TUNED, Case, check, select
+from cdiff_rt.bench.case_process import CaseProcess
+from cdiff_rt.bench.cases import BASELINES, GPU_BATCHES, Case, check, select
+from cdiff_rt.bench.comparison import AT_A_TIME, Comparison, Timing
 from cdiff_rt.bench.machine import machine
 from cdiff_rt.bench.roofline import Roofline, limit_s, measure, operations_of
 from cdiff_rt.bench.task import Task, What, open_bundle
@@ -28,49 +27,11 @@ SECONDS = 3.0  # of counted runs, at the least, of each case
 DRIFT: dict[Precision, float] = {"fp32": 1e-3, "fp16": 5e-2, "bf16": 3e-1, "tf32": 5e-2}
 PIXELS: dict[Precision, float] = {"fp32": 1.0, "fp16": 8.0, "bf16": 24.0, "tf32": 8.0}  # mean difference, of 255
 
-
-@dataclass(frozen=True)
-class Timing:
-    case: str
-    load_s: float  # from the start of its process to its first result
-    memory_mib: float | None  # peak resident
-    ms: list[float]  # counted runs, in order
-    beside: list[float] = field(default_factory=list)  # the baseline's in the same rounds
-    launches: int | None = None  # of kernels and graphs by the host, in a run; on a GPU
-    db: float | None = None  # signal to error of the latents, against the first case of its sampling; infinite if equal
-    db_after: float | None = None  # the same after a run of some steps, where that was asked for
-    roofline: float | None = None  # the share of what this machine can do at best
-
-    def percentile(self, q: float) -> float:
-        return float(np.percentile(self.ms, q))
-
-    @property
-    def spread(self) -> float:
-        """Half of the runs lie within so much of the median, relative to it."""
-        return (self.percentile(75) - self.percentile(25)) / self.percentile(50)
+LeftOut = dict[str, BadEnvironment]  # by case
 
 
-@dataclass(frozen=True)
-class Comparison:
-    machine: dict[str, str]
-    settings: dict[str, int | str]
-    timings: list[Timing]
-    roofline: Roofline | None = None
-
-    def ratio(self, timing: Timing) -> float | None:
-        """How many times faster than the baseline: the median of the ratios run by run."""
-        return float(np.median(np.array(timing.beside) / np.array(timing.ms))) if timing.beside else None
-
-    def to_tuned(self, timing: Timing) -> float | None:
-        """How many times faster than the baseline with a tuned allocator: the ratio of the medians.
-
-        With `pairwise` they ran in different rounds; but its runs are alike, where those of the baseline are not.
-        """
-        tuned = next((other for other in self.timings if other.case in TUNED), None)
-        return tuned.percentile(50) / timing.percentile(50) if tuned else None
-
-    def per_second(self, timing: Timing) -> float:
-        return int(self.settings["batch"]) * 1000 / timing.percentile(50)
+class OtherWork(BadEnvironment):
+    """What a case computes is not what the others of its sampling do."""
 
 
 def compare(
@@ -81,13 +42,15 @@ def compare(
     seconds: float = SECONDS,
     after: int | None = None,
     pairwise: bool = False,
+    alone: bool = False,
     roofline: Roofline | None = None,
+    keep: Callable[[Comparison], None] = lambda comparison: None,
 ) -> Comparison:
     """Runs every case in turn, `repeats` times and until each has taken `seconds` in all.
 
     With `after` the accuracy is also taken after a run of so many steps. `pairwise` holds two cases at a time, the
-    first with each of the others. Raises BadEnvironment if a case fails or computes something else than the others of
-    its sampling.
+    first with each of the others, and `alone` one; after each of these heats `keep` gets what is known by then. A case
+    that fails, or does other work than the others of its sampling, is left out. Raises BadEnvironment if none is left.
     """
     check(cases)
     Settings(batch=task.batch)  # refuses a batch that no run may have
@@ -96,62 +59,121 @@ def compare(
         case.sampling.table(manifest.schedule)  # here, so that no worker has to fail over it
     limits = limits_ms(manifest, task, cases, roofline) if roofline else {}
     base = next((name for name in BASELINES for case in cases if case.name == name), "")
-    heats = [(cases[0], case) for case in cases[1:]] if pairwise and len(cases) > 2 else [cases]
-    firsts: dict[Case, dict] = {}
-    timings: dict[str, Timing] = {}
+    heats = _heats(cases, pairwise, alone)
+    settings = _settings(task, cases, after) | ({AT_A_TIME: max(map(len, heats))} if len(heats) > 1 else {})
+    comparison = Comparison(machine(), settings, [], roofline)
+    firsts, left_out, timings = dict[Case, dict](), LeftOut(), dict[str, Timing]()
     for heat in heats:
-        for timing in run_heat(task, heat, firsts, repeats, seconds, after, base):
+        for timing in run_heat(task, heat, firsts, left_out, repeats, seconds, after, base):
             part = limits[timing.case] / timing.percentile(50) if timing.case in limits else None
             timings.setdefault(timing.case, replace(timing, roofline=part))
-    db, later = (accuracies({case: first[what] for case, first in firsts.items()}) for what in ("latents", "later"))
-    found = [replace(t, db=db.get(t.case), db_after=later.get(t.case) if after else None) for t in timings.values()]
+        comparison = _with(comparison, [*timings.values()], firsts, left_out)
+        if timings:
+            keep(comparison)
+    if not timings:
+        causes = "; ".join(dict.fromkeys(error.seen for error in left_out.values()))
+        raise BadEnvironment("benchmark", f"no case of it runs here ({causes})", "see `cdiff-rt doctor`")
+    return comparison
+
+
+def _heats(cases: tuple[Case, ...], pairwise: bool, alone: bool) -> list[tuple[Case, ...]]:
+    """Which cases are held together."""
+    if alone:
+        return [(case,) for case in cases]
+    return [(cases[0], case) for case in cases[1:]] if pairwise and len(cases) > 2 else [cases]
+
+
+def _settings(task: Task, cases: tuple[Case, ...], after: int | None) -> dict[str, int | str]:
     samplings = "; ".join(dict.fromkeys(str(case.sampling) for case in cases))
     settings: dict[str, int | str] = {"model": task.model, "what": task.what, "sampling": samplings}
-    settings |= {"batch": task.batch, "warm-up": WARM_UP, "repeats": min(len(timing.ms) for timing in found)}
-    settings |= ({"after": after} if after else {}) | ({"at a time": 2} if len(heats) > 1 else {})
-    return Comparison(machine(), settings, found, roofline)
+    settings |= {"batch": task.batch, "warm-up": WARM_UP, "repeats": 0}
+    return settings | ({"after": after} if after else {})
+
+
+def _with(known: Comparison, timings: list[Timing], firsts: dict[Case, dict], left_out: LeftOut) -> Comparison:
+    """The comparison of what is known by now."""
+    db, later = (accuracies({case: first[what] for case, first in firsts.items()}) for what in ("latents", "later"))
+    after = "after" in known.settings
+    return replace(
+        known,
+        settings=known.settings | {"repeats": min((len(timing.ms) for timing in timings), default=0)},
+        timings=[replace(t, db=db.get(t.case), db_after=later.get(t.case) if after else None) for t in timings],
+        left_out={name: error.seen for name, error in left_out.items()},
+        wrong=tuple(name for name, error in left_out.items() if isinstance(error, OtherWork)),
+    )
 
 
 def run_heat(
     task: Task,
     cases: tuple[Case, ...],
     firsts: dict[Case, dict],
+    left_out: LeftOut,
     repeats: int,
     seconds: float,
     after: int | None,
     base: str,
 ) -> list[Timing]:
-    """The cases that are held at a time. Adds what each told of its first result to `firsts`."""
+    """The cases that are held at a time. Adds what each told of its first result to `firsts`, or why it is left out."""
     workers: dict[str, CaseProcess] = {}
     try:
         for case in cases:  # one after the other, so that each first image has the machine for itself
-            worker = workers[case.name] = CaseProcess(task, case)
-            first = worker.first()
-            log.info("%s: the first %s after %.1f s", case.name, task.what, first["load_s"])
-            if case not in firsts:
-                firsts[case] = first | {"later": worker.after(after) if after else []}
-        check_same_work(firsts)
-        rounds = in_turns(workers, repeats, seconds)
-        beside = [row[base] for row in rounds] if base in workers else []
-        timings = []
-        for case in cases:
-            end, ms = workers[case.name].finish(), [row[case.name] for row in rounds]
-            load_s = firsts[case]["load_s"]
-            timings.append(Timing(case.name, load_s, end["memory_mib"], ms, beside, launches=end["launches"]))
-        return timings
+            with _leaving_out(case.name, workers, left_out):
+                worker = workers[case.name] = CaseProcess(task, case)
+                first = worker.first()
+                log.info("%s: the first %s after %.1f s", case.name, task.what, first["load_s"])
+                check_same_work({**firsts, case: first})
+                if case not in firsts:
+                    firsts[case] = first | {"later": worker.after(after) if after else []}
+        rounds = in_turns(workers, repeats, seconds, left_out)
+        beside = [row[base] for row in rounds] if base in workers and len(cases) > 1 else []
+        return [_timing(case, workers[case.name], rounds, beside, firsts) for case in cases if case.name in workers]
     finally:
         for worker in workers.values():
             worker.process.kill()
 
 
-def in_turns(workers: "dict[str, CaseProcess]", repeats: int, seconds: float) -> list[dict[str, float]]:
+def _timing(
+    case: Case, worker: CaseProcess, rounds: list[dict[str, float]], beside: list[float], firsts: dict[Case, dict]
+) -> Timing:
+    try:
+        end = worker.finish()
+    except BadEnvironment as error:  # its times are known
+        log.warning("%s: its memory and launches are not known: %s", case.name, error.seen)
+        end = {"memory_mib": None, "launches": None}
+    ms, load_s = [row[case.name] for row in rounds], firsts[case]["load_s"]
+    return Timing(case.name, load_s, end["memory_mib"], ms, beside, launches=end["launches"])
+
+
+@contextmanager
+def _leaving_out(name: str, workers: dict[str, CaseProcess], left_out: LeftOut) -> Iterator[None]:
+    """A case that fails within the block is none of the workers any more, and why is told."""
+    try:
+        yield
+    except BadEnvironment as error:
+        left_out[name] = error
+        log.warning("%s is left out: %s", name, error.seen)
+        workers.pop(name).process.kill()
+
+
+def in_turns(
+    workers: dict[str, CaseProcess], repeats: int, seconds: float, left_out: LeftOut | None = None
+) -> list[dict[str, float]]:
     """The counted rounds, each of one run per case, in ms."""
+
+    def one_round() -> dict[str, float]:
+        row = {}
+        for name in [*workers]:
+            with _leaving_out(name, workers, {} if left_out is None else left_out):
+                row[name] = workers[name].run()
+        return row
+
     for _ in range(WARM_UP):
-        for worker in workers.values():
-            worker.run()
+        one_round()
     rounds: list[dict[str, float]] = []
-    while len(rounds) < repeats or min(sum(row[name] for row in rounds) for name in workers) < 1000 * seconds:
-        rounds.append({name: worker.run() for name, worker in workers.items()})
+    while workers and (
+        len(rounds) < repeats or min(sum(row[name] for row in rounds) for name in workers) < 1000 * seconds
+    ):
+        rounds.append(one_round())
     return rounds
 
 
@@ -174,67 +196,36 @@ def compare_suite(
     repeats: int = 10,
     after: int | None = None,
     pairwise: bool = False,
+    keep: Callable[[Comparison], None] = lambda comparison: None,
 ) -> Iterator[Comparison]:
-    """The cases of a suite that work here, see `cases.select`: a comparison for each batch size."""
+    """The cases of a suite that work here, see `cases.select`: a comparison for each batch size at which one runs.
+
+    Those of a GPU are held one at a time, for its memory is small. Raises BadEnvironment at the end, when all else is
+    told: if nothing was timed, if no case of a backend that was asked for was, or if one does other work.
+    """
     if what == "step" and suite == "gpu":
         raise BadRequest("what", "a step on a GPU", "its loop is one graph there; time the image")
     cases = select(suite, backends, precisions, samplings)
     open_bundle(Task(model))  # before anything takes its time
-    roofline = measure() if suite == "cpu" else None
-    for size in batches or (GPU_BATCHES if suite == "gpu" else (1,)):
+    on_gpu = suite == "gpu"
+    how: dict[str, Any] = {"repeats": repeats, "after": after, "roofline": None if on_gpu else measure(), "keep": keep}
+    how |= {"pairwise": pairwise, "alone": on_gpu and not pairwise}
+    timed, lost, wrong, failed = set[str](), dict[str, str](), list[str](), None
+    for size in batches or (GPU_BATCHES if on_gpu else (1,)):
         task = Task(model, what, size)
-        yield compare(task, cases, repeats=repeats, after=after, pairwise=pairwise, roofline=roofline)
-
-
-class CaseProcess:
-    """A child process that times one case."""
-
-    def __init__(self, task: Task, case: Case) -> None:
-        self.case, self._started = case, time.perf_counter()
-        command = [sys.executable, "-m", "cdiff_rt.bench.worker", task.to_json(), case.to_json()]
-        pipe, variables = subprocess.PIPE, environment(case.allocator)
-        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=variables)
-
-    def first(self) -> dict:
-        """What it tells of its first result, and the seconds since its start."""
-        message = self._receive()
-        return message | {"load_s": time.perf_counter() - self._started}
-
-    def run(self) -> float:
-        """One timed run, in ms."""
-        return self._ask("run")["ms"]
-
-    def after(self, steps: int) -> list[float]:
-        """The latents of a run of so many steps."""
-        return self._ask(f"after {steps}")["latents"]
-
-    def finish(self) -> dict:
-        """Ends the process; what it says at its end."""
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        return self._receive()
-
-    def _ask(self, line: str) -> dict:
-        assert self.process.stdin is not None
         try:
-            self.process.stdin.write(f"{line}\n")
-            self.process.stdin.flush()
-        except BrokenPipeError:
-            raise self._ended() from None
-        return self._receive()
-
-    def _receive(self) -> dict:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            raise self._ended()
-        message = json.loads(line)
-        if "error" in message:
-            raise BadEnvironment(self.case.name, message["error"], "see `cdiff-rt doctor`")
-        return message
-
-    def _ended(self) -> BadEnvironment:
-        return BadEnvironment(self.case.name, "its process ended", "see the message above and `cdiff-rt doctor`")
+            found = compare(task, cases, **how)
+        except BadEnvironment as error:
+            failed = failed or error
+            continue
+        yield found
+        timed |= {case.backend for case in cases if case.name not in found.left_out}
+        lost, wrong = found.left_out | lost, [*wrong, *found.wrong]
+    if failed and not timed:
+        raise failed
+    missed = [case.name for case in cases if case.backend in set(backends) - timed]
+    for name in (*wrong, *missed):
+        raise BadEnvironment("benchmark", f"{name}: {lost[name]}", "all others were timed; run `cdiff-rt doctor`")
 
 
 def check_same_work(firsts: dict[Case, dict]) -> None:
@@ -252,9 +243,9 @@ def check_same_work(firsts: dict[Case, dict]) -> None:
                 raise _differs(case, judge, f"pixels differ by {off:.1f} of 255")
 
 
-def _differs(case: Case, judge: Case, how: str) -> BadEnvironment:
+def _differs(case: Case, judge: Case, how: str) -> OtherWork:
     what = f"{case.name}'s first {how} from {judge.name}'s"
-    return BadEnvironment("benchmark", what, "their times don't compare; run `cdiff-rt doctor`")
+    return OtherWork("benchmark", what, "their times don't compare; run `cdiff-rt doctor`")
 
 
 def accuracies(latents: dict[Case, list[float]]) -> dict[str, float]:

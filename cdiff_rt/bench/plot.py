@@ -3,7 +3,7 @@
 from html import escape
 from pathlib import Path
 
-from cdiff_rt.bench.latency import Comparison
+from cdiff_rt.bench.comparison import Comparison
 from cdiff_rt.bench.report import heading
 from cdiff_rt.errors import BadRequest
 

@@ -6,7 +6,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from cdiff_rt.bench.latency import WARM_UP, Comparison, Timing
+from cdiff_rt.bench.comparison import Comparison, Timing
+from cdiff_rt.bench.latency import WARM_UP
 from cdiff_rt.bench.machine import machine
 from cdiff_rt.errors import BadEnvironment, CdiffError
 

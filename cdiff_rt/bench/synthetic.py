@@ -1,6 +1,8 @@
 """Models of the published sizes without a trained weight, to be timed and compared.
 
-python -m cdiff_rt.bench.synthetic 512 synthetic-512/
+python -m cdiff_rt.bench.synthetic 512 synthetic-512/ [--torch]
+
+With --torch it is for PyTorch on a GPU alone: without graphs, so it needs no onnx, and with heads padded to 16.
 
 Every tensor is a function of its official key and its shape. The reference was run with weights of this rule; its
 outputs are in tests/data/golden. Numbers come from splitmix64, seeded by the key's sha256, so they are the same on every
@@ -104,7 +106,7 @@ def synthetic(size: "Published") -> "Checkpoint":
     return Checkpoint(description, Weights(shapes), shapes)
 
 
-def write(name: str, out: Path) -> None:
+def write(name: str, out: Path, *, for_torch: bool = False) -> None:
     """The bundle of a published size. Raises BadRequest for an unknown one or if `out` exists; BadInput."""
     from cdiff_rt.export.bundle import write_bundle
     from cdiff_rt.export.published import PUBLISHED
@@ -116,13 +118,13 @@ def write(name: str, out: Path) -> None:
         raise BadRequest("out", f"{out} exists", "choose another name or remove it")
     check_folder(out.parent)
     out.mkdir(parents=True)
-    write_bundle(synthetic(sizes[name]), out)
+    write_bundle(synthetic(sizes[name]), out, head_multiple=16 if for_torch else 1, graphs=not for_torch)
 
 
 if __name__ == "__main__":
     try:
-        write(sys.argv[1], Path(sys.argv[2]))
+        write(sys.argv[1], Path(sys.argv[2]), for_torch="--torch" in sys.argv[3:])
     except IndexError:
-        sys.exit("usage: python -m cdiff_rt.bench.synthetic 512|256 FOLDER")
+        sys.exit("usage: python -m cdiff_rt.bench.synthetic 512|256 FOLDER [--torch]")
     except CdiffError as failure:
         sys.exit(f"error: {failure}")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from cdiff_rt.bench.cases import BASELINES, TUNED
-from cdiff_rt.bench.latency import Comparison, Timing
+from cdiff_rt.bench.comparison import AT_A_TIME, Comparison, Timing
 from cdiff_rt.bench.report import heading
 from cdiff_rt.errors import BadInput
 
@@ -57,6 +57,7 @@ def table(comparison: Comparison) -> str:
     lines.append("|---" * (1 + len(columns)) + "|")
     for timing in comparison.timings:
         lines.append(f"| {timing.case} | {' | '.join(column.cell(comparison, timing) for column in columns)} |")
+    lines += [f"\nLeft out, {name}: {reason}" for name, reason in comparison.left_out.items()]
     return "\n".join(lines)
 
 
@@ -64,9 +65,11 @@ def legend(comparison: Comparison, titles: set[str]) -> str:
     """What the columns say that their titles don't."""
     names = [timing.case for timing in comparison.timings]
     base, tuned = (next((name for name in names if name in known), "") for known in (BASELINES, TUNED))
+    alone = comparison.settings.get(AT_A_TIME) == 1
     said = {
         "spread": "spread: half of the runs lie in so much of the median",
-        "speed": f"speed: median of the ratios to {base}, run by run",
+        "speed": f"speed: {'ratio of the medians' if alone else 'median of the ratios'} to {base}"
+        + ("" if alone else ", run by run"),
         "to tuned": f"to tuned: ratio of the medians to {tuned}",
         "roofline": f"roofline: share of what this machine does at best ({comparison.roofline})",
         "dB": "dB: signal to error of the latents, against the first case of the same sampling",
@@ -92,6 +95,7 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
             | {"spread": t.spread, "per_second": comparison.per_second(t), "speed": comparison.ratio(t)}
             for t in comparison.timings
         ],
+        "left out": comparison.left_out,
     }
 
 

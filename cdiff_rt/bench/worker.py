@@ -17,7 +17,7 @@ from cdiff_rt.bench.allocators import check_loaded
 from cdiff_rt.bench.cases import Case
 from cdiff_rt.bench.task import WAYS, Result, Task, open_bundle
 from cdiff_rt.engines.backends import BACKENDS
-from cdiff_rt.errors import CdiffError
+from cdiff_rt.errors import as_told
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -101,5 +101,5 @@ def launches_among(names: Iterable[str]) -> int:
 if __name__ == "__main__":
     try:
         serve(Task.from_json(sys.argv[1]), Case.from_json(sys.argv[2]))
-    except CdiffError as failure:
-        tell(error=str(failure))
+    except Exception as failure:  # noqa: BLE001 - which is told; the other cases go on
+        tell(error=str(as_told(failure)))

@@ -127,7 +127,7 @@ def start(model: str, repeats: int, **files: Any) -> None:
     """Time `generate` in a new process."""
     from cdiff_rt.bench import startup
 
-    tell(lambda: [startup.measure(model, repeats)], **files)
+    tell(lambda keep: [startup.measure(model, repeats)], **files)
 
 
 @bench.command(
@@ -192,17 +192,19 @@ def compare(what: str, **options: Any) -> None:
     own = {name: options.pop(name) for name in ("solver", "steps")}
     samplings = tuple(sampling_of({"tier": tier, **own}) for tier in options.pop("tiers") or (None,))
     model, suite = options.pop("model"), options.pop("suite")
-    tell(lambda: compare_suite(model, suite, what, samplings=samplings, **options), **files)  # type: ignore[arg-type]
+    options |= {"samplings": samplings}
+    tell(lambda keep: compare_suite(model, suite, what, keep=keep, **options), **files)  # type: ignore[arg-type]
 
 
 def tell(
-    measure: Callable[[], Iterable[Any]],
+    measure: Callable[[Callable[[Any], None]], Iterable[Any]],
     json_file: Path | None,
     csv_file: Path | None,
     plot: Path | None,
     earlier: Path | None,
 ) -> None:
-    """Prints each comparison as it comes, and writes all at the end. What cannot be written is refused before."""
+    """Prints each comparison as it comes. JSON is written case by case, for a run may not come to its end, and all
+    other files at the end. What cannot be written is refused before."""
     from cdiff_rt.bench import timings
     from cdiff_rt.bench.plot import check_suffix, write_plot
 
@@ -210,15 +212,23 @@ def tell(
     if plot:
         check_suffix(plot)
     old = timings.read_old(earlier) if earlier else None
-    timed = []
-    for comparison in measure():
-        say(timings.table(comparison) + "\n")
-        if old:
-            say(timings.against(comparison, old) + "\n")
-        timed.append(comparison)
-    for file, write in ((json_file, timings.write_json), (csv_file, timings.write_csv), (plot, write_plot)):
-        if file:
-            write(timed, file)
+    timed: list[Any] = []
+
+    def keep(unfinished: Any) -> None:
+        if json_file:
+            timings.write_json([*timed, unfinished], json_file)
+
+    try:
+        for comparison in measure(keep):
+            keep(comparison)
+            timed.append(comparison)
+            say(timings.table(comparison) + "\n")
+            if old:
+                say(timings.against(comparison, old) + "\n")
+    finally:
+        for file, write in ((csv_file, timings.write_csv), (plot, write_plot)):
+            if file and timed:
+                write(timed, file)
 
 
 def conclude(

@@ -2,14 +2,19 @@
 
 import importlib
 import importlib.util
+import os
 import shutil
+import sys
+import sysconfig
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from cdiff_rt.engines.base import DTYPES, Arrangement, DeviceEngine, Engine, Placement, Precision
-from cdiff_rt.engines.cuda import why_no_device
+from cdiff_rt.engines.cuda import why_no_device, why_torch_fails, why_unusable
 from cdiff_rt.engines.graphs import Graph
-from cdiff_rt.errors import BadEnvironment, BadRequest
+from cdiff_rt.errors import BadEnvironment, BadRequest, CdiffError
 from cdiff_rt.extras import install
 from cdiff_rt.manifest import Bundle, Manifest, NetworkSpec
 from cdiff_rt.notes import log
@@ -33,12 +38,14 @@ class Backend:
 
 def _cuda(
     loader: str,
-    library: str,
+    libraries: tuple[str, ...],
     extra: str,
     precisions: tuple[Precision, ...] = ANY,
     experts: tuple[Arrangement, ...] = ("separate", "stacked"),
 ) -> Backend:
-    return Backend(loader, (library, "torch"), extra, device="cuda", precisions=precisions, experts=experts)
+    """All need PyTorch, whose tensors are the loop's, and Triton, which compiles its kernel with a C compiler."""
+    needed, programs = (*libraries, "torch", "triton"), ("gcc", "clang")
+    return Backend(loader, needed, extra, device="cuda", precisions=precisions, experts=experts, programs=programs)
 
 
 BACKENDS: dict[str, Backend] = {
@@ -54,12 +61,14 @@ BACKENDS: dict[str, Backend] = {
         precisions=("fp32", "bf16"),
         programs=("g++", "clang++"),
     ),
-    "tensorrt": _cuda("cdiff_rt.engines.trt:load_tensorrt", "tensorrt", "tensorrt", experts=BUILT),
-    "tensorrt-rtx": _cuda("cdiff_rt.engines.trt:load_rtx", "tensorrt_rtx", "tensorrt-rtx", experts=BUILT),
-    "onnxruntime-cuda": _cuda("cdiff_rt.export.ort_cuda:load", "onnxruntime", "gpu", ("fp16", "fp32"), ("separate",)),
-    "torch-cuda": _cuda("cdiff_rt.gpu.own_kernels:load_device", "safetensors", "torch", (*ANY, "tf32")),
+    "tensorrt": _cuda("cdiff_rt.engines.trt:load_tensorrt", ("tensorrt",), "tensorrt", experts=BUILT),
+    "tensorrt-rtx": _cuda("cdiff_rt.engines.trt:load_rtx", ("tensorrt_rtx",), "tensorrt-rtx", experts=BUILT),
+    "onnxruntime-cuda": _cuda(
+        "cdiff_rt.export.ort_cuda:load", ("onnxruntime", "onnx"), "gpu", ("fp16", "fp32"), ("separate",)
+    ),
+    "torch-cuda": _cuda("cdiff_rt.gpu.own_kernels:load_device", ("safetensors",), "torch", (*ANY, "tf32")),
     "torch-cuda-compiled": _cuda(
-        "cdiff_rt.gpu.own_kernels:load_device_compiled", "safetensors", "torch", (*ANY, "tf32")
+        "cdiff_rt.gpu.own_kernels:load_device_compiled", ("safetensors",), "torch", (*ANY, "tf32")
     ),
 }
 
@@ -85,7 +94,7 @@ def resolve(backend: str, manifest: Manifest, precision: Precision | None = None
     tried = [name for name in fastest(manifest) if precision is None or precision in BACKENDS[name].precisions]
     if not tried:
         raise BadRequest("precision", repr(precision), f"choose one of {', '.join(DTYPES)}")
-    reasons = {name: why_not(name) for name in tried}
+    reasons = {name: why_not(name) or why_it_fails(name) for name in tried}
     found = next((name for name, reason in reasons.items() if reason is None), None)
     told = "; ".join(f"{name}: {reason}" for name, reason in reasons.items() if reason)
     if found is None:
@@ -97,24 +106,77 @@ def resolve(backend: str, manifest: Manifest, precision: Precision | None = None
 
 def why_not(backend: str) -> str | None:
     """What keeps a backend from working here, or None. Imports no library."""
-    if BACKENDS[backend].device == "cuda" and (reason := why_no_device()):
-        return reason  # first, for nobody should install gigabytes to learn of it
+    return ", ".join(lack.reason for lack in lacking(backend)) or None
+
+
+def why_it_fails(backend: str) -> str | None:
+    """What keeps one that lacks nothing from working, or None: PyTorch is loaded to try the GPU."""
+    return why_torch_fails() if BACKENDS[backend].device == "cuda" else None
+
+
+@dataclass(frozen=True)
+class Lack:
+    reason: str
+    mend: str = ""  # what to do; nothing helps where there is no GPU
+
+
+def lacking(backend: str) -> list[Lack]:
+    """All that a backend lacks here. Imports no library."""
+    on_gpu = BACKENDS[backend].device == "cuda"
+    if on_gpu and (reason := why_no_device()):
+        return [Lack(reason)]  # first, for nobody should install gigabytes to learn of it
+    unusable = [*_unusable(backend)] if on_gpu else []
     missing = [name for name in BACKENDS[backend].requires if importlib.util.find_spec(name) is None]
-    if missing:
-        return f"{', '.join(missing)} not installed"
-    programs = BACKENDS[backend].programs
-    if programs and not any(map(shutil.which, programs)):
-        return f"no compiler: none of {', '.join(programs)} is on the path"
-    return None
+    if unusable and "triton" in missing:
+        missing.remove("triton")  # which comes with PyTorch
+    named = [Lack(f"{', '.join(missing)} not installed", f"run {install(BACKENDS[backend].extra)}")] if missing else []
+    return [*named, *unusable, *_compiler(backend)]
+
+
+def _unusable(backend: str) -> Iterator[Lack]:
+    """What is installed for another machine than this."""
+    for name in BACKENDS[backend].requires:
+        try:
+            reason = why_unusable(name) if importlib.util.find_spec(name) else None
+        except CdiffError as error:
+            reason = error.seen
+        if reason:
+            bring = f"run {install('gpu')}" if name == "onnxruntime" else f"install a {name} that fits (docs/gpu.md)"
+            yield Lack(reason, bring)
+
+
+def _compiler(backend: str) -> Iterator[Lack]:
+    """What compiling lacks. For a GPU it is Triton that compiles, against Python's headers; elsewhere than on Linux it
+    brings a compiler of its own."""
+    programs, on_gpu = BACKENDS[backend].programs, BACKENDS[backend].device == "cuda"
+    if on_gpu and sys.platform != "linux":
+        return
+    own = [os.environ["CC"]] if on_gpu and "CC" in os.environ else []
+    if programs and not any(map(shutil.which, own or programs)):
+        yield Lack(f"no compiler: none of {', '.join(own or programs)} is on the path", "install one")
+    scheme = sysconfig.get_default_scheme().replace("posix_local", "posix_prefix")  # as Triton does, for Debian
+    headers = Path(sysconfig.get_paths(scheme)["include"])
+    if on_gpu and not (headers / "Python.h").exists() and not {"CPATH", "C_INCLUDE_PATH"} & set(os.environ):
+        yield Lack(f"no Python.h in {headers}", "install Python's headers (python3-dev or python3-devel)")
 
 
 def check_backend(backend: str) -> None:
     """Raises BadRequest for an unknown backend and BadEnvironment for one that doesn't work here."""
+    check_known(backend)
+    if lacks := lacking(backend):
+        raise BadEnvironment(f"backend {backend}", ", ".join(lack.reason for lack in lacks), _remedy(backend, lacks))
+
+
+def check_known(backend: str) -> None:
     if backend not in BACKENDS:
         raise BadRequest("backend", repr(backend), f"choose one of {', '.join(BACKENDS)}")
-    reason = why_not(backend)
-    if reason:
-        raise BadEnvironment(f"backend {backend}", reason, _remedy(backend, reason))
+
+
+def check_working(backend: str) -> None:
+    """As `check_backend`; and one on a GPU computes something there."""
+    check_backend(backend)
+    if reason := why_it_fails(backend):
+        raise BadEnvironment(f"backend {backend}", reason, _remedy(backend, [Lack(reason, "see docs/gpu.md")]))
 
 
 def check_precision(backend: str, precision: Precision | None) -> Precision:
@@ -135,14 +197,13 @@ def check_experts(backend: str, experts: Arrangement) -> None:
         raise BadRequest("experts", seen, f"leave it out, or choose the backend {able}")
 
 
-def _remedy(backend: str, reason: str) -> str:
-    if reason == why_no_device():
+def _remedy(backend: str, lacks: list[Lack]) -> str:
+    mends = [lack.mend for lack in lacks if lack.mend]
+    if not mends:
         return "choose a backend that needs no GPU: see `cdiff-rt doctor`"
-    if BACKENDS[backend].programs and reason.startswith("no compiler"):
-        return "install one or choose another backend"
     able = [name for name in BACKENDS if name != backend and why_not(name) is None]
-    other = f"choose one that is: {', '.join(able)}" if able else "choose another"
-    return f"run {install(BACKENDS[backend].extra)}, or {other}"
+    other = f", or choose one that works: {', '.join(able)}" if able else ", or choose another"
+    return "install one or choose another backend" if mends == ["install one"] else " and ".join(mends) + other
 
 
 def load_engine(
@@ -182,4 +243,5 @@ def _load(backend: str, bundle: Bundle, network: str, placement: Placement) -> A
         return getattr(importlib.import_module(module), function)(bundle, network, placement)
     except ImportError as error:
         reason = f"it does not load ({error})"
-        raise BadEnvironment(f"backend {backend}", reason, _remedy(backend, reason)) from error
+        mend = f"run {install(BACKENDS[backend].extra)}"
+        raise BadEnvironment(f"backend {backend}", reason, _remedy(backend, [Lack(reason, mend)])) from error

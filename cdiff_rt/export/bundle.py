@@ -127,8 +127,9 @@ def write_bundle(
     precision: Precision = "fp16",
     head_multiple: int = 1,
     watch: Watch = unwatched,
+    graphs: bool = True,
 ) -> None:
-    """Fills the empty `folder`, holding one weight at a time."""
+    """Fills the empty `folder`, holding one weight at a time. Without `graphs`, which take onnx, PyTorch alone runs it."""
     described = checkpoint.description
     config = padded_config(described.config, head_multiple)
     stored = {name: (DTYPES[precision], shape) for name, shape in model_shapes(config).items()}
@@ -144,6 +145,9 @@ def write_bundle(
                 module = build_part(config, part)
             specs |= part_specs(described, part, module)
             for network, function in part_functions(part, module).items():
+                if not graphs:
+                    (folder / specs[network].file).write_bytes(b"")
+                    continue
                 export_network(module, f"{part}.", function, specs[network], folder, WEIGHTS)
                 if network.startswith("expert."):  # what runs at each step
                     specs[network] = write_cpu_graph(specs[network], folder)

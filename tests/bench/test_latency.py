@@ -1,4 +1,6 @@
+import logging
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -138,6 +140,101 @@ def test_two_at_a_time_are_each_compared_with_the_first(monkeypatch, tiny_bundle
     assert result.settings["at a time"] == 2
 
 
+class Worker:
+    """A case in no process: it fails where its name says so, and "other" computes something else."""
+
+    def __init__(self, task, case):
+        self.name, self.process, self.batch, self.runs = case.name, SimpleNamespace(kill=lambda: None), task.batch, 0
+
+    def fails(self, when):
+        if self.name.endswith((f"{when} fails", f"{when} fails at {self.batch}")):
+            raise BadEnvironment(self.name, f"no {when} of batch {self.batch}; build it", "see `cdiff-rt doctor`")
+
+    def first(self):
+        self.fails("start")
+        return {"load_s": 1.0, "latents": [9.0, 2.0] if "other" in self.name else [1.0, 2.0], "pixels": []}
+
+    def run(self):
+        self.runs += 1
+        if self.runs > 3:
+            self.fails("run")
+        return 8.0 if "reference" in self.name else 2.0
+
+    def finish(self):
+        self.fails("end")
+        return {"memory_mib": 1.0, "launches": 3}
+
+
+@pytest.fixture
+def suite(monkeypatch):
+    """(names of cases) -> the suite of a GPU has these, all of one backend of the CPU's unless their name has another."""
+    monkeypatch.setattr(module, "CaseProcess", Worker)
+    monkeypatch.setattr(module.compare, "__kwdefaults__", module.compare.__kwdefaults__ | {"seconds": 0})
+
+    def install(*names):
+        backends = ["torch" if "torch" in name else "onnxruntime" for name in names]
+        cases = tuple(Case(name, backend, sampling=TWO) for name, backend in zip(names, backends, strict=True))
+        monkeypatch.setattr(module, "select", lambda *arguments: cases)
+
+    return install
+
+
+def timed(*backends, batches=(1,), kept=None):
+    """What the suite comes to: cases by batch, what was left out, and the error at the end."""
+    found, error = [], None
+    keep = (lambda comparison: None) if kept is None else kept.append
+    try:
+        how = {"backends": backends, "batches": batches, "repeats": 3, "keep": keep}
+        found.extend(compare_suite("faces-128", "gpu", "image", **how))
+    except BadEnvironment as failure:
+        error = failure
+    return found, error
+
+
+def test_what_cannot_start_is_left_out_with_the_reason_at_that_batch_alone(suite, caplog):
+    suite("reference", "engine, start fails at 2", "late, run fails", "end fails")
+    with caplog.at_level(logging.WARNING, "cdiff_rt"):
+        found, error = timed(batches=(1, 2))
+    assert error is None
+    assert [[timing.case for timing in one.timings] for one in found] == [
+        ["reference", "engine, start fails at 2", "end fails"], ["reference", "end fails"]
+    ]  # fmt: skip
+    assert found[1].left_out["engine, start fails at 2"] == "no start of batch 2; build it"
+    assert [one.timings[-1].launches for one in found] == [None, None] and len(found[0].timings[0].ms) == 3
+    assert "late, run fails is left out: no run of batch 1; build it" in caplog.messages
+
+
+def test_each_case_is_kept_as_soon_as_it_is_timed(suite):
+    suite("torch", "a", "start fails", "b")
+    kept = []
+    timed(kept=kept)
+    assert [[timing.case for timing in one.timings] for one in kept] == [
+        ["torch"], ["torch", "a"], ["torch", "a"], ["torch", "a", "b"]
+    ]  # fmt: skip
+    assert kept[-1].settings["at a time"] == 1 and kept[-1].ratio(kept[-1].timings[1]) == 1.0
+
+
+def test_nothing_to_time_is_an_error(suite):
+    suite("start fails", "b, start fails")
+    found, error = timed(batches=(1, 2))
+    assert found == [] and "no case of it runs here (no start of batch 1; build it)" in str(error)
+
+
+def test_what_was_asked_for_and_never_timed_is_an_error_when_all_else_is_told(suite):
+    suite("torch", "onnxruntime, start fails at 1")
+    found, error = timed("torch", "onnxruntime")
+    assert [timing.case for timing in found[0].timings] == ["torch"] and "no start of batch 1" in str(error)
+    found, error = timed("torch", "onnxruntime", batches=(1, 2))
+    assert len(found) == 2 and error is None
+
+
+def test_other_work_is_an_error_when_all_else_is_told(suite):
+    suite("torch", "other", "onnxruntime")
+    found, error = timed(batches=(1, 2))
+    assert [[timing.case for timing in one.timings] for one in found] == [["torch", "onnxruntime"]] * 2
+    assert "benchmark: other: other's first latents differ by" in str(error)
+
+
 @pytest.mark.parametrize(("steps", "batch"), [(0, 1), (2, 0), (-1, 1)])
 def test_settings_out_of_range_are_refused(tiny_bundle, steps, batch):
     case = Case("a", "onnxruntime", sampling=Sampling(steps=steps))
@@ -254,7 +351,12 @@ def test_every_batch_is_one_comparison(monkeypatch):
     seen = []
     monkeypatch.setattr(module, "select", lambda *arguments: (ORT,))
     monkeypatch.setattr(module, "measure", lambda: ROOF)
-    monkeypatch.setattr(module, "compare", lambda task, cases, **more: seen.append((task, cases, more["roofline"])))
+
+    def compare(task, cases, **more):
+        seen.append((task, cases, more["roofline"]))
+        return comparison("torch")
+
+    monkeypatch.setattr(module, "compare", compare)
     list(compare_suite("faces-128", "gpu", "image"))
     assert seen == [(Task("faces-128", "image", size), (ORT,), None) for size in (1, 2, 4, 8)]
     list(compare_suite("faces-128", "cpu", "step"))

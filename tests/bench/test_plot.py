@@ -4,7 +4,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from cdiff_rt.bench.latency import Comparison, Timing
+from cdiff_rt.bench.comparison import Comparison, Timing
 from cdiff_rt.bench.plot import BARS, check_suffix, write_plot
 from cdiff_rt.errors import BadRequest
 

@@ -5,10 +5,12 @@ import pytest
 
 from cdiff_rt.bench import synthetic as module
 from cdiff_rt.bench.synthetic import official_key, synthetic, weight, write
+from cdiff_rt.engines.backends import load_engine
 from cdiff_rt.errors import BadRequest
 from cdiff_rt.export.checkpoint import model_shapes
 from cdiff_rt.export.published import PUBLISHED, published
 from cdiff_rt.export.source import our_name
+from cdiff_rt.manifest import Bundle
 
 SMALL = published("small", (1, 2), 0.5, latent=8, context=16, channels=32, text_layers=1, vae_channels=32)
 
@@ -33,7 +35,7 @@ def test_it_does_not_pass_for_the_published_model():
 def test_a_bundle_is_written_once(tmp_path, monkeypatch):
     written = []
     monkeypatch.setattr(
-        "cdiff_rt.export.bundle.write_bundle", lambda checkpoint, out: written.append((checkpoint, out))
+        "cdiff_rt.export.bundle.write_bundle", lambda checkpoint, out, **how: written.append((checkpoint, out))
     )
     write("256", tmp_path / "new")
     ((checkpoint, out),) = written
@@ -43,3 +45,14 @@ def test_a_bundle_is_written_once(tmp_path, monkeypatch):
     with pytest.raises(BadRequest, match="'1024'; choose one of 512, 256"):
         write("1024", tmp_path / "other")
     assert not (tmp_path / "other").exists() and sys.modules[module.__name__]
+
+
+def test_one_for_pytorch_alone_has_no_graphs_and_makes_images_there(tmp_path, monkeypatch):
+    monkeypatch.setattr("cdiff_rt.export.published.PUBLISHED", (SMALL,))
+    monkeypatch.setitem(sys.modules, "onnx", None)  # which the machine lacks
+    write("small", tmp_path / "new", for_torch=True)
+    bundle = Bundle.open(tmp_path / "new")
+    assert not (tmp_path / "new" / "expert.mask.onnx").read_bytes()
+    x = np.ones((1, *bundle.manifest.latent_shape), np.float32)
+    image = load_engine("torch", bundle, "vae.decode")(z=x)["image"]
+    assert np.isfinite(image).all() and image.std() > 0

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from cdiff_rt.bench.latency import Comparison, Timing
+from cdiff_rt.bench.comparison import Comparison, Timing
 from cdiff_rt.bench.roofline import Roofline
 from cdiff_rt.bench.timings import against, gain, read_old, table, verdict, write_csv, write_json
 from cdiff_rt.errors import BadInput
@@ -107,6 +107,14 @@ def test_a_gpu_and_the_launches_are_told_where_there_are_any():
     first, _, _, _, header, _, *rows = table(Comparison(machine, {"batch": 1}, timings)).splitlines()
     assert first.startswith("A GPU (9.0); A Processor, 2 cores")
     assert cells(header)[-1] == "launches" and all(cells(row)[-1] == "7" for row in rows)
+
+
+def test_what_was_left_out_and_how_cases_of_their_own_compare_is_told():
+    alone = [dataclasses.replace(timing, beside=[]) for timing in RESULT.timings]
+    result = Comparison(MACHINE, {"batch": 1, "at a time": 1}, alone, left_out={"tensorrt": "none was built; build it"})
+    _, _, legend, _, _, _, *rows = table(result).splitlines()
+    assert "speed: ratio of the medians to torch;" in legend and "| 2.00x |" in rows[1]
+    assert rows[-1] == "Left out, tensorrt: none was built; build it"
 
 
 def test_without_the_baseline_no_ratio_is_shown():

@@ -1,9 +1,12 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from cdiff_rt import exam as exam_module
+from cdiff_rt.bench.comparison import Comparison, Timing
+from cdiff_rt.errors import BadEnvironment
 from cdiff_rt.manifest import digest
 from tests.coded_exam import write_coded_exam
 from tests.command_line import check_refused, run
@@ -142,3 +145,20 @@ def test_each_measurement_has_help_of_its_own(command):
     assert f"Usage: cdiff-rt bench {command} [OPTIONS]" in run("bench", command, "--help").stdout.replace(
         "main", "cdiff-rt"
     )
+
+
+def test_what_was_timed_is_in_the_file_though_the_benchmark_does_not_end(monkeypatch, tmp_path):
+    known = Comparison({"cpu": "x", "cores": "2", "python": "3"}, {"batch": 1}, [Timing("torch", 1.0, 1.0, [2.0] * 3)])
+
+    def suite(*given, keep, **more):
+        yield known
+        keep(replace(known, settings={"batch": 2}, left_out={"tensorrt": "none was built"}))
+        raise BadEnvironment("benchmark", "the GPU fell off the bus", "restart")
+
+    monkeypatch.setattr("cdiff_rt.bench.latency.compare_suite", suite)
+    files = [tmp_path / name for name in ("gpu.json", "gpu.csv")]
+    result = run("bench", "time", "--suite", "gpu", "--json", files[0], "--csv", files[1])
+    assert result.exit_code == 5 and "| torch | 2 |" in result.stdout and "fell off the bus" in result.stderr
+    _, second = json.loads(files[0].read_text())
+    assert second["settings"] == {"batch": 2} and second["left out"] == {"tensorrt": "none was built"}
+    assert len(files[1].read_text().splitlines()) == 2

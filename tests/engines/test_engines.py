@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from cdiff_rt.engines import backends as engines
+from cdiff_rt.engines import cuda
 from cdiff_rt.engines.backends import BACKENDS, Backend, load_engine, why_not
 from cdiff_rt.engines.base import check_inputs
 from cdiff_rt.errors import BadArtefact, BadEnvironment, BadRequest
@@ -215,3 +216,60 @@ def test_auto_makes_images_and_the_record_has_the_backends_name(bundle):
     pipeline = Pipeline(bundle, "auto")
     assert pipeline.backend in engines.FASTEST
     assert pipeline.generate(text="This man has a long beard.", steps=2).parameters["backend"] == pipeline.backend
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({}, None),
+        ({"torch": "", "found": {"torch", "safetensors"}}, "this torch is a build for the CPU"),
+        ({"found": {"torch", "safetensors"}}, "triton not installed"),
+        ({"PATH": ""}, "no compiler: none of gcc, clang is on the path"),
+        ({"PATH": "", "CC": sys.executable}, None),
+        ({"CC": "no-such-cc"}, "no compiler: none of no-such-cc is on the path"),
+        ({"include": "/nowhere"}, "no Python.h in /nowhere"),
+        ({"torch": "14.0"}, "this torch needs CUDA 14.0, so driver 580 or later, and the one here knows CUDA 13.0"),
+        (
+            {"PATH": "", "torch": ""},
+            "this torch is a build for the CPU, no compiler: none of gcc, clang is on the path",
+        ),
+    ],
+    ids=str,
+)
+def test_what_a_backend_on_a_gpu_needs_beside_it(settings, words, monkeypatch):
+    found, include = settings.get("found"), settings.get("include")
+    monkeypatch.setattr(engines, "why_no_device", lambda: None)
+    monkeypatch.setattr(cuda, "driver_cuda", lambda: "13.0")
+    monkeypatch.setattr(cuda, "built_for", lambda name: settings.get(name, "13.0"))
+    monkeypatch.setattr(engines.importlib.util, "find_spec", lambda name: found is None or name in found or None)
+    monkeypatch.setattr(engines.sys, "platform", "linux")
+    monkeypatch.delenv("CC", raising=False)
+    if include:
+        monkeypatch.setattr(engines.sysconfig, "get_paths", lambda scheme: {"include": include})
+    for name in {"PATH", "CC"} & set(settings):
+        monkeypatch.setenv(name, settings[name])
+    assert why_not("torch-cuda") == words
+
+
+def test_the_remedies_of_a_gpu_that_cannot_be_used_name_what_works(monkeypatch, bundle):
+    monkeypatch.setattr(engines, "why_no_device", lambda: None)
+    monkeypatch.setattr(cuda, "built_for", lambda name: "" if name in ("torch", "onnxruntime") else None)
+    monkeypatch.setattr(engines.importlib.util, "find_spec", lambda name: True)
+    with pytest.raises(BadEnvironment, match=r"install a torch that fits \(docs/gpu.md\), or choose .*onnxruntime"):
+        engines.check_backend("torch-cuda")
+    with pytest.raises(BadEnvironment, match=r"onnxruntime is a build for the CPU.*run `pip install '\.\[gpu\]'`"):
+        engines.check_backend("onnxruntime-cuda")
+
+
+def test_auto_and_a_runner_try_a_gpu_before_they_take_it(bundle, monkeypatch, caplog):
+    monkeypatch.setattr(engines, "lacking", lambda name: [])
+    monkeypatch.setattr(engines, "why_torch_fails", lambda: "torch does not start on it (no kernel image)")
+    with caplog.at_level(logging.INFO, "cdiff_rt"):
+        assert engines.resolve("auto", bundle.manifest) == "onnxruntime"
+    assert caplog.messages == ["backend auto: onnxruntime (torch-cuda: torch does not start on it (no kernel image))"]
+    with pytest.raises(
+        BadEnvironment, match=r"backend torch-cuda: .*no kernel image\); see docs/gpu.md, or choose one"
+    ):
+        Pipeline(bundle, "torch-cuda")
+    monkeypatch.setattr(engines, "why_torch_fails", lambda: None)
+    assert engines.resolve("auto", bundle.manifest) == "torch-cuda"
