@@ -112,10 +112,10 @@ def believe_in_a_gpu() -> None:
     GraphLowering.compile_to_module = thrown
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None) -> Tensor:
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, scale: float | None = None) -> Tensor:
     """The kernel that PyTorch chooses on a GPU, which a build without CUDA does not know."""
-    if q.dtype == torch.float32:
-        return torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, None, False, scale=scale)[0]
+    if mask is not None or q.dtype == torch.float32:
+        return torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, mask, False, scale=scale)[0]
     return torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, scale=scale)[0]
 
 
