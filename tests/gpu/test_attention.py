@@ -29,7 +29,8 @@ def test_on_a_cpu_it_is_the_definition(width):
 
 
 def test_the_definition():
-    q, keys, values, heads, scale = inputs(3)
+    q, keys, values, heads, _ = inputs(3)
+    scale = 0.3  # of padded heads it is that of the true width
     for h in range(heads):
         q_h, k_h, v_h = (x[:, :, 3 * h : 3 * h + 3] for x in (q, keys, values))
         right = (q_h @ k_h.transpose(1, 2) * scale).softmax(-1) @ v_h
