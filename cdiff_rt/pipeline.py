@@ -22,7 +22,7 @@ from cdiff_rt.outputs.generated import Generated
 from cdiff_rt.run import OnDevice, Run, adjustment_of, given_contexts, given_start
 from cdiff_rt.runners import load_runner
 from cdiff_rt.sampling import noise
-from cdiff_rt.sampling.loop import Callback, KnownRegion
+from cdiff_rt.sampling.loop import Callback, KnownRegion, Progress
 from cdiff_rt.sampling.solvers import SolverTable
 from cdiff_rt.settings import SETTINGS, Influence, Settings, unknown_argument
 from cdiff_rt.turns import Turns
@@ -79,15 +79,17 @@ class Pipeline:
         precision: Precision | None = None,
         experts: Arrangement = "separate",
         threads: int | None = None,
+        device: int = 0,
     ) -> "Pipeline":
         """`model` is the name of an embedded model or a bundle's folder; `backend` "auto" is the fastest here.
 
-        `precision` is that of the engines. On a GPU, `experts` may be "stacked", one engine for all, or "whole-step", one
-        for the whole step (docs/gpu.md). On a CPU, a run has so many `threads`; by default one for each processor that it
-        may use, up to 32.
-        Raises BadArtefact if the bundle isn't intact, BadEnvironment if the backend doesn't work here.
+        `precision` is that of the engines. A run on a CPU has so many `threads`; by default one for each processor that it
+        may use, up to 32. Of several GPUs, `device` says which; there, `experts` may be "stacked" or "whole-step"
+        (docs/gpu.md). Raises BadArtefact if the bundle isn't intact, BadEnvironment if the backend doesn't work here.
         """
-        return cls(Bundle.open(find_model(model)), backend, OnDevice(precision, experts, threads=threads))
+        return cls(
+            Bundle.open(find_model(model)), backend, OnDevice(precision, experts, threads=threads, device=device)
+        )
 
     def generate(
         self,
@@ -97,6 +99,7 @@ class Pipeline:
         x_T: np.ndarray | None = None,
         contexts: Mapping[str, np.ndarray] | None = None,
         inpaint: Inpainting | None = None,
+        progress: Progress | None = None,
         callback_on_step_end: Callback | None = None,
         **given: Any,
     ) -> Generated:
@@ -105,7 +108,8 @@ class Pipeline:
         Settings may be given by name too, e.g. `seed=7, tier="fast"`, and go before those of `settings`. Only the
         experts of the modalities given run, less those of `without` and those that `influence` gives no weight.
         `x_T` [batch, C, *latent] takes the place of the seed's first noise, `contexts` [batch, T, K] by modality that of
-        what the encoders make. Raises BadRequest or BadInput.
+        what the encoders make. `progress` is called after every step, and so is the callback, which is shown what the
+        step did: on a GPU that keeps the host waiting. Raises BadRequest or BadInput.
         """
         with self._turns.take(), collected() as warnings:
             settings, wanted = self._request(settings, conditions, given)
@@ -125,7 +129,7 @@ class Pipeline:
                 self._known(inpaint, table, settings) if inpaint else None,
                 given_contexts(contexts, self.manifest, modalities, settings.batch) if contexts else None,
             )
-            latents = self._runner.sample(run, callback_on_step_end)
+            latents = self._runner.sample(run, callback_on_step_end, progress)
             self._check_finite(latents, "sampling", "the latents are")
             unusual = {
                 "inpaint": inpaint and inpaint.shown(),
@@ -149,7 +153,7 @@ class Pipeline:
         alphas: Sequence[float] = (1.0,),
         keep: regions.Keep = (),
         method: Literal["inversion", "sdedit"] = "inversion",
-        progress: Callable[[], object] | None = None,
+        progress: Progress | None = None,
         callback_on_step_end: Callback | None = None,
         **given: Any,
     ) -> Generated:
@@ -183,7 +187,7 @@ class Pipeline:
             contexts = inversion.contexts_between(self._runner, old, new, alphas)
             new = replace(new, contexts=contexts, known=known if cells.any() else None)
             inverted = inversion.METHODS[method](self._runner, old, known, progress)
-            latents = inverted.walk(self._runner, new, len(alphas), inversion.both(progress, callback_on_step_end))
+            latents = inverted.walk(self._runner, new, len(alphas), callback_on_step_end, progress)
             self._check_finite(latents, "editing", "the latents are")
             edited = region.paste(photo, self.decode(latents, settings.rounding))
             edit: dict = {
@@ -232,7 +236,9 @@ class Pipeline:
         names = [modality.name for modality in self.manifest.modalities]
         for name in given:
             if name not in names and name not in SETTINGS and name != "influence":
-                raise unknown_argument(name, [*names, *SETTINGS, "influence", "inpaint", "callback_on_step_end"])
+                raise unknown_argument(
+                    name, [*names, *SETTINGS, "influence", "inpaint", "progress", "callback_on_step_end"]
+                )
         check_type("settings", settings, Settings | None, "give a cdiff_rt.Settings, and others by name")
         check_type("conditions", conditions, Mapping | None, "give a dict from names to conditions")
         named = {name: value for name, value in given.items() if name in names}

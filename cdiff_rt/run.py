@@ -11,7 +11,7 @@ from cdiff_rt.errors import BadRequest, check_type
 from cdiff_rt.manifest import Manifest, Modality
 from cdiff_rt.sampling import fusion
 from cdiff_rt.sampling.fusion import Adjustment
-from cdiff_rt.sampling.loop import Callback, KnownRegion, Noise
+from cdiff_rt.sampling.loop import Callback, KnownRegion, Noise, Progress
 from cdiff_rt.sampling.solvers import SolverTable
 from cdiff_rt.settings import Influence
 
@@ -39,8 +39,8 @@ class Runner(Protocol):
         """One network of the bundle."""
         ...
 
-    def sample(self, run: Run, callback: Callback | None = None) -> np.ndarray:
-        """x_T -> x_0 [B, C, *latent]."""
+    def sample(self, run: Run, callback: Callback | None = None, progress: Progress | None = None) -> np.ndarray:
+        """x_T -> x_0 [B, C, *latent]. A callback may cost time, for it is shown what each step did; `progress` does not."""
         ...
 
     def close(self) -> None:
@@ -54,9 +54,10 @@ class OnDevice:
 
     precision: Precision | None = None  # of its engines; None: the backend's default
     experts: Arrangement = "separate"
-    graphs: bool = True  # on a GPU: whether the loop is captured as a CUDA graph
+    graphs: bool = True  # on a GPU: whether steps are recorded as a CUDA graph
     threads: int | None = None  # on the CPU; None: see process.usual_threads
     kernels: bool = True  # PyTorch on a GPU: whether attention and normalisation are kernels of ours
+    device: int = 0  # which GPU, as PyTorch counts them
 
 
 def adjustment_of(

@@ -18,12 +18,13 @@ from cdiff_rt.engines.backends import (
     load_engine,
 )
 from cdiff_rt.engines.base import Engine, Precision
+from cdiff_rt.engines.cuda import device_count
 from cdiff_rt.errors import BadRequest, check_range, check_type
 from cdiff_rt.manifest import Bundle
 from cdiff_rt.process import usual_threads
 from cdiff_rt.run import OnDevice, Run, Runner
 from cdiff_rt.sampling.experts import Experts
-from cdiff_rt.sampling.loop import Callback, sample
+from cdiff_rt.sampling.loop import Callback, Progress, sample
 
 MOST_THREADS = 1024
 
@@ -96,9 +97,9 @@ class HostRunner:
     def call(self, network: str, **inputs: np.ndarray) -> dict[str, np.ndarray]:
         return self._engine(network)(**inputs)
 
-    def sample(self, run: Run, callback: Callback | None = None) -> np.ndarray:
+    def sample(self, run: Run, callback: Callback | None = None, progress: Progress | None = None) -> np.ndarray:
         with self.experts(run) as experts:
-            return sample(experts, run.start, run.noise, run.table, run.adjust, callback, run.known)
+            return sample(experts, run.start, run.noise, run.table, run.adjust, callback, run.known, progress)
 
     def close(self) -> None:
         for engine in self._engines.values():
@@ -146,11 +147,16 @@ def load_runner(bundle: Bundle, backend: str, how: OnDevice | None = None) -> Ru
         check_type("threads", how.threads, int, "give a whole number")
         check_range("threads", how.threads, 1, MOST_THREADS)
     check_experts(backend, how.experts)
-    if how.threads and BACKENDS[backend].device == "cuda":
+    check_type("device", how.device, int, "give the number of a GPU")
+    on_gpu = BACKENDS[backend].device == "cuda"
+    if how.threads and on_gpu:
         raise BadRequest("threads", f"{how.threads} with {backend}, which runs on a GPU", "leave them out")
+    if how.device and not on_gpu:
+        raise BadRequest("device", f"{how.device} with {backend}, which runs on the CPU", "leave it out")
     check_working(backend)
-    if BACKENDS[backend].device == "cpu":
+    if not on_gpu:
         return HostRunner(bundle, backend, how.precision, how.threads)
+    check_range("device", how.device, 0, device_count() - 1)
     from cdiff_rt.gpu.runner import DeviceRunner
 
-    return DeviceRunner(bundle, backend, how)
+    return DeviceRunner(bundle, backend, how, device=f"cuda:{how.device}")

@@ -30,7 +30,7 @@ from cdiff_rt.commands.terminal import Progress, follow, save
 from cdiff_rt.settings import Influence, Settings
 
 WITH_JOBS = ("resume", "shard", "workers", "ray_address")
-ALSO_WITH_JOBS = ("jobs", "out", "backend", "precision", "experts", "threads", "model", "force")
+ALSO_WITH_JOBS = ("jobs", "out", "backend", "precision", "experts", "threads", "device", "model", "force")
 
 
 @click.command(
@@ -70,6 +70,7 @@ Examples:
     type=click.Choice(ARRANGEMENTS),
     default="separate",
 )
+@option(MODEL, "--device", "Run on this GPU, counted from 0 as PyTorch does.", type=click.IntRange(0), default=0)
 @option(MANY, "--jobs", "Make an image for each row of this JSON Lines file (docs/jobs.md).", type=PATH)
 @option(MANY, "--resume", "Skip the rows whose image exists and is up to date.", is_flag=True)
 @option(MANY, "--shard", "Make only every N-th row, starting from row I, e.g. 2/8.", metavar="I/N", default="1/1")
@@ -84,7 +85,7 @@ def generate(jobs: Path | None, **options: Any) -> None:
     """Make faces from a mask, a sentence, or both."""
     check_jobs(jobs)
     conditions, changed = conditions_of(options), chosen_settings(options)
-    opened = {name: options.pop(name) for name in ("model", "backend", "precision", "experts", "threads")}
+    opened = {name: options.pop(name) for name in ("model", "backend", "precision", "experts", "threads", "device")}
     many = {name: options.pop(name) for name in WITH_JOBS}
     if jobs:
         return run_jobs(opened, jobs, options["out"], force=options["force"], **many)
@@ -125,13 +126,13 @@ def one_request(
         recorders = [stack.enter_context(kind(out, pipeline.decode)) for kind in kinds]
         progress = stack.enter_context(Progress(usual.sampling().steps, "denoising"))
 
-        def after_step(state: StepState) -> None:
-            progress()
+        def record(state: StepState) -> None:
             for recorder in recorders:
                 recorder(state)
 
         painted = Inpainting(inpaint, keep) if inpaint and keep else None
-        result = pipeline.generate(conditions=conditions, inpaint=painted, callback_on_step_end=after_step, **changed)
+        more_of = {"conditions": conditions, "inpaint": painted, **changed}
+        result = pipeline.generate(progress=progress, callback_on_step_end=record if recorders else None, **more_of)
         progress.end()
         save(result, out, recorders, force=force, scale=scale, **more)
 

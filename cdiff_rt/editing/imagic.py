@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from cdiff_rt.editing.inversion import Progress, between
+from cdiff_rt.editing.inversion import between
 from cdiff_rt.engines.modules import load_part
 from cdiff_rt.errors import BadArtefact, BadRequest, OutOfResource, check_range, real, whole
 from cdiff_rt.export.refit import refit
@@ -33,7 +33,7 @@ from cdiff_rt.outputs import files
 from cdiff_rt.outputs.files import disk_errors
 from cdiff_rt.outputs.generated import Generated
 from cdiff_rt.sampling import noise
-from cdiff_rt.sampling.loop import Callback
+from cdiff_rt.sampling.loop import Callback, Progress
 from cdiff_rt.settings import Settings, check_seed
 
 TUNING, BUNDLE = "tuning.json", "bundle"

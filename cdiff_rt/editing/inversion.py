@@ -19,14 +19,13 @@ from cdiff_rt.inputs.modalities import Condition
 from cdiff_rt.notes import log
 from cdiff_rt.outputs.generated import Generated
 from cdiff_rt.run import Run, Runner
-from cdiff_rt.sampling.loop import Callback, KnownRegion, StepState
+from cdiff_rt.sampling.loop import Callback, KnownRegion, Progress, StepState
 from cdiff_rt.sampling.solvers import C_NOISE, SolverTable
 from cdiff_rt.sampling.tiers import TIERS
 from cdiff_rt.settings import LARGEST_BATCH, SETTINGS, Settings, real
 
 ALPHAS = (-10.0, 10.0)  # the lowest and the highest
 Conditions = dict[str, Condition]
-Progress = Callable[[], object]
 Reading = Callable[[np.ndarray], Mapping[str, Condition]]  # a photo [S, S, 3] uint8 -> what it shows, by modality
 
 
@@ -40,14 +39,21 @@ class Inversion:
     def noise(self, step: int) -> np.ndarray:
         return self.noises[step]
 
-    def walk(self, runner: Runner, run: Run, count: int, callback: Callback | None = None) -> np.ndarray:
+    def walk(
+        self,
+        runner: Runner,
+        run: Run,
+        count: int,
+        callback: Callback | None = None,
+        progress: Progress | None = None,
+    ) -> np.ndarray:
         """Where `run` ends with this start and these noises, [count, C, *latent]."""
 
         def repeated(value: np.ndarray) -> np.ndarray:
             return np.repeat(value, count, axis=0)
 
         noise = lambda step: repeated(self.noise(step))
-        return runner.sample(replace(run, start=repeated(self.start), noise=noise), callback)
+        return runner.sample(replace(run, start=repeated(self.start), noise=noise), callback, progress)
 
 
 def invert(runner: Runner, run: Run, known: KnownRegion, progress: Progress | None = None) -> Inversion:
@@ -132,19 +138,6 @@ def check(
         check_range("alphas", alpha, *ALPHAS)
     check_choice("method", method, tuple(METHODS))
     return strength, values
-
-
-def both(progress: Progress | None, callback: Callback | None) -> Callback | None:
-    """What to do after a step of the edit; None for nothing, as whoever watches a loop on a GPU slows it down."""
-    if progress is None:
-        return callback
-
-    def after_step(state: StepState) -> None:
-        progress()
-        if callback:
-            callback(state)
-
-    return after_step
 
 
 def read_alphas(text: str) -> list[float]:

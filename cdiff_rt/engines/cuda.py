@@ -87,6 +87,13 @@ def compute_capability(device: int = 0) -> str:
     return ".".join(str(part.value) for part in parts)
 
 
+def device_count() -> int:
+    """GPUs that this process may use. Raises BadEnvironment if the driver does not tell."""
+    count = ctypes.c_int()
+    _asked("cuDeviceGetCount", ctypes.byref(count))
+    return count.value
+
+
 def device_name(device: int = 0) -> str:
     """Such as "NVIDIA H100 80GB HBM3". Raises BadEnvironment if the driver does not tell."""
     name = ctypes.create_string_buffer(256)

@@ -22,7 +22,7 @@ from cdiff_rt.manifest import Bundle
 from cdiff_rt.notes import log
 from cdiff_rt.process import cores
 from cdiff_rt.run import OnDevice, Run
-from cdiff_rt.sampling.loop import Callback, StepState
+from cdiff_rt.sampling.loop import Callback, Progress, StepState
 from cdiff_rt.sampling.noise import ahead
 from cdiff_rt.sampling.numbers import pack
 from cdiff_rt.sampling.solvers import C_HIST, C_NOISE, E_OUT, E_X, SolverTable
@@ -70,8 +70,11 @@ class DeviceRunner:
         with self._at_work():
             return {name: _host(value) for name, value in self._outputs(network, inputs).items()}
 
-    def sample(self, run: Run, callback: Callback | None = None) -> np.ndarray:
-        """x_T -> x_0 [B, C, *latent]. With a callback, launched step by step, without a graph: the same results."""
+    def sample(self, run: Run, callback: Callback | None = None, progress: Progress | None = None) -> np.ndarray:
+        """x_T -> x_0 [B, C, *latent]. With a callback, launched step by step, without a graph: the same results.
+
+        `progress` is called when a step was put into the stream, which is before it has run.
+        """
         steps, helpers = len(run.table.timesteps), min(cores() - 1, MOST_HELPERS)
         with (
             self._at_work(),
@@ -82,7 +85,12 @@ class DeviceRunner:
                 remedy = "choose experts separate or stacked"
                 raise BadRequest("callback_on_step_end", "this engine shows no branch's own prediction", remedy)
             self._stage(loop, run)
-            stage = partial(_stage_step, loop, drawn)
+
+            def stage(i: int) -> None:
+                _stage_step(loop, drawn, i)
+                if progress:
+                    progress()
+
             if callback:
                 for i in range(steps):
                     stage(i)

@@ -26,6 +26,7 @@ class StepState:
 
 
 Callback = Callable[[StepState], object]
+Progress = Callable[[], object]  # called after each step, and told nothing of it
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ def sample(
     adjust: Adjustment,
     callback: Callback | None = None,
     known: KnownRegion | None = None,
+    progress: Progress | None = None,
 ) -> np.ndarray:
     """x_T [B, C, *latent] -> x_0. `noise(i)` is what step i adds."""
     coefficients = table.coefficients.astype(np.float32)
@@ -66,6 +68,8 @@ def sample(
         fused = fuse(outs, weights)
         before = x
         x, hist = update(x, fused, hist, noise(i), coefficients[i])
+        if progress:
+            progress()
         if callback:
             x0 = coefficients[i, E_X] * before + coefficients[i, E_OUT] * fused
             callback(StepState(i, int(timestep), x, x0, experts.modalities, weights, outs))

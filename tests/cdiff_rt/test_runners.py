@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from cdiff_rt import runners
 from cdiff_rt.errors import BadRequest
 from cdiff_rt.run import OnDevice
 from cdiff_rt.runners import SideBySide, load_runner
@@ -95,6 +96,31 @@ def test_threads_are_the_cpus(bundle, monkeypatch):
     monkeypatch.setattr("cdiff_rt.engines.backends.why_no_device", lambda: None)
     with pytest.raises(BadRequest, match="threads: 4 with torch-cuda, which runs on a GPU; leave them out"):
         load_runner(bundle, "torch-cuda", OnDevice(threads=4))
+
+
+@pytest.mark.parametrize(
+    ("backend", "device", "words"),
+    [
+        ("onnxruntime", 1, "device: 1 with onnxruntime, which runs on the CPU; leave it out"),
+        ("torch-cuda", 2, "device: 2 is outside 0-1"),
+        ("torch-cuda", "cuda:1", "device: .*str.*give the number of a GPU"),
+    ],
+)
+def test_a_gpu_that_is_not_there_is_refused(backend, device, words, bundle, monkeypatch):
+    monkeypatch.setattr(runners, "check_working", lambda backend: None)
+    monkeypatch.setattr(runners, "device_count", lambda: 2)
+    with pytest.raises(BadRequest, match=words):
+        load_runner(bundle, backend, OnDevice(device=device))
+
+
+def test_a_gpu_is_chosen_by_its_number(bundle, monkeypatch):
+    made = []
+    monkeypatch.setattr(runners, "check_working", lambda backend: None)
+    monkeypatch.setattr(runners, "device_count", lambda: 2)
+    monkeypatch.setattr("cdiff_rt.gpu.runner.DeviceRunner", lambda *args, device: made.append(device))
+    for device in (0, 1):
+        load_runner(bundle, "torch-cuda", OnDevice(device=device))
+    assert made == ["cuda:0", "cuda:1"]
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from cdiff_rt.engines.backends import BACKENDS, Backend
 from cdiff_rt.outputs import influence
 from cdiff_rt.outputs.influence import InfluenceRecorder
 from cdiff_rt.pipeline import Pipeline
+from cdiff_rt.runners import HostRunner
 from cdiff_rt.sampling.solvers import SOLVERS
 from cdiff_rt.sampling.tiers import TIERS
 from cdiff_rt.settings import SETTINGS
@@ -293,6 +294,20 @@ def test_a_modality_that_is_left_out_leaves_the_rest(mask_file, out):
     assert run("generate", "--text", TEXT, "--steps", 1, "--out", out / "b.png").exit_code == 0
     first, second = (np.asarray(Image.open(out / name)) for name in ("a.png", "b.png"))
     np.testing.assert_array_equal(first, second)
+
+
+def test_nobody_watches_the_steps_but_for_what_is_to_be_saved(out, monkeypatch):
+    """A GPU's graphs show no step."""
+    given, real = [], HostRunner.sample
+
+    def sample(runner, run, callback=None, progress=None):
+        given.append((callback is not None, progress is not None))
+        return real(runner, run, callback, progress)
+
+    monkeypatch.setattr(HostRunner, "sample", sample)
+    for saving in ((), ("--save-influence",)):
+        assert run("generate", "--text", "a man", "--steps", 1, "--out", out, *saving).exit_code == 0
+    assert given == [(False, True), (True, True)]
 
 
 def test_without_the_option_there_is_no_influence(out):

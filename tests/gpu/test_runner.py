@@ -128,6 +128,18 @@ def test_what_recorded_graphs_make_is_what_launching_each_time_makes(bundle, mon
     assert len({*standin.pools}) == 1 and {*standin.modes} == {"thread_local"}
 
 
+def test_progress_is_told_and_steps_are_replayed_all_the_same(bundle, monkeypatch):
+    pipeline, told = on_device(bundle), []
+    expected = pipeline.generate(text=TEXT, steps=4).latents
+    with monkeypatch.context() as patch:
+        standin = Standin(patch)
+        pipeline._runner = DeviceRunner(bundle, "torch-cuda", OnDevice("fp32"), device="cpu")
+        pipeline._runner._graphs = Graphs()
+        made = pipeline.generate(text=TEXT, steps=4, progress=lambda: told.append(len(standin.replayed)))
+    np.testing.assert_array_equal(made.latents, expected)
+    assert told == [0, 0, 1, 2]  # the first is launched; the second, which is recorded, and the others are replays
+
+
 def test_a_backend_that_no_graph_can_hold_says_so(bundle, caplog):
     pipeline = on_device(bundle, "onnxruntime-cuda")
     pipeline._runner._graphs = Graphs()
