@@ -16,6 +16,7 @@ from cdiff_rt.inputs import images
 from cdiff_rt.inputs.inpainting import Inpainting
 from cdiff_rt.inputs.modalities import KINDS, Condition, asked, chosen_of, in_words, tell_unused
 from cdiff_rt.manifest import DEFAULT_MODEL, Bundle, Modality, find_model
+from cdiff_rt.memory import check_memory
 from cdiff_rt.notes import collected
 from cdiff_rt.outputs.formats import to_uint8
 from cdiff_rt.outputs.generated import Generated
@@ -114,6 +115,7 @@ class Pipeline:
             numbers, drawn = settings.numbers, (settings.batch, *shape)
             modalities, inputs = self._read(wanted, settings)
             tell_unused(self.manifest, wanted, labels=settings.labels, snap=settings.snap)
+            check_memory(self.bundle, modalities, settings.batch, self.backend, self._runner.precision)
             run = Run(
                 modalities,
                 inputs,
@@ -179,6 +181,7 @@ class Pipeline:
             with named_as("source"):
                 old = self._run(sides.before, table, settings)
             new = self._run(sides.after, table, settings)
+            check_memory(self.bundle, new.modalities, len(alphas), self.backend, self._runner.precision)
             contexts = inversion.contexts_between(self._runner, old, new, alphas)
             new = replace(new, contexts=contexts, known=known if cells.any() else None)
             inverted = inversion.METHODS[method](self._runner, old, known, progress)
