@@ -90,10 +90,8 @@ def compare(
     its sampling.
     """
     check(cases)
-    Settings(batch=task.batch)  # refuses a batch that no run may have
     manifest = open_bundle(task).manifest
-    for case in cases:
-        case.sampling.table(manifest.schedule)  # here, so that no worker has to fail over it
+    check_runs(manifest, cases, (task.batch,), after)
     limits = limits_ms(manifest, task, cases, roofline) if roofline else {}
     base = next((name for name in BASELINES for case in cases if case.name == name), "")
     heats = [(cases[0], case) for case in cases[1:]] if pairwise and len(cases) > 2 else [cases]
@@ -110,6 +108,15 @@ def compare(
     settings |= {"batch": task.batch, "warm-up": WARM_UP, "repeats": min(len(timing.ms) for timing in found)}
     settings |= ({"after": after} if after else {}) | ({"at a time": 2} if len(heats) > 1 else {})
     return Comparison(machine(), settings, found, roofline)
+
+
+def check_runs(manifest: Manifest, cases: tuple[Case, ...], batches: tuple[int, ...], after: int | None) -> None:
+    """Raises BadRequest for what no run may have, so that no worker has to fail over it."""
+    for batch in batches:
+        Settings(batch=batch)
+    for case in cases:
+        case.sampling.table(manifest.schedule)
+        replace(case.sampling, steps=after or case.sampling.steps).table(manifest.schedule)
 
 
 def run_heat(
@@ -179,9 +186,10 @@ def compare_suite(
     if what == "step" and suite == "gpu":
         raise BadRequest("what", "a step on a GPU", "its loop is one graph there; time the image")
     cases = select(suite, backends, precisions, samplings)
-    open_bundle(Task(model))  # before anything takes its time
+    sizes = batches or (GPU_BATCHES if suite == "gpu" else (1,))
+    check_runs(open_bundle(Task(model)).manifest, cases, sizes, after)  # before anything takes its time
     roofline = measure() if suite == "cpu" else None
-    for size in batches or (GPU_BATCHES if suite == "gpu" else (1,)):
+    for size in sizes:
         task = Task(model, what, size)
         yield compare(task, cases, repeats=repeats, after=after, pairwise=pairwise, roofline=roofline)
 
