@@ -50,7 +50,7 @@ def least(bundle: Bundle, modalities: Collection[Modality], backend: str, precis
     files = sum(map(len, bundle.content.values()))
     if BACKENDS[backend].device != "cpu":  # where the rest lies on the device
         return files, HOST * pixels
-    number = HOST if precision == "fp32" else 2
+    number = 2 if precision in ("fp16", "bf16") else HOST
     experts = [number * _of_expert(manifest, modality) for modality in modalities]
     networks = [*experts, number * _of_decoder(manifest)]
     return files, HOST * (contexts + pixels) + (sum(networks) if BACKENDS[backend].parallel else max(networks))
