@@ -17,7 +17,7 @@ from PIL import Image
 
 from cdiff_rt.errors import BadInput, without_file
 from cdiff_rt.inputs import containers
-from cdiff_rt.inputs.colours import to_srgb
+from cdiff_rt.inputs.colours import EIGHT_BITS, mode_in_words, to_srgb
 from cdiff_rt.inputs.containers import ORIENTATION
 from cdiff_rt.notes import log
 
@@ -31,7 +31,6 @@ PHOTO_FORMATS = ("PNG", "JPEG", "WEBP")  # by Pillow's names
 FORMATS = (*PHOTO_FORMATS, "BMP")  # that a decoder sees; of others, the name is told
 # What Pillow raises, whose readers of headers check little.
 DAMAGE = (OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
-EIGHT_BITS = "save it with 8 bits per channel"
 REAL = "give real numbers, e.g. of type float32"
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -146,20 +145,6 @@ def read_region(picture: Picture) -> np.ndarray:
         strange = ", ".join(map(str, sorted(levels - {0, 255})[:5]))
         raise BadInput(f"region {name}", f"grey levels {strange} besides black and white", help_)
     return (centre_square(np.asarray(grey)) == 255).astype(np.float32)
-
-
-def mode_in_words(mode: str) -> str:
-    """Of pixels, as Pillow calls them: L;4 is 4-bit grey."""
-    kind, _, bits = mode.partition(";")
-    kinds = {"L": "grey", "I": "grey", "LA": "grey with alpha", "F": "floating-point grey", "1": "black and white"}
-    wide = bits.strip("BLNRS") or {"I": "32"}.get(kind, "")
-    return (
-        f"{wide}-bit {kinds.get(kind, kind)}"
-        if wide
-        else f"mode {mode}, {kinds[kind]}"
-        if kind in kinds
-        else f"mode {mode}"
-    )
 
 
 def is_opaque(image: Image.Image) -> bool:

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from cdiff_rt.errors import BadInput
-from cdiff_rt.inputs.images import mode_in_words
+from cdiff_rt.inputs.colours import mode_in_words
 from cdiff_rt.inputs.palette import PALETTE
 
 NEAR = 8  # levels of 255 that a colour may be off the table's, which are at least 51 apart

@@ -8,16 +8,8 @@ import numpy as np
 from PIL import Image
 
 from cdiff_rt.errors import BadInput
-from cdiff_rt.inputs.images import (
-    EIGHT_BITS,
-    ORIENTATION,
-    Picture,
-    check_size,
-    is_opaque,
-    mode_in_words,
-    name_of,
-    opened,
-)
+from cdiff_rt.inputs.colours import EIGHT_BITS, mode_in_words
+from cdiff_rt.inputs.images import ORIENTATION, Picture, check_size, is_opaque, name_of, opened
 from cdiff_rt.inputs.label_causes import SNAP
 from cdiff_rt.inputs.label_colours import HELP, LOSSY, colours_of
 from cdiff_rt.inputs.label_meaning import numbers_of, redraw, strange_label
