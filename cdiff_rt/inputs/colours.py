@@ -22,13 +22,9 @@ def mode_in_words(mode: str) -> str:
     kind, _, bits = mode.partition(";")
     kinds = {"L": "grey", "I": "grey", "LA": "grey with alpha", "F": "floating-point grey", "1": "black and white"}
     wide = bits.strip("BLNRS") or {"I": "32"}.get(kind, "")
-    return (
-        f"{wide}-bit {kinds.get(kind, kind)}"
-        if wide
-        else f"mode {mode}, {kinds[kind]}"
-        if kind in kinds
-        else f"mode {mode}"
-    )
+    if wide:
+        return f"{wide}-bit {kinds.get(kind, kind)}"
+    return f"mode {mode}, {kinds[kind]}" if kind in kinds else f"mode {mode}"
 
 
 def to_srgb(name: str, image: Image.Image, remarks: tuple[str, ...] = ()) -> Change:
