@@ -15,6 +15,8 @@ OF_THE_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.
 _NO_MEMORY = re.compile(
     r"bad_alloc|bad array new length|out of memory|(can.?t|cannot|fail\w*|unable) (to )?alloc", re.IGNORECASE
 )
+# More than one letter, which would be a disk of Windows; a path has no two slashes in a row any more.
+_ADDRESS = re.compile(r"(?!data:)[a-z][a-z0-9+.-]+:/|data:", re.IGNORECASE)
 
 
 class CdiffError(Exception):
@@ -58,6 +60,19 @@ class OutOfResource(CdiffError):
     """Memory, disk or time ran out."""
 
     exit_code = 6
+
+
+def without_file(path: str | Path) -> tuple[str, str]:
+    """What is said of a path at which no file is, and the remedy."""
+    if not is_address(path):
+        return "there is no such file", "check the path"
+    if str(path).startswith("file:"):
+        return "this is an address, not a path", "leave out file://"
+    return "this is an address, and nothing is fetched from any", "download it, and give the path of the file"
+
+
+def is_address(path: str | Path) -> bool:
+    return bool(_ADDRESS.match(str(path)))
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from cdiff_rt import schema
-from cdiff_rt.errors import BadArtefact, BadRequest, check_type
+from cdiff_rt.errors import BadArtefact, BadRequest, check_type, is_address
 from cdiff_rt.intact import read_intact, read_whole
 from cdiff_rt.sampling.schedule import Schedule
 from cdiff_rt.settings import RESERVED, Influence
@@ -66,7 +66,7 @@ class Modality:
     tokens: int = 0  # words: length of the sequence; numbers: how many rows
     width: int = 0  # numbers: how many in a row
     vocabulary: str = ""  # words: the file of word pieces
-    synonyms: dict[str, str] = field(default_factory=dict, hash=False)  # words: one it does not know -> what to say
+    synonyms: dict[str, str] = field(default_factory=dict, hash=False)  # words: one it does not know -> a|b to say
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -175,7 +175,9 @@ def find_model(model: str | Path) -> Path:
         return embedded[str(model)]
     if not os.path.isdir(model):
         known = ", ".join(sorted(embedded)) or "none"
-        raise BadArtefact("model", f"there is no bundle {str(model)!r}", f"give a bundle's folder or one of: {known}")
+        first = "download it, and " if is_address(model) else ""
+        remedy = f"{first}give a bundle's folder or one of: {known}"
+        raise BadArtefact("model", f"there is no bundle {str(model)!r}", remedy)
     return Path(model)
 
 

@@ -16,6 +16,7 @@ from cdiff_rt.inputs import images
 from cdiff_rt.inputs.inpainting import Inpainting
 from cdiff_rt.inputs.modalities import KINDS, Condition, asked, chosen_of, in_words, tell_unused
 from cdiff_rt.manifest import DEFAULT_MODEL, Bundle, Modality, find_model
+from cdiff_rt.memory import check_memory
 from cdiff_rt.notes import collected
 from cdiff_rt.outputs.formats import to_uint8
 from cdiff_rt.outputs.generated import Generated
@@ -87,9 +88,8 @@ class Pipeline:
         may use, up to 32. Of several GPUs, `device` says which; there, `experts` may be "stacked" or "whole-step"
         (docs/gpu.md). Raises BadArtefact if the bundle isn't intact, BadEnvironment if the backend doesn't work here.
         """
-        return cls(
-            Bundle.open(find_model(model)), backend, OnDevice(precision, experts, threads=threads, device=device)
-        )
+        how = OnDevice(precision, experts, threads=threads, device=device)
+        return cls(Bundle.open(find_model(model)), backend, how)
 
     def generate(
         self,
@@ -119,6 +119,7 @@ class Pipeline:
             numbers, drawn = settings.numbers, (settings.batch, *shape)
             modalities, inputs = self._read(wanted, settings)
             tell_unused(self.manifest, wanted, labels=settings.labels, snap=settings.snap)
+            check_memory(self.bundle, modalities, settings.batch, self.backend, self._runner.precision)
             run = Run(
                 modalities,
                 inputs,
@@ -137,7 +138,8 @@ class Pipeline:
                 "contexts": "given" if contexts else None,
             }
             told = settings.told() | {name: value for name, value in unusual.items() if value is not None}
-            made = self.decode(latents, settings.rounding) if self.manifest.image_size else _no_pixels(latents)
+            decoded = bool(self.manifest.image_size)
+            made = self.decode(latents, settings.rounding) if decoded else np.zeros((len(latents), 0, 0, 3), np.uint8)
             told |= self._told(modalities, wanted) | self.identity()
             return Generated(made, latents, told, self._drawing(modalities, wanted), warnings)
 
@@ -184,6 +186,7 @@ class Pipeline:
             with named_as("source"):
                 old = self._run(sides.before, table, settings)
             new = self._run(sides.after, table, settings)
+            check_memory(self.bundle, new.modalities, len(alphas), self.backend, self._runner.precision)
             contexts = inversion.contexts_between(self._runner, old, new, alphas)
             new = replace(new, contexts=contexts, known=known if cells.any() else None)
             inverted = inversion.METHODS[method](self._runner, old, known, progress)
@@ -234,11 +237,10 @@ class Pipeline:
     ) -> tuple[Settings, Conditions]:
         """What was given by name, told apart: no modality is called like a setting."""
         names = [modality.name for modality in self.manifest.modalities]
+        known = [*names, *SETTINGS, "influence", "inpaint", "progress", "callback_on_step_end"]
         for name in given:
             if name not in names and name not in SETTINGS and name != "influence":
-                raise unknown_argument(
-                    name, [*names, *SETTINGS, "influence", "inpaint", "progress", "callback_on_step_end"]
-                )
+                raise unknown_argument(name, known)
         check_type("settings", settings, Settings | None, "give a cdiff_rt.Settings, and others by name")
         check_type("conditions", conditions, Mapping | None, "give a dict from names to conditions")
         named = {name: value for name, value in given.items() if name in names}
@@ -296,7 +298,3 @@ class Pipeline:
             half = self._runner.precision == "fp16"
             remedy = "take precision bf16 or fp32" if half else "this bundle's weights are broken, export them again"
             raise BadArtefact(what, f"{subject} not finite in {self._runner.precision}", remedy)
-
-
-def _no_pixels(latents: np.ndarray) -> np.ndarray:
-    return np.zeros((len(latents), 0, 0, 3), np.uint8)

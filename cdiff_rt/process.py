@@ -1,4 +1,5 @@
-"""What this process may do: how many threads it has, whether it was forked, and that its libraries report to nobody."""
+"""What this process may do: threads and memory that it may have, whether it was forked, and that its libraries report
+to nobody."""
 
 import math
 import os
@@ -6,12 +7,17 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
+
+if sys.platform != "win32":
+    import resource
 
 # Libraries read these when they are imported. Whoever has set one of them is left with it.
 SILENT = {"ORT_DISABLE_TELEMETRY": "1", "RAY_USAGE_STATS_ENABLED": "0", "HF_HUB_DISABLE_TELEMETRY": "1"}
 MOST_THREADS = 32  # the operators of a step are too small for more; who asks for more gets them
+LIMITS = {} if sys.platform == "win32" else {resource.RLIMIT_AS: "v", resource.RLIMIT_DATA: "d"}
 POOLS = 2  # of threads, that PyTorch has; with others, the second half is left for those that come later
 
 forked_with: set[str] = set()  # libraries that a parent had imported when it forked this process
@@ -85,7 +91,7 @@ def _started(wanted: int) -> int:
 
 def quotas(root: Path = Path("/")) -> Iterator[float]:
     """Processors at a time, of each limit that a container or service sets: on its own group or on one around it."""
-    for folder in _groups(root):
+    for folder in _groups(root, "cpu"):
         try:
             files = ("cpu.max",) if (folder / "cpu.max").exists() else ("cpu.cfs_quota_us", "cpu.cfs_period_us")
             quota, period = map(int, " ".join((folder / file).read_text() for file in files).split())
@@ -95,7 +101,29 @@ def quotas(root: Path = Path("/")) -> Iterator[float]:
             yield quota / period
 
 
-def _groups(root: Path) -> Iterator[Path]:
+def memory_limits(root: Path = Path("/")) -> Iterator[tuple[int, str, str]]:
+    """Bytes that this process may have, by each limit there is: how it is told, and how it is raised."""
+    for folder in _groups(root, "memory"):
+        for file in ("memory.max", "memory.limit_in_bytes"):
+            with suppress(OSError, ValueError):  # there is no limit: no such file, or "max"
+                yield (
+                    int((folder / file).read_text()),
+                    "this container or service may have",
+                    "raise its limit of memory",
+                )
+    for limit, option in LIMITS.items():
+        most = resource.getrlimit(limit)[0]
+        if most != resource.RLIM_INFINITY:
+            yield most, f"`ulimit -{option}` allows", "raise that"
+    with suppress(OSError, ValueError, LookupError):  # there is no /proc
+        lines = (line.split() for line in (root / "proc/meminfo").read_text().splitlines())
+        kilobytes = {name: int(number) for name, number, *_ in lines}
+        ours = int((root / "proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        free = 1024 * (kilobytes["MemAvailable:"] + kilobytes["SwapFree:"])
+        yield free + ours, "this machine has left", ""
+
+
+def _groups(root: Path, controller: str) -> Iterator[Path]:
     """The folders of this process's groups, in either version, and of those around them as far as they are seen."""
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
@@ -107,7 +135,8 @@ def _groups(root: Path) -> Iterator[Path]:
     }
     for _, _, _, shown, place, *more in mounts:
         kind, _, options = more[more.index("-") + 1 :][:3]
-        wanted = "" if kind == "cgroup2" else "cpu" if kind == "cgroup" and "cpu" in options.split(",") else None
+        ours = kind == "cgroup" and controller in options.split(",")
+        wanted = "" if kind == "cgroup2" else controller if ours else None
         for controllers, group in names.items():
             if wanted in controllers.split(","):  # the second version has one group of all, without a name
                 yield from _upwards(root / place.lstrip("/"), group, shown)

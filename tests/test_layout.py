@@ -40,6 +40,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "settings": {"errors", "inputs", "sampling"},
     "sampling": {"errors", "settings", "notes"},
     "manifest": {"errors", "intact", "schema", "sampling", "settings"},
+    "memory": {"engines", "errors", "manifest", "process"},
     "nets": set(),
     "engines": {"errors", "extras", "schema", "manifest", "nets", "notes", "process", "version"},
     "inputs": {"errors", "manifest", "notes"},
@@ -57,8 +58,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         "settings",
     },
     "pipeline": {
-        *("editing", "engines", "errors", "inputs", "manifest", "notes", "outputs", "run", "runners", "sampling"),
-        *("settings", "turns", "version"),
+        *("editing", "engines", "errors", "inputs", "manifest", "memory", "notes", "outputs", "run", "runners"),
+        *("sampling", "settings", "turns", "version"),
     },
     "doctor": {"engines", "errors", "extras", "manifest", "process", "runners", "version"},
     "jobs": {

@@ -48,6 +48,7 @@ def measure(model: str, backend: str, *, how: Sampling, pairs: int) -> Drift:
     """
     pipeline = Pipeline.from_pretrained(model, backend=backend)
     exam, exact = exam_for(pipeline.manifest).first(pairs), TIERS["exact"]
+    how.table(pipeline.manifest.schedule)  # before what it is held against is made
     if how.eta == 0:
         reference = Sampling("dpmpp-2m", pipeline.manifest.schedule.train_steps - 1, 0.0)
         scale, remark, seed = replace(exact, eta=0.0), "for scale", SEED

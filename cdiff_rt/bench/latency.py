@@ -53,10 +53,8 @@ def compare(
     that fails, or does other work than the others of its sampling, is left out. Raises BadEnvironment if none is left.
     """
     check(cases)
-    Settings(batch=task.batch)  # refuses a batch that no run may have
     manifest = open_bundle(task).manifest
-    for case in cases:
-        case.sampling.table(manifest.schedule)  # here, so that no worker has to fail over it
+    check_runs(manifest, cases, (task.batch,), after)
     limits = limits_ms(manifest, task, cases, roofline) if roofline else {}
     base = next((name for name in BASELINES for case in cases if case.name == name), "")
     heats = _heats(cases, pairwise, alone)
@@ -101,6 +99,15 @@ def _with(known: Comparison, timings: list[Timing], firsts: dict[Case, dict], le
         left_out={name: error.seen for name, error in left_out.items()},
         wrong=tuple(name for name, error in left_out.items() if isinstance(error, OtherWork)),
     )
+
+
+def check_runs(manifest: Manifest, cases: tuple[Case, ...], batches: tuple[int, ...], after: int | None) -> None:
+    """Raises BadRequest for what no run may have, so that no worker has to fail over it."""
+    for batch in batches:
+        Settings(batch=batch)
+    for case in cases:
+        case.sampling.table(manifest.schedule)
+        replace(case.sampling, steps=after or case.sampling.steps).table(manifest.schedule)
 
 
 def run_heat(
@@ -206,12 +213,13 @@ def compare_suite(
     if what == "step" and suite == "gpu":
         raise BadRequest("what", "a step on a GPU", "its loop is one graph there; time the image")
     cases = select(suite, backends, precisions, samplings)
-    open_bundle(Task(model))  # before anything takes its time
     on_gpu = suite == "gpu"
+    sizes = batches or (GPU_BATCHES if on_gpu else (1,))
+    check_runs(open_bundle(Task(model)).manifest, cases, sizes, after)  # before anything takes its time
     how: dict[str, Any] = {"repeats": repeats, "after": after, "roofline": None if on_gpu else measure(), "keep": keep}
     how |= {"pairwise": pairwise, "alone": on_gpu and not pairwise}
     timed, lost, wrong, failed = set[str](), dict[str, str](), list[str](), None
-    for size in batches or (GPU_BATCHES if on_gpu else (1,)):
+    for size in sizes:
         task = Task(model, what, size)
         try:
             found = compare(task, cases, **how)

@@ -149,7 +149,16 @@ def quality(json_file: Path | None, **options: Any) -> None:
 
 
 @bench.command(cls=GroupedCommand)
-@one_run
+@model_option
+@backend_option
+@option(
+    SAMPLING,
+    "--tier",
+    "Measure this tier. Default: fast, if neither --solver nor --steps is given.",
+    type=Late(tier_names),
+)
+@setting("solver")
+@setting("steps")
 @pairs(5)
 @json_option
 def drift(json_file: Path | None, **options: Any) -> None:
@@ -159,6 +168,8 @@ def drift(json_file: Path | None, **options: Any) -> None:
     """
     from cdiff_rt.bench import drift, report
 
+    if not any(options[name] for name in ("tier", "solver", "steps")):
+        options["tier"] = "fast"  # for exact would be held against itself
     how = sampling_of(options)
     conclude(lambda: drift.measure(how=how, **options), report.drift_table, report.write_drift, json_file)
 
@@ -243,7 +254,10 @@ def conclude(
 
 
 def check_folders(*paths: Path | None) -> None:
+    from cdiff_rt.errors import BadRequest
     from cdiff_rt.outputs.files import check_folder
 
     for path in filter(None, paths):
         check_folder(path.parent)
+        if path.is_dir():
+            raise BadRequest("out", f"{path} is a folder", "give the name of a file")

@@ -167,7 +167,7 @@ def by_imagic(
     threads: int | None,
 ) -> Any:
     from cdiff_rt.extras import needed
-    from cdiff_rt.inputs.modalities import asked
+    from cdiff_rt.inputs.modalities import asked, chosen_of
     from cdiff_rt.pipeline import Pipeline
     from cdiff_rt.process import usual_threads
     from cdiff_rt.run import OnDevice
@@ -176,6 +176,8 @@ def by_imagic(
         from cdiff_rt.editing import imagic
         from cdiff_rt.engines.eager import use_threads
 
+    settings.sampling().table(pipeline.manifest.schedule)  # before it learns for an hour
+    chosen_of(pipeline.manifest, conditions, settings.without)
     use_threads(threads or usual_threads())
     wanted = asked(conditions, pipeline.manifest, labels=settings.labels, snap=settings.snap)
     tuning = imagic.Tuning(*iterations, seed=settings.seed)

@@ -107,8 +107,10 @@ def one_request(
     **saving: bool,
 ) -> None:
     """Images of one request, recorded and saved as asked for."""
+    from cdiff_rt.errors import BadRequest
     from cdiff_rt.inputs.inpainting import Inpainting
-    from cdiff_rt.outputs.generated import IMAGE, LATENT, Beside, output_paths
+    from cdiff_rt.inputs.modalities import KINDS, chosen_of
+    from cdiff_rt.outputs.generated import IMAGE, LATENT, NO_OVERLAY, Beside, output_paths
     from cdiff_rt.outputs.influence import InfluenceRecorder
     from cdiff_rt.outputs.trajectory import TrajectoryRecorder
     from cdiff_rt.pipeline import Pipeline
@@ -122,6 +124,9 @@ def one_request(
     pipeline = Pipeline.from_pretrained(**opened)
     suffix = IMAGE if pipeline.manifest.image_size else LATENT
     output_paths(out, usual.seed, usual.numbers, suffix, Beside(tuple(kinds), **more), force=force)
+    chosen = chosen_of(pipeline.manifest, conditions, usual.without)
+    if saving["save_overlay"] and not (suffix == IMAGE and any(KINDS[modality.kind].draw for modality in chosen)):
+        raise BadRequest(*NO_OVERLAY)
     with ExitStack() as stack:
         recorders = [stack.enter_context(kind(out, pipeline.decode)) for kind in kinds]
         progress = stack.enter_context(Progress(usual.sampling().steps, "denoising"))

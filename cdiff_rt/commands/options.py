@@ -14,7 +14,6 @@ from cdiff_rt.settings import ABOUT, INFLUENCES, SETTINGS
 CONDITIONS, SAMPLING, INFLUENCE = "Conditions", "Sampling", "Influence of the conditions"
 OUTPUT, MODEL, MANY = "Output", "Model and backend", "Many images"
 GROUPS = {"rounding": OUTPUT, "labels": CONDITIONS, "snap": CONDITIONS}  # of settings that are none of sampling's
-PATH = click.Path(path_type=Path)
 STORED = ("fp32", "bf16", "fp16")
 PRECISIONS = (*STORED, "tf32")
 ARRANGEMENTS = ("separate", "stacked", "whole-step")
@@ -37,6 +36,13 @@ HELP_NAMES = {"help_option_names": ["-h", "--help"]}
 class GroupedCommand(click.Command):
     def __init__(self, *args: Any, **more: Any) -> None:
         super().__init__(*args, **{"context_settings": HELP_NAMES} | more)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.UsageError as error:  # of an option without its value, which knows of no command
+            error.ctx = error.ctx or ctx
+            raise
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         groups: dict[str, list[tuple[str, str]]] = {}
@@ -76,11 +82,14 @@ class Late(click.Choice):
         return tuple(self._load())
 
 
-class OutPath(click.Path):
-    """A place to write to: an empty one would be the current folder, which nobody asked for."""
+class SomePath(click.Path):
+    """An empty one would be the current folder, which nobody asked for."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         return super().convert(value, param, ctx) if value else self.fail("it is empty", param, ctx)
+
+
+PATH = SomePath(path_type=Path)
 
 
 class Seed(click.ParamType):
@@ -92,7 +101,10 @@ class Seed(click.ParamType):
         if value == "random":
             value = secrets.randbelow(2**32)
             log.info("seed %d", value)
-        return click.INT.convert(value, param, ctx)
+        try:
+            return int(value)
+        except ValueError:
+            self.fail(f"{value!r:.80} is neither a whole number nor random", param, ctx)
 
 
 def setting(name: str) -> Decorator:
@@ -133,7 +145,7 @@ output_options = together(
         OUTPUT,
         "--out",
         "Write to this .png file, or to seed0-000.png and so on in this folder.",
-        type=OutPath(path_type=Path),
+        type=PATH,
         default="out",
     ),
     option(OUTPUT, "--force", "Replace existing files of the same names.", is_flag=True),

@@ -15,7 +15,7 @@ from typing import BinaryIO, cast
 import torch
 from torch import Tensor
 
-from cdiff_rt.errors import BadArtefact
+from cdiff_rt.errors import BadArtefact, without_file
 
 AGAIN = "download it again"
 HELP = "give a safetensors file, or one that torch.save wrote of a state dict"
@@ -42,7 +42,7 @@ class File:
                 raise self.bad("it is a folder or a device, not a file", "check the path")
             self._file = path.open("rb")
         except FileNotFoundError:
-            raise BadArtefact(f"checkpoint {path}", "there is no such file", "check the path") from None
+            raise BadArtefact(f"checkpoint {path}", *without_file(path)) from None
         except OSError as error:
             seen = f"it cannot be read ({error.strerror})"
             raise BadArtefact(f"checkpoint {path}", seen, "check the path") from None

@@ -14,6 +14,17 @@ _AS_SRGB = "its colours are taken as those of sRGB"
 _GAMMA, _PRIMARIES = 1 / 2.2, (0.3127, 0.329, 0.64, 0.33, 0.30, 0.60, 0.15, 0.06)  # of sRGB, as a PNG states them
 
 Change = Callable[[Image.Image], Image.Image]
+EIGHT_BITS = "save it with 8 bits per channel"
+
+
+def mode_in_words(mode: str) -> str:
+    """Of pixels, as Pillow calls them: L;4 is 4-bit grey."""
+    kind, _, bits = mode.partition(";")
+    kinds = {"L": "grey", "I": "grey", "LA": "grey with alpha", "F": "floating-point grey", "1": "black and white"}
+    wide = bits.strip("BLNRS") or {"I": "32"}.get(kind, "")
+    if wide:
+        return f"{wide}-bit {kinds.get(kind, kind)}"
+    return f"mode {mode}, {kinds[kind]}" if kind in kinds else f"mode {mode}"
 
 
 def to_srgb(name: str, image: Image.Image, remarks: tuple[str, ...] = ()) -> Change:

@@ -15,9 +15,9 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image
 
-from cdiff_rt.errors import BadInput
+from cdiff_rt.errors import BadInput, without_file
 from cdiff_rt.inputs import containers
-from cdiff_rt.inputs.colours import to_srgb
+from cdiff_rt.inputs.colours import EIGHT_BITS, mode_in_words, to_srgb
 from cdiff_rt.inputs.containers import ORIENTATION
 from cdiff_rt.notes import log
 
@@ -78,7 +78,7 @@ def read_photo(picture: Picture, size: int) -> np.ndarray:
             image.draft(None, (width // 2, height // 2))
         image.load()
         if image.mode.startswith(("I", "F")):
-            raise BadInput(f"photo {name}", f"pixels of mode {image.mode}", "save it with 8 bits per channel")
+            raise BadInput(f"photo {name}", f"it is {mode_in_words(image.mode)}", EIGHT_BITS)
         square, turn = _centre(name, image), _turn_of(name, image)
         _tell(name, image, (width, height), size)
     del image  # its pixels take as much memory as those of the square, turned
@@ -134,7 +134,7 @@ def read_region(picture: Picture) -> np.ndarray:
     with opened(picture, "region", help_) as image:
         modes = ("1", "L", "P", "RGB", "LA", "RGBA")
         if image.format not in ("PNG", None) or image.mode not in modes:
-            raise BadInput(f"region {name}", f"format {image.format}, mode {image.mode}", help_)
+            raise BadInput(f"region {name}", f"format {image.format}, {mode_in_words(image.mode)}", help_)
         check_size(name, "region", image)
         image.load()
         if not is_opaque(image):
@@ -226,8 +226,15 @@ def read_file(file: str | Path | bytes, what: str) -> bytes:
     if isinstance(file, bytes):
         _check_length(len(file), what, f"{what} of {len(file)} bytes", LARGEST_FILE)
         return file
+    check_given(file, what)
     with _opened_plain(Path(file), what, LARGEST_FILE) as stream:
         return stream.read(LARGEST_FILE)
+
+
+def check_given(path: str | Path, what: str) -> None:
+    """Raises BadInput for an empty one, which as a path would be the current folder."""
+    if not str(path):
+        raise BadInput(what, "its path is empty", "give the path of a file")
 
 
 def check_plain_file(path: Path, what: str, largest: int = LARGEST_FILE) -> None:
@@ -247,7 +254,7 @@ def _opened_plain(path: Path, what: str, largest: int) -> Iterator[BinaryIO]:
             _check_length(os.fstat(file.fileno()).st_size, what, f"{what} {path.name}", largest)
             yield file
     except FileNotFoundError:
-        raise BadInput(f"{what} {path}", "there is no such file", "check the path") from None
+        raise BadInput(f"{what} {path}", *without_file(path)) from None
     except ValueError as error:  # a NUL
         raise BadInput(f"{what} {path}", f"there is no such file ({error})", "check the path") from None
     except OSError as error:

@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image
 
 from cdiff_rt.errors import BadInput
+from cdiff_rt.inputs.colours import mode_in_words
 from cdiff_rt.inputs.palette import PALETTE
 
 NEAR = 8  # levels of 255 that a colour may be off the table's, which are at least 51 apart
@@ -39,8 +40,10 @@ class Colours:
 
 def colours_of(name: str, image: Image.Image) -> Colours:
     """Raises BadInput for pixels of another kind."""
-    if image.mode not in FORMS:
-        raise BadInput(f"mask {name}", f"pixels of mode {image.mode}", HELP)
+    if image.mode.startswith("I"):
+        image = _narrowed(name, image)
+    elif image.mode not in FORMS:
+        raise BadInput(f"mask {name}", f"pixels of {mode_in_words(image.mode)}", HELP)
     form = f"{FORMS[image.mode]} {image.format or 'PNG'}"
     pixels = np.asarray(image.convert("L") if image.mode == "1" else image)
     if image.mode == "RGB":
@@ -50,6 +53,17 @@ def colours_of(name: str, image: Image.Image) -> Colours:
         entries = np.array(image.getpalette("RGB") or [], np.int16).reshape(-1, 3)
         rgb = np.concatenate([entries, np.full((256 - len(entries), 3), ABSENT, np.int16)])
     return Colours(form, pixels, rgb, _counts(pixels, 256))
+
+
+def _narrowed(name: str, image: Image.Image) -> Image.Image:
+    """Grey of 16 bits as one of 8, which holds every label."""
+    pixels = np.asarray(image)
+    if not 0 <= pixels.min() <= pixels.max() < 256:
+        seen = f"{mode_in_words(image.mode)} with values from {pixels.min()} to {pixels.max()}, which are no labels"
+        raise BadInput(
+            f"mask {name}", seen, "save it as 8-bit grey or with a palette, so that each value is a label 0-18"
+        )
+    return Image.fromarray(pixels.astype(np.uint8))
 
 
 def bands(pixels: np.ndarray) -> Iterator[slice]:

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from cdiff_rt.errors import BadInput
+from cdiff_rt.inputs.colours import EIGHT_BITS, mode_in_words
 from cdiff_rt.inputs.images import ORIENTATION, Picture, check_size, is_opaque, name_of, opened
 from cdiff_rt.inputs.label_causes import SNAP
 from cdiff_rt.inputs.label_colours import HELP, LOSSY, colours_of
@@ -91,7 +92,7 @@ def _check_header(file: str, image: Image.Image, snap: bool) -> None:
     tiles = getattr(image, "tile", None) if image.format == "PNG" else None
     stored = tiles[0][3] if tiles else image.mode  # "L;4" for four bits, which Pillow would scale to 0-255
     if image.mode in ("L", "LA", "RGB", "RGBA") and stored != image.mode:
-        raise BadInput(name, f"pixels stored as {stored}", "save it with 8 bits per channel")
+        raise BadInput(name, f"it is {mode_in_words(stored)}", EIGHT_BITS)
     frames = getattr(image, "n_frames", 1)
     if frames > 1:
         raise BadInput(name, f"an animation of {frames} frames", "save one frame of it")

@@ -17,6 +17,7 @@ from cdiff_rt.inputs.label_colours import (
     packed,
     unpacked,
 )
+from cdiff_rt.notes import log
 
 OPEN, QUEUED, EDGE = 253, 254, 255  # of a pixel without a label yet, one that is about to get it, and one outside
 MANY = 2**19  # colours, more than soft edges and JPEG make
@@ -73,14 +74,21 @@ def _near(pixels: np.ndarray, found: np.ndarray, colours: np.ndarray) -> tuple[n
 
 
 def _check_flat(name: str, pixels: np.ndarray, near: np.ndarray) -> None:
-    """Raises BadInput for areas of other colours, which are no edges."""
-    other = _of_flat(near, pixels, FLAT_OTHER) & (near == OPEN)
-    if np.count_nonzero(other) > OTHER_SHARE * other.size:
-        colours, counts = np.unique(packed(pixels[other]), return_counts=True)
+    """Warns of areas of other colours, which are no edges. Raises BadInput for more than a few pixels."""
+    flat = _flat(near, pixels, FLAT_OTHER)
+    other = _inside(flat, near.shape) & (near == OPEN)
+    if not (refused := np.count_nonzero(other) > OTHER_SHARE * other.size):
+        wide = flat[:-1, :-1] & flat[1:, :-1] & flat[:-1, 1:] & flat[1:, 1:]  # squares of 3 x 3
+        other = _inside(_inside(wide, flat.shape), near.shape) & (near == OPEN)
+    if not other.any():
+        return
+    colours, counts = np.unique(packed(pixels[other]), return_counts=True)
+    most = ", ".join(f"#{colour:06x}" for colour in colours[np.argsort(-counts)[:5]])
+    seen = f"{counts.sum()} of its {other.size} pixels are areas of other colours ({most})"
+    if refused:
         cause, remedy = likely(Seen(unpacked(colours), counts))
-        most = ", ".join(f"#{colour:06x}" for colour in colours[np.argsort(-counts)[:5]])
-        seen = f"{counts.sum()} of its {other.size} pixels are areas of other colours ({most})"
         raise BadInput(f"mask {name}", f"{seen}; {cause}", remedy)
+    log.warning("mask %s: %s, and get the labels around them; if they are parts, draw them in the table's", name, seen)
 
 
 def _of_flat(near: np.ndarray, pixels: np.ndarray, by: int) -> np.ndarray:
@@ -88,13 +96,23 @@ def _of_flat(near: np.ndarray, pixels: np.ndarray, by: int) -> np.ndarray:
 
     From one colour to another a soft edge may pass through a third, but it is flat nowhere.
     """
+    return _inside(_flat(near, pixels, by), near.shape)
+
+
+def _flat(near: np.ndarray, pixels: np.ndarray, by: int) -> np.ndarray:
+    """Which squares of 2 x 2 are so, [H - 1, W - 1]."""
     flat = _same(near, 0)
     for channel in range(3):
         flat &= _same(pixels[..., channel], by)
-    inside = np.zeros(near.shape, bool)
+    return flat
+
+
+def _inside(squares: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """What lies in any of these squares of 2 x 2."""
+    inside = np.zeros(shape, bool)
     for y in (0, 1):
         for x in (0, 1):
-            inside[y : len(near) - 1 + y, x : near.shape[1] - 1 + x] |= flat
+            inside[y : shape[0] - 1 + y, x : shape[1] - 1 + x] |= squares
     return inside
 
 

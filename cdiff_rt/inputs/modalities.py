@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from cdiff_rt.errors import BadArtefact, BadInput, BadRequest
+from cdiff_rt.errors import BadArtefact, BadInput, BadRequest, is_address
 from cdiff_rt.inputs import images
 from cdiff_rt.inputs.label_doubts import doubts
 from cdiff_rt.inputs.label_maps import LabelMap
@@ -149,8 +149,10 @@ def read_numbers(value: Condition, modality: Modality, bundle: Bundle) -> np.nda
 
 
 def find_file(value: str, name: str, folder: Path) -> Path:
-    images.check_plain_file(folder / value, name)
-    return folder / value
+    images.check_given(value, name)
+    path = Path(value) if is_address(value) else folder / value
+    images.check_plain_file(path, name)
+    return path
 
 
 def find_numbers(value: str, name: str, folder: Path) -> Condition:

@@ -46,4 +46,5 @@ def instead_of(word: str, words: Sequence[str], synonyms: Mapping[str, str]) -> 
     """What to say for a word, in brackets, if anything is like it."""
     close = get_close_matches(word, words, 1, CLOSE) if len(word) >= SHORTEST_GUESS else []
     say = synonyms.get(word) or next(iter(close), "")
-    return f" (say {say!r})" if say else ""
+    *others, last = map(repr, say.split("|"))
+    return f" (say {', '.join(others)} or {last})" if others else f" (say {last})" if say else ""

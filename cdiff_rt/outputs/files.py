@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from cdiff_rt.errors import OF_THE_MACHINE, BadInput, BadRequest, CdiffError, OutOfResource
+from cdiff_rt.errors import OF_THE_MACHINE, BadInput, BadRequest, CdiffError, OutOfResource, is_address
 
 if sys.platform != "win32":
     import fcntl
@@ -53,6 +53,7 @@ def check_folder(folder: Path) -> None:
 
     Leaves nothing behind, not even what other processes left that were killed.
     """
+    _check_place(folder)
     try:
         existing = _existing(folder)
         sweep(existing)
@@ -61,6 +62,11 @@ def check_folder(folder: Path) -> None:
     except OSError as error:
         kind: type[CdiffError] = OutOfResource if error.errno in OF_THE_MACHINE else BadInput
         raise kind(f"output folder {folder}", error.strerror or str(error), remedy_for(error)) from None
+
+
+def _check_place(path: Path) -> None:
+    if is_address(path) and not Path(path.parts[0]).exists():
+        raise BadRequest("out", f"{str(path)!r:.80} is an address, and nothing is sent to any", "give a path")
 
 
 def check_names(*paths: Path) -> None:
@@ -72,6 +78,7 @@ def check_names(*paths: Path) -> None:
             names = [b"\0"]
         if any(b"\0" in name for name in names):
             raise BadRequest("out", f"{str(path)!r:.80} is no file's name", "choose another name")
+        _check_place(path)
         longest, whole = max(map(len, names)), sum(map(len, names)) + len(names)
         if longest > LONGEST_NAME or whole > LONGEST_PATH:
             seen = f"the name of {path.name:.40}... has {longest} bytes, its path {whole}"

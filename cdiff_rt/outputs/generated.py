@@ -23,6 +23,7 @@ IMAGE, LATENT, OVERLAY = next(iter(FORMATS)), ".npz", ".overlay.png"
 OVERWRITE = "choose another name, or overwrite it with --force (force=True)"
 OVERLAY_SHARE = 0.3  # of the mask, as the reference blends them
 LARGEST_SCALE = 64
+NO_OVERLAY = ("overlay", "no condition of this run can be drawn", "give a mask or leave it out")
 TURN = "saving"  # what one process at a time has of a folder where names are free or not
 _OF_A_FILE = re.compile(r"\.(?!v[0-9])[a-z][a-z0-9]{1,3}|\.(jsonl|safetensors)")  # face.txt, but no faces.v2 or run.2
 
@@ -74,7 +75,7 @@ class Generated:
         names = functools.partial(_paths, Path(out), self.parameters["seed"], self.numbers, suffix, beside, force)
         folder = names()[0].parent
         if overlay and (self.drawing is None or not self.images.size):
-            raise BadRequest("overlay", "no condition of this run can be drawn", "give a mask or leave it out")
+            raise BadRequest(*NO_OVERLAY)
         for recorder in recorders:
             recorder.check(len(self.latents), self.parameters["steps"])
         with (

@@ -25,7 +25,8 @@ SMILE_PHRASE = "is smiling"
 SYNONYMS = {
     "guy": "man", "male": "man", "gentleman": "man", "boy": "man", "men": "man",
     "lady": "woman", "female": "woman", "girl": "woman", "women": "woman",
-    "young": "twenties", "teenager": "teens", "teenage": "teens", "old": "seventies", "elderly": "seventies",
+    "young": "teens|twenties|thirties", "younger": "teens|twenties|thirties", "teenager": "teens", "teenage": "teens",
+    "old": "fifties|sixties|seventies", "older": "fifties|sixties|seventies", "elderly": "sixties|seventies",
     "twenty": "twenties", "thirty": "thirties", "forty": "forties", "fifty": "fifties", "sixty": "sixties",
     "seventy": "seventies", "20s": "twenties", "30s": "thirties", "40s": "forties", "50s": "fifties",
     "60s": "sixties", "70s": "seventies",

@@ -132,7 +132,7 @@ def test_two_at_a_time_are_each_compared_with_the_first(monkeypatch, tiny_bundle
 
     monkeypatch.setattr(module, "CaseProcess", Fake)
     cases = (TORCH, *(Case(name, "onnxruntime", sampling=TWO) for name in "ab"))
-    result = compare(Task(str(tiny_bundle), "step"), cases, repeats=3, seconds=0, after=7, pairwise=True)
+    result = compare(Task(str(tiny_bundle), "step"), cases, repeats=3, seconds=0, after=8, pairwise=True)
     assert (Fake.most, Fake.alive) == (2, 0)
     assert [timing.case for timing in result.timings] == ["torch", "a", "b"]
     assert [result.ratio(timing) for timing in result.timings] == [1.0, 2.0, 4.0]  # the machine slowed down between

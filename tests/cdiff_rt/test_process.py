@@ -82,6 +82,33 @@ def test_where_there_are_no_control_groups_there_is_no_quota(tmp_path):
     assert list(quotas(tmp_path)) == []
 
 
+MEMORY, MEMINFO = "sys/fs/cgroup/memory", "MemTotal: 900 kB\nMemAvailable: 700 kB\nSwapFree: 200 kB\nHugePages_Total: 0"
+
+
+@pytest.mark.parametrize(
+    ("own", "mounts", "files", "expected"),
+    [
+        ("0::/a.slice/b.scope", [DISK, V2], {f"{GROUP}/memory.max": "5000", f"{OUTER}/memory.max": "max"}, [5000]),
+        ("0::/a.slice/b.scope", [V2], {f"{GROUP}/memory.max": "5000", f"{OUTER}/memory.max": "3000"}, [5000, 3000]),
+        ("0::/", [V2], {"sys/fs/cgroup/memory.max": "7000"}, [7000]),
+        ("3:memory:/d", [V1, V1_MEMORY], {f"{MEMORY}/d/memory.limit_in_bytes": "9"}, [9]),
+        ("2:cpu,cpuacct:/d", [V1, V1_MEMORY], {f"{MEMORY}/d/memory.limit_in_bytes": "9"}, []),
+        ("", [], {"proc/meminfo": MEMINFO, "proc/self/statm": "9 2 1"}, [900 * 1024 + 2 * os.sysconf("SC_PAGE_SIZE")]),
+        ("", [], {"proc/meminfo": "MemFree: 1 kB", "proc/self/statm": "9 2 1"}, []),
+    ],
+    ids=["v2", "v2 around", "v2 namespace", "v1", "v1 of another", "machine", "old kernel"],
+)
+def test_memory_is_limited_by_groups_and_by_what_is_free(own, mounts, files, expected, tmp_path):
+    assert [allowed for allowed, _, _ in process.memory_limits(tree(tmp_path, own, mounts, files))] == expected
+
+
+@pytest.mark.parametrize(("limit", "option"), process.LIMITS.items())
+def test_and_by_the_limits_of_the_user(limit, option, tmp_path, monkeypatch):
+    unlimited = process.resource.RLIM_INFINITY
+    monkeypatch.setattr(process.resource, "getrlimit", lambda of: (4096 if of == limit else unlimited, unlimited))
+    assert list(process.memory_limits(tmp_path)) == [(4096, f"`ulimit -{option}` allows", "raise that")]
+
+
 @pytest.mark.parametrize(
     ("may", "limits", "expected", "usual"),
     [(64, [], 64, 32), (64, [2.0], 2, 2), (64, [1.5, 8.0], 2, 2), (4, [0.5], 1, 1), (4, [100.0], 4, 4), (1, [], 1, 1)],

@@ -5,9 +5,11 @@ from pathlib import Path
 import pytest
 
 from cdiff_rt import exam as exam_module
+from cdiff_rt.bench import drift, latency
 from cdiff_rt.bench.comparison import Comparison, Timing
-from cdiff_rt.errors import BadEnvironment
+from cdiff_rt.errors import BadEnvironment, BadRequest
 from cdiff_rt.manifest import digest
+from cdiff_rt.pipeline import Pipeline
 from tests.coded_exam import write_coded_exam
 from tests.command_line import check_refused, run
 
@@ -162,3 +164,36 @@ def test_what_was_timed_is_in_the_file_though_the_benchmark_does_not_end(monkeyp
     _, second = json.loads(files[0].read_text())
     assert second["settings"] == {"batch": 2} and second["left out"] == {"tensorrt": "none was built"}
     assert len(files[1].read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("time --batch 1 --batch 0", "batch: 0 is outside 1-256"),
+        ("time --steps 5000", "steps: 5000 is outside 1-1000"),
+        ("step --after 5000", "steps: 5000 is outside 1-1000"),
+        ("time --json .", "out: . is a folder; give the name of a file"),
+        ("drift --steps 5000", "steps: 5000 is outside 1-1000"),
+        ("drift --solver dpmpp-2m --steps 1000", "steps: 1000 is outside 2-999"),
+        ("drift --json .", "out: . is a folder"),
+    ],
+)
+def test_what_no_run_may_have_is_refused_before_anything_is_measured(command, words, monkeypatch):
+    monkeypatch.setattr(latency, "measure", lambda: pytest.fail("it began to measure"))
+    monkeypatch.setattr(Pipeline, "generate", lambda *given, **more: pytest.fail("it began to run"))
+    check_refused(run("bench", *command.split(), "--backend", "onnxruntime"), 2, words)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"), [("", "fast"), ("--tier exact", "exact"), ("--tier turbo", "turbo"), ("--steps 25", None)]
+)
+def test_drift_measures_another_tier_than_exact_unless_it_is_asked_to(given, expected, monkeypatch):
+    seen = []
+
+    def measure(how, **more):
+        seen.append(how.tier)
+        raise BadRequest("enough", "is", "known")
+
+    monkeypatch.setattr(drift, "measure", measure)
+    check_refused(run("bench", "drift", *given.split()), 2, "enough")
+    assert seen == [expected]

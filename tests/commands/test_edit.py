@@ -8,6 +8,7 @@ from click.testing import Result
 from PIL import Image
 
 from cdiff_rt import editing
+from cdiff_rt.editing import imagic
 from cdiff_rt.editing.regions import region_between
 from tests.command_line import run as command
 
@@ -134,7 +135,7 @@ BAD_PHOTOS = {
     "folder": (lambda path: path.mkdir(), "not a file"),
     "web page": (lambda path: path.write_text("<html>"), "cannot be read"),
     "gif": (lambda path: Image.new("RGB", (9, 9)).save(path, "GIF"), "format GIF"),
-    "16 bits": (lambda path: Image.fromarray(np.zeros((9, 9), np.uint16)).save(path), "I;16"),
+    "16 bits": (lambda path: Image.fromarray(np.zeros((9, 9), np.uint16)).save(path), "16-bit grey"),
     "truncated": (
         lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\0\x08\0\0\0\x08\x08\0\0\0\0"),
         "cannot be read",
@@ -226,6 +227,21 @@ def test_an_edit_by_imagic_is_one_command_and_goes_on_in_its_folder(photo, mask_
     assert again.exit_code == 0 and "iteration" not in again.stderr
     with Image.open(out) as image:
         assert image.size == (256, 128)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["--steps", 5000], "steps: 5000 is outside 1-1000"),
+        (["--without", "text"], "without: it leaves no condition"),
+        (["--without", "sketch"], "without: 'sketch'"),
+    ],
+    ids=str,
+)
+def test_imagic_learns_nothing_for_images_that_cannot_be_made(given, words, photo, out, monkeypatch):
+    monkeypatch.setattr(imagic, "tune", lambda *given: pytest.fail("it began"))
+    result = command("edit", "--image", photo, "--text", THEN, "--out", out, *IMAGIC, *given)
+    check_refused(result, 2, words)
 
 
 def test_imagic_needs_torch_and_says_so(photo, out, monkeypatch):

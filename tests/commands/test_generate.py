@@ -65,7 +65,7 @@ def test_bad_texts_are_one_line_and_exit_code_3(text, words, out):
         (["--batch", 100_000], "batch: 100000"),
         (["--seed", -1], "seed: -1"),
         (["--seed", 2**63], "seed: 9223372036854775808"),
-        (["--seed", "abc"], "'abc' is not a valid integer"),
+        (["--seed", "abc"], "'abc' is neither a whole number nor random"),
         (["--scale", 0], "0 is not in the range"),
         (["--eta", "nan"], "eta: nan"),
         (["--eta", "inf"], "eta: inf"),
@@ -100,6 +100,12 @@ def test_bad_texts_are_one_line_and_exit_code_3(text, words, out):
 def test_bad_parameters_are_one_line_and_exit_code_2(arguments, words, out):
     check_refused(run("generate", "--text", TEXT, "--out", out, *arguments), 2, words)
     assert not out.exists()
+
+
+def test_an_overlay_of_nothing_is_refused_before_the_first_step(out, mask_file, monkeypatch):
+    monkeypatch.setattr(Pipeline, "generate", lambda *given, **more: pytest.fail("it began"))
+    arguments = ["--mask", mask_file, "--text", TEXT, "--without", "mask", "--save-overlay", "--out", out]
+    check_refused(run("generate", *arguments), 2, "no condition of this run can be drawn")
 
 
 def test_generate_without_a_condition_is_exit_code_2(out):

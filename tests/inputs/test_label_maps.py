@@ -142,3 +142,14 @@ def test_a_palette_of_other_colours_leaves_pixel_values_as_labels(tmp_path):
 def test_the_palette_has_one_colour_for_each_class():
     assert len(CLASSES) == len(PALETTE) == len(set(PALETTE)) == 19
     assert (CLASSES[1], PALETTE[1], CLASSES[18], PALETTE[18]) == ("skin", (204, 0, 0), "cloth", (0, 204, 0))
+
+
+@pytest.mark.parametrize("kind", [np.uint16, np.int32])
+def test_labels_of_more_bits_are_the_same_labels_and_larger_numbers_are_told(kind):
+    labels = np.arange(19, dtype=np.uint8).repeat(19).reshape(19, 19)
+    picture = Image.fromarray(labels.astype(kind))
+    for snap in (False, True):
+        np.testing.assert_array_equal(read_labels(picture, 19, snap=snap)[0], labels)
+    bits = 8 * np.dtype(kind).itemsize
+    with pytest.raises(BadInput, match=f"{bits}-bit grey with values from 0 to 4626, .*save it as 8-bit grey or with"):
+        read_labels(Image.fromarray(labels.astype(kind) * kind(257)), 19)

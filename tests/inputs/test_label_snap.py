@@ -37,11 +37,12 @@ def as_jpeg_first(picture: Image.Image) -> bytes:
 
 @pytest.mark.parametrize("number", [1, 6, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 3, 4, 5))])
 @pytest.mark.parametrize("way", WAYS)
-def test_nearly_every_cell_of_a_softened_mask_keeps_its_label(way, number):
+def test_nearly_every_cell_of_a_softened_mask_keeps_its_label(way, number, caplog):
     soften, side, share = WAYS[way]
     labels = example(number, side)
     read, how = read_labels(soften(Image.fromarray(TABLE[labels])), 19, snap=True)
     assert (nearest(read, 32) == nearest(labels, 32)).mean() >= share
+    assert caplog.messages == []  # no soft edge is taken for an area of another colour
     assert "pixels moved" in how or way == "BMP"
 
 
@@ -98,6 +99,20 @@ def test_a_place_too_far_from_any_colour_is_refused():
     picture[40:80, 40:80] = np.random.default_rng(0).integers(90, 110, (40, 40, 3))
     with pytest.raises(BadInput, match="more than soft edges are"):
         read_labels(saved(picture), 19, snap=True)
+
+
+@pytest.mark.parametrize("side", [3, 4, 12])
+@pytest.mark.parametrize("way", ["PNG", "JPEG"])
+def test_a_small_area_of_another_colour_is_told(side, way, caplog):
+    """With a soft edge of its own where it is large enough; a JPEG of 3 pixels is none any more."""
+    picture = TABLE[example(1, 512)]
+    picture[200 : 200 + side, 200 : 200 + side] = (255, 128, 0)
+    picture[300:301, 300:330] = (255, 128, 0)  # a line is like an edge
+    read_labels(saved(picture, way, **({"quality": 95} if way == "JPEG" else {})), 19, snap=True)
+    told = [line for line in caplog.messages if "areas of other colours" in line]
+    assert len(told) == (way == "PNG" or side > 4)
+    assert all("#ff80" in line and "draw them in the table's" in line for line in told)
+    assert way == "JPEG" or f": {side**2} of its 262144 pixels" in told[0]
 
 
 def test_labels_grow_to_the_nearest():

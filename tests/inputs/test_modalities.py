@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cdiff_rt.errors import BadInput
+from cdiff_rt.errors import BadArtefact, BadInput
 from cdiff_rt.inputs.modalities import KINDS, read_label_map, read_words
 from cdiff_rt.inputs.palette import PALETTE
 from cdiff_rt.manifest import Modality
@@ -158,3 +158,19 @@ def test_a_mask_is_drawn_in_the_colours_of_the_palette():
     draw = KINDS["labels"].draw
     assert draw is not None and KINDS["words"].draw is None
     np.testing.assert_array_equal(draw(labels, modality), np.array(PALETTE, np.uint8)[labels[:, :2]])
+
+
+def test_a_vocabulary_has_no_more_pieces_than_the_network_has_embeddings(bundle):
+    """A backend that is asked for an embedding beyond the last reads whatever lies there."""
+    whole = bundle.content["vocab.txt"]
+    longer = replace(bundle, content={**bundle.content, "vocab.txt": whole + b"surplus\n"})
+    count = len(whole.splitlines())
+    with pytest.raises(BadArtefact, match=f"vocab.txt: {count + 1} pieces, but the network knows {count}; take that"):
+        read_words("a man", bundle.manifest.modalities[1], longer)
+    shorter = replace(bundle, content={**bundle.content, "vocab.txt": whole[: whole.rindex(b"\n", 0, -1) + 1]})
+    assert read_words("a man", bundle.manifest.modalities[1], shorter).max() < count
+
+
+def test_where_nothing_is_known_of_the_network_its_vocabulary_is_taken(bundle):
+    silent = replace(bundle, manifest=replace(bundle.manifest, source={"experts": []}))
+    assert read_words("a man", bundle.manifest.modalities[1], silent).shape == (1, 32)

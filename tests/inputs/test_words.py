@@ -7,7 +7,8 @@ from cdiff_rt.inputs.words import LONGEST_TEXT, check_text, tell_unknown
 MARKS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "."]
 LIST = WordPiece([*MARKS, "man", "has", "blond", "white", "beard"])
 PARTS = WordPiece([*MARKS, "man", "has", "##s", "!"])
-SYNONYMS = {"with": "has", "guy": "man", "blondy": "white"}
+SYNONYMS = {"with": "has", "guy": "man", "blondy": "white", "pale": "blond|white"}
+SYNONYMS |= {"old": "blond|white|beard"}
 
 
 @pytest.mark.parametrize(
@@ -78,6 +79,8 @@ def test_of_known_words_nothing_is_said_whatever_marks_stand_between_them(text, 
         ("Guy", "'guy' (say 'man')"),  # a synonym
         ("blondy", "'blondy' (say 'white')"),  # the bundle knows better
         ("with", "'with' (say 'has')"),  # a synonym, and not 'white'
+        ("pale", "'pale' (say 'blond' or 'white')"),  # one of several
+        ("old", "'old' (say 'blond', 'white' or 'beard')"),
         ("whit", "'whit'"),  # too short to guess
         ("purple", "'purple'"),
         ("\U0001f600", "'\U0001f600'"),
@@ -110,6 +113,6 @@ def test_the_model_card_lists_the_words_and_synonyms_are_of_them(bundle, root):
     known = WordPiece.from_file(bundle.path("vocab.txt")).words
     assert f"sentences of these words: {', '.join(known)}. " in card
     synonyms = bundle.manifest.modalities[1].synonyms
-    assert {word for said in synonyms.values() for word in said.split()} <= set(known) and not set(synonyms) & set(
-        known
-    )
+    assert {word for said in synonyms.values() for word in said.replace("|", " ").split()} <= set(known) and not set(
+        synonyms
+    ) & set(known)

@@ -84,7 +84,7 @@ BAD_ROWS = {
     "text has half a character": (b'{"text": "\\ud800"}', "text: half a character, U+D800"),
     "mask is missing": ({"mask": "no.png"}, "no.png: there is no such file"),
     "mask is a folder": ({"mask": "masks"}, "masks: this is not a file"),
-    "mask is nothing": ({"mask": ""}, "this is not a file"),
+    "mask is nothing": ({"mask": ""}, "mask: its path is empty"),
     "mask has a NUL": ({"mask": "a\0.png"}, "there is no such file"),
     "mask is a list": ({"mask": ["masks/face.png"]}, "mask: ['masks/face.png']; give a string"),
     "seed is a string": ({"text": TEXT, "seed": "7"}, "seed: '7'; give a whole number"),

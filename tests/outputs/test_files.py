@@ -83,6 +83,24 @@ def test_whatever_comes_between_there_is_the_old_or_the_new(scenario, kinds, eve
     check_faults(scenario, tmp_path, kinds, every)
 
 
+@pytest.mark.parametrize("writing", [all_or_nothing, new_file_or_folder])
+def test_content_is_on_the_disk_before_its_name(writing, tmp_path, monkeypatch):
+    """Else a machine that stops may leave a whole name of an empty file."""
+    synced, real = [], os.fsync
+    monkeypatch.setattr(
+        os, "fsync", lambda file: synced.append(os.path.realpath(f"/proc/self/fd/{file}")) or real(file)
+    )
+    out = tmp_path / "a.png"
+    with writing(out) as new:
+        inside = new / "a.png" if writing is all_or_nothing else new
+        names = [inside] if writing is all_or_nothing else [inside / "b" / "c.png", inside / "d.png"]
+        for name in names:
+            name.parent.mkdir(parents=True, exist_ok=True)
+            name.write_text("content")
+        assert not out.exists()
+    assert sorted(Path(path).name for path in synced) == sorted(name.name for name in names)
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("scenario", ["save anew", "replace", "export"])
 def test_whatever_comes_between_at_any_operation(scenario, tmp_path):
