@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from cdiff_rt import schema
 from cdiff_rt.bench.floor import Floor, Gpu, count_floor, find_gpu
 from cdiff_rt.engines.base import Placement
 from cdiff_rt.engines.cache import step_network
+from cdiff_rt.engines.stacked import check_alike, stack_network
 from cdiff_rt.engines.trt_build import Report, build_plan
 from cdiff_rt.engines.trt_library import FLAVOURS
 from cdiff_rt.errors import BadRequest
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from cdiff_rt.nets.collaborative import ModelConfig
 
 TARGET, CAPABILITIES, STEPS = "tensorrt-rtx", ("8.9",), 50
+SELECTION = 2  # launches that bring a step's own values to where they are read (gpu/buffers.py)
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ def count(model: str, gpu: str) -> Budget:
         subject = _subject(model)
         if not subject.modalities:
             raise BadRequest("model", subject.name, "it has no modality")
-        rows = [count_eager(subject)]
+        rows = [eager := count_eager(subject), count_torch(subject, eager.flops)]
         if subject.bundle:
             rows += _engines(subject.bundle, rows[0].flops)
         tokens = {modality.name: modality.input_shape[0] for modality in subject.modalities}
@@ -98,15 +101,33 @@ def _subject(model: str) -> Subject:
 
 def _engines(bundle: Bundle, flops: int) -> list[Row]:
     names = [modality.name for modality in bundle.manifest.modalities]
-    experts = [_built(bundle, f"expert.{name}") for name in names]
-    whole = _built(bundle, step_network(names))
-    separate = sum(len(report.kernels) for report in experts) + len(names) + 1  # a copy per expert, and the fusion
-    copies = len(names) + 4  # rows; numbers, noise, x and history
-    moved = sum(report.bytes for report in experts) + fusion_bytes(bundle.manifest)
-    return [
-        Row("an engine per expert, Triton", separate, 1, moved, flops),
-        Row("one engine for the step", len(whole.kernels) + copies, 1, whole.bytes, flops),
-    ]
+    fusion = fusion_bytes(bundle.manifest)
+
+    def row(way: str, networks: Sequence[str], others: int, moved: int) -> Row:
+        reports = [_built(bundle, network) for network in networks]
+        launches = sum(len(report.kernels) for report in reports) + others
+        return _replayed(way, launches, sum(report.bytes for report in reports) + moved, flops)
+
+    copies = 2  # of x and of the history
+    ways = [row("TensorRT, an engine per expert", [f"expert.{name}" for name in names], SELECTION + 1, fusion)]
+    if len(names) > 1 and _alike(bundle.manifest):
+        ways.append(row("TensorRT, experts stacked", [stack_network(names)], SELECTION + 1, fusion))
+    return [*ways, row("TensorRT, one engine for the step", [step_network(names)], SELECTION + copies, 0)]
+
+
+def _alike(manifest: Manifest) -> bool:
+    try:
+        check_alike(manifest, [modality.name for modality in manifest.modalities])
+    except BadRequest:
+        return False
+    return True
+
+
+def _replayed(way: str, launches: int, moved: int, flops: int) -> Row:
+    """All steps are one graph where they are few launches, else each is a replay."""
+    from cdiff_rt.gpu.loop import MOST_NODES
+
+    return Row(way, launches, 1 if launches * STEPS <= MOST_NODES else STEPS, moved, flops)
 
 
 def _built(bundle: Bundle, network: str) -> Report:
@@ -152,6 +173,25 @@ def count_eager(subject: Subject) -> Row:
         fused = fuse(torch.stack(outs), softmax(torch.stack(logits))) if logits else torch.stack(outs).mean(0)
         x = 0.5 * x + 0.5 * fused + 0.5 * torch.zeros_like(x)
     return Row("PyTorch, eager, fp32", watching.count, None, watching.bytes, flops.get_total_flops())
+
+
+def count_torch(subject: Subject, flops: int) -> Row:
+    """A step as torch-cuda launches it in fp16, attention and normalisation being one kernel each."""
+    import torch
+
+    from cdiff_rt.gpu.own_kernels import with_kernels
+    from cdiff_rt.nets.collaborative import CollaborativeModel
+
+    watching, fused, zeros = _Launches(), 1, partial(torch.zeros, dtype=torch.float16)
+    with torch.device("meta"), torch.inference_mode():
+        model, x = CollaborativeModel(subject.config).eval().half(), zeros(1, *subject.latent_shape)
+        with_kernels(model)
+        for modality in subject.modalities:
+            expert, tokens = model.expert(modality.name), modality.input_shape[0]
+            projections, packed = zeros(1, expert.projection_width), zeros(1, tokens, expert.context_width)
+            with watching:
+                expert(x, projections, packed)
+    return _replayed("PyTorch, our kernels, fp16", watching.count + SELECTION + fused, watching.bytes, flops)
 
 
 def _Launches() -> Any:  # a class, made when torch is there

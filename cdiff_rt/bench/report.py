@@ -100,7 +100,7 @@ def budget_table(budget: Budget) -> str:
         "|---|---|---|---|---|",
     ]
     for row in budget.rows:
-        host = f"{row.launches * budget.steps:,}" if row.replays is None else f"{row.replays}, a replay"
+        host = f"{row.launches * budget.steps:,}" if row.replays is None else f"{row.replays} of a graph"
         lines.append(f"| {row.way} | {row.launches:,} | {host} | {row.bytes / 1e6:.1f} | {row.flops / 1e9:.2f} |")
     return "\n".join([*lines, "", *_floor_table(budget)])
 

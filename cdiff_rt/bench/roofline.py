@@ -166,7 +166,8 @@ def count(manifest: Manifest, network: str, batch: int) -> Operations:
     counter, spec = FlopCounterMode(display=False), manifest.networks[network]
     with torch.device("meta"), torch.inference_mode():
         module = build_part(config, part_of(network)).eval()
-        inputs = [torch.zeros([batch if isinstance(d, str) else d for d in tensor.shape]) for tensor in spec.inputs]
+        sizes = [[batch if isinstance(d, str) else d for d in tensor.shape] for tensor in spec.inputs]
+        inputs = [torch.zeros(s, dtype=getattr(torch, t.dtype)) for s, t in zip(sizes, spec.inputs, strict=True)]
         with counter:
             part_functions(part_of(network), module)[network](*inputs)
     counts = {str(operation): flops for operation, flops in counter.get_flop_counts()["Global"].items()}

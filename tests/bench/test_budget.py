@@ -2,7 +2,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cdiff_rt.bench.budget import STEPS, _Launches, _subject, count, count_eager, fusion_bytes
+from cdiff_rt.bench.budget import (
+    STEPS,
+    _engines,
+    _Launches,
+    _replayed,
+    _subject,
+    count,
+    count_eager,
+    count_torch,
+    fusion_bytes,
+)
+from cdiff_rt.gpu.loop import MOST_NODES
 from cdiff_rt.manifest import Bundle
 
 WEIGHT = torch.zeros(4, 4)
@@ -48,10 +59,35 @@ def test_the_fusion_moves_half_predictions_and_whole_latents(bundle):
     assert fusion_bytes(bundle.manifest) == 256 * (2 * 2 * 17 + 3 * 4 * 16)
 
 
+def test_the_kernels_of_ours_leave_fewer_launches_and_half_the_bytes(tiny_bundle):
+    subject = _subject(str(tiny_bundle))
+    eager = count_eager(subject)
+    ours = count_torch(subject, eager.flops)
+    assert 100 < ours.launches < eager.launches and 0.3 < ours.bytes / eager.bytes < 0.6
+
+
+@pytest.mark.parametrize(("launches", "replays"), [(MOST_NODES // STEPS, 1), (MOST_NODES // STEPS + 1, STEPS)])
+def test_a_small_step_is_replayed_once_for_all(launches, replays):
+    assert _replayed("", launches, 0, 0).replays == replays
+
+
 @pytest.mark.slow
 def test_the_budget_of_a_bundle_compiles_its_engines(tiny_bundle):
     budget = count(str(tiny_bundle), "H100")
-    eager, separate, whole = budget.rows
-    assert budget.steps == STEPS and (separate.replays, whole.replays) == (1, 1)
-    assert 10 < separate.launches < eager.launches and 10 < whole.launches < eager.launches
+    eager, torch, separate, *stacked, whole = budget.rows
+    assert budget.steps == STEPS and not stacked  # its experts have several shapes
+    for row in (separate, whole):
+        assert 10 < row.launches < torch.launches < eager.launches
     assert separate.bytes < eager.bytes and separate.flops == eager.flops
+
+
+@pytest.mark.slow
+def test_stacked_experts_are_fewer_launches(bundle):
+    rows = _engines(bundle, 0)
+    assert [row.way.split(", ")[1] for row in rows] == [
+        "an engine per expert",
+        "experts stacked",
+        "one engine for the step",
+    ]
+    separate, stacked, whole = (row.launches for row in rows)
+    assert stacked < 0.7 * separate and 0.9 < whole / separate < 1.1

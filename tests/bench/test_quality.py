@@ -7,6 +7,7 @@ from PIL import Image
 from cdiff_rt import exam as exam_module
 from cdiff_rt.bench import quality
 from cdiff_rt.bench.quality import CONFIDENCE, LABELS_KEPT, Scores, exam_for, examine, interval, mean_iou, score, ways
+from cdiff_rt.engines.backends import Lack
 from cdiff_rt.errors import BadEnvironment, BadRequest
 from cdiff_rt.exam import Exam
 from cdiff_rt.manifest import Modality
@@ -210,6 +211,6 @@ def test_a_backend_that_is_unknown_is_refused(exam, no_work):
 
 
 def test_a_backend_that_is_not_installed_is_refused(exam, no_work, monkeypatch):
-    monkeypatch.setattr("cdiff_rt.engines.backends.why_not", lambda backend: "not installed")
+    monkeypatch.setattr("cdiff_rt.engines.backends.lacking", lambda backend: [Lack("not installed")])
     with pytest.raises(BadEnvironment, match="backend torch: not installed"):
         examine("faces-128", "torch", how=Sampling(steps=1), pairs=2, images=None)

@@ -31,7 +31,7 @@ def test_a_budget_says_what_the_host_does_for_an_image_and_how_long_a_step_takes
     floor.add("a.unet", "UNet", Work())
     told = budget_table(Budget("tiny", "tensorrt-rtx", 50, rows, "A GPU", peaks, floor)).splitlines()
     assert told[0] == "tiny, batch 1, 50 steps; engines: tensorrt-rtx"
-    assert told[4:6] == ["| eager | 1,000 | 50,000 | 5.0 | 2.00 |", "| engines | 30 | 1, a replay | 0.4 | 2.00 |"]
+    assert told[4:6] == ["| eager | 1,000 | 50,000 | 5.0 | 2.00 |", "| engines | 30 | 1 of a graph | 0.4 | 2.00 |"]
     assert told[7].startswith("At least on A GPU")
     assert told[11:] == [
         "| a.unet, Conv2d | 2 | 7.0 | 0.01 | 0.0 | 15.0 |",

@@ -87,7 +87,9 @@ def test_a_device_has_a_capability_and_a_name_and_its_driver_a_version(driver):
 
 
 @pytest.mark.parametrize("ask", [cuda.compute_capability, cuda.device_name, cuda.driver_cuda])
-@pytest.mark.parametrize(("broken", "words"), [(Driver(silent=1), "error 1"), (None, "no NVIDIA driver")], ids=str)
+@pytest.mark.parametrize(
+    ("broken", "words"), [(Driver(silent=1), "error 1"), (None, "no NVIDIA driver")], ids=["silent", "absent"]
+)
 def test_a_driver_that_does_not_answer_is_an_error(ask, broken, words, driver):
     driver(broken)
     with pytest.raises(BadEnvironment, match=words):

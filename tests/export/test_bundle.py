@@ -139,7 +139,7 @@ def test_a_refused_checkpoint_leaves_nothing(tiny_checkpoint, tmp_path):
 
 
 def test_an_export_without_onnxruntime_is_refused_before_it_begins(tiny_checkpoint, tmp_path, monkeypatch):
-    monkeypatch.setattr(engines, "why_not", lambda name: f"{name} not installed")
+    monkeypatch.setattr(engines, "lacking", lambda name: [engines.Lack(f"{name} not installed")])
     with pytest.raises(BadEnvironment, match="backend onnxruntime: onnxruntime not installed"):
         export(tmp_path, tiny_checkpoint)
     assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
