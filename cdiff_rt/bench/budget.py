@@ -18,7 +18,7 @@ from cdiff_rt import schema
 from cdiff_rt.bench.floor import Floor, Gpu, count_floor, find_gpu
 from cdiff_rt.engines.base import Placement
 from cdiff_rt.engines.cache import step_network
-from cdiff_rt.engines.stacked import check_alike, stack_network
+from cdiff_rt.engines.stacked import stack_network
 from cdiff_rt.engines.trt_build import Report, build_plan
 from cdiff_rt.engines.trt_library import FLAVOURS
 from cdiff_rt.errors import BadRequest
@@ -64,6 +64,13 @@ class Subject:
     modalities: tuple[Modality, ...]
     bundle: Bundle | None  # whose engines can be built
 
+    @property
+    def stackable(self) -> bool:
+        """Whether its experts can run as one network."""
+        experts = [self.config.experts[modality.name] for modality in self.modalities]
+        shapes = {(expert.unet, expert.diffuser, expert.diffuser_input) for expert in experts}
+        return len(experts) > 1 == len(shapes)
+
 
 def count(model: str, gpu: str) -> Budget:
     """Of a bundle, whose engines are built anew without a GPU; of a published size, such as "512", without engines.
@@ -76,8 +83,10 @@ def count(model: str, gpu: str) -> Budget:
         if not subject.modalities:
             raise BadRequest("model", subject.name, "it has no modality")
         rows = [eager := count_eager(subject), count_torch(subject, eager.flops)]
+        if subject.stackable:
+            rows.append(count_torch(subject, eager.flops, stacked=True))
         if subject.bundle:
-            rows += _engines(subject.bundle, rows[0].flops)
+            rows += _engines(subject.bundle, subject.stackable, eager.flops)
         tokens = {modality.name: modality.input_shape[0] for modality in subject.modalities}
         floor = count_floor(subject.config, subject.latent_shape, tokens)
     target = f"{TARGET}, fp16, {', '.join(CAPABILITIES)}" if subject.bundle else "none, without a bundle"
@@ -99,7 +108,7 @@ def _subject(model: str) -> Subject:
     return Subject(m.name, config, m.latent_shape, tuple(m.modalities), bundle)
 
 
-def _engines(bundle: Bundle, flops: int) -> list[Row]:
+def _engines(bundle: Bundle, stackable: bool, flops: int) -> list[Row]:
     names = [modality.name for modality in bundle.manifest.modalities]
     fusion = fusion_bytes(bundle.manifest)
 
@@ -110,17 +119,9 @@ def _engines(bundle: Bundle, flops: int) -> list[Row]:
 
     copies = 2  # of x and of the history
     ways = [row("TensorRT, an engine per expert", [f"expert.{name}" for name in names], SELECTION + 1, fusion)]
-    if len(names) > 1 and _alike(bundle.manifest):
+    if stackable:
         ways.append(row("TensorRT, experts stacked", [stack_network(names)], SELECTION + 1, fusion))
     return [*ways, row("TensorRT, one engine for the step", [step_network(names)], SELECTION + copies, 0)]
-
-
-def _alike(manifest: Manifest) -> bool:
-    try:
-        check_alike(manifest, [modality.name for modality in manifest.modalities])
-    except BadRequest:
-        return False
-    return True
 
 
 def _replayed(way: str, launches: int, moved: int, flops: int) -> Row:
@@ -175,23 +176,34 @@ def count_eager(subject: Subject) -> Row:
     return Row("PyTorch, eager, fp32", watching.count, None, watching.bytes, flops.get_total_flops())
 
 
-def count_torch(subject: Subject, flops: int) -> Row:
+def count_torch(subject: Subject, flops: int, stacked: bool = False) -> Row:
     """A step as torch-cuda launches it in fp16, attention and normalisation being one kernel each."""
     import torch
 
     from cdiff_rt.gpu.own_kernels import with_kernels
-    from cdiff_rt.nets.collaborative import CollaborativeModel
+    from cdiff_rt.nets.collaborative import Expert
+    from cdiff_rt.nets.stacked import Stacked
 
+    experts = [subject.config.experts[modality.name] for modality in subject.modalities]
+    tokens = [modality.input_shape[0] for modality in subject.modalities]
     watching, fused, zeros = _Launches(), 1, partial(torch.zeros, dtype=torch.float16)
     with torch.device("meta"), torch.inference_mode():
-        model, x = CollaborativeModel(subject.config).eval().half(), zeros(1, *subject.latent_shape)
-        with_kernels(model)
-        for modality in subject.modalities:
-            expert, tokens = model.expert(modality.name), modality.input_shape[0]
-            projections, packed = zeros(1, expert.projection_width), zeros(1, tokens, expert.context_width)
+        x = zeros(1, *subject.latent_shape)
+        networks: list[tuple[Any, tuple[int, ...]]] = [
+            (Expert(e), (1, t)) for e, t in zip(experts, tokens, strict=True)
+        ]
+        if stacked:
+            networks = [(Stacked(experts, tokens), (len(experts), 1, max(tokens)))]
+        for network, shape in networks:
+            network.eval().half()
+            with_kernels(network)
+            nets = network.unet, *([network.diffuser] if experts[0].diffuser else [])
+            projections = zeros(shape[0], sum(net.projection_width for net in nets))
+            packed = zeros(*shape, sum(net.context_width for net in nets))
             with watching:
-                expert(x, projections, packed)
-    return _replayed("PyTorch, our kernels, fp16", watching.count + SELECTION + fused, watching.bytes, flops)
+                network(x, projections, packed)
+    way = f"PyTorch, our kernels, fp16{', experts stacked' if stacked else ''}"
+    return _replayed(way, watching.count + SELECTION + fused, watching.bytes, flops)
 
 
 def _Launches() -> Any:  # a class, made when torch is there

@@ -61,9 +61,17 @@ def test_the_fusion_moves_half_predictions_and_whole_latents(bundle):
 
 def test_the_kernels_of_ours_leave_fewer_launches_and_half_the_bytes(tiny_bundle):
     subject = _subject(str(tiny_bundle))
+    assert not subject.stackable
     eager = count_eager(subject)
     ours = count_torch(subject, eager.flops)
     assert 100 < ours.launches < eager.launches and 0.3 < ours.bytes / eager.bytes < 0.6
+
+
+@pytest.mark.parametrize("model", ["faces-128", "512"])
+def test_stacked_they_are_little_more_than_half(model):
+    subject = _subject(model)
+    separate, stacked = (count_torch(subject, 0, stacked) for stacked in (False, True))
+    assert subject.stackable and 0.5 < stacked.launches / separate.launches < 0.75
 
 
 @pytest.mark.parametrize(("launches", "replays"), [(MOST_NODES // STEPS, 1), (MOST_NODES // STEPS + 1, STEPS)])
@@ -83,7 +91,7 @@ def test_the_budget_of_a_bundle_compiles_its_engines(tiny_bundle):
 
 @pytest.mark.slow
 def test_stacked_experts_are_fewer_launches(bundle):
-    rows = _engines(bundle, 0)
+    rows = _engines(bundle, True, 0)
     assert [row.way.split(", ")[1] for row in rows] == [
         "an engine per expert",
         "experts stacked",
