@@ -56,6 +56,7 @@ def test_every_command_of_the_script_is_one_that_there_is(tmp_path):
             assert (ROOT / next(word for word in words if word.startswith("tests/"))).exists()
 
 
+@pytest.mark.slow
 def test_what_fails_hangs_or_finds_nothing_leaves_the_rest_to_run(tmp_path):
     it = 'case "$*" in *ceilings*) echo half; exec sleep 30 ;; *"-m pytest "*) echo odd; exit 1 ;; esac'
     summary, _ = first_run(tmp_path, it, BUDGET="9")

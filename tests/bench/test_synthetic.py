@@ -47,6 +47,7 @@ def test_a_bundle_is_written_once(tmp_path, monkeypatch):
     assert not (tmp_path / "other").exists() and sys.modules[module.__name__]
 
 
+@pytest.mark.slow
 def test_one_for_pytorch_alone_has_no_graphs_and_makes_images_there(tmp_path, monkeypatch):
     monkeypatch.setattr("cdiff_rt.export.published.PUBLISHED", (SMALL,))
     monkeypatch.setitem(sys.modules, "onnx", None)  # which the machine lacks

@@ -1,10 +1,9 @@
 """The kernel, without a GPU: interpreted, compiled and executed as PTX, and counted as machine code; and with one."""
 
-import importlib.util
 import os
 import subprocess
 import sys
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,26 +15,13 @@ from cdiff_rt.gpu.buffers import PerStep
 from cdiff_rt.gpu.fused_step import on_cuda
 from cdiff_rt.manifest import TensorSpec
 from cdiff_rt.sampling.numbers import LARGEST
-from tests.gpu import ptx, sass
+from tests.gpu import launches, ptx, sass
+from tests.gpu.launches import Launch, build, mutant, recorded
 from tests.gpu.test_fused_step import BRAIN, HALF, SINGLE, TYPES, check_results, expected, step
 
 CAPABILITIES = (80, 86, 89, 90, 100, 120)
 CHANGED = ("x", "hist", "weights")
-
-
-@dataclass
-class Launch:
-    """Stands in for the jitted kernel and keeps what it was launched with."""
-
-    grid: tuple = ()
-    args: tuple = ()
-    options: dict = field(default_factory=dict)
-
-    def __getitem__(self, grid):
-        def record(*args, **options):
-            self.grid, self.args, self.options = grid, args, options
-
-        return record
+KERNEL = "fuse_step_kernel"
 
 
 def launch(module, one):
@@ -47,26 +33,14 @@ def launch(module, one):
 
 def compiled(module, one, capability=90):
     """The kernel that the step would launch, and the launch."""
-    wanted = Launch()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "fuse_step_kernel", wanted)
-        launch(module, one)
-    return sass.compiled(module.fuse_step_kernel, capability, wanted.grid, wanted.args, wanted.options), wanted
+    wanted = recorded(module, KERNEL, lambda: launch(module, one))
+    return build(getattr(module, KERNEL), wanted, capability), wanted
 
 
 def simulate(module, one, capability=90):
     """Takes the step by executing the compiled PTX; the memory that it went through."""
-    built, wanted = compiled(module, one, capability)
-    memory = ptx.Memory()
-    parameters = []
-    for (name, kind), value in zip(built.src.signature.items(), wanted.args, strict=False):
-        if isinstance(value, torch.Tensor):
-            storage = torch.tensor([], dtype=torch.uint8).set_(value.untyped_storage()).numpy()
-            parameters.append(memory.place(name, storage) + value.storage_offset() * value.element_size())
-        elif kind != "constexpr":  # None and 1 are
-            parameters.append(value)
-    ptx.execute(built.asm["ptx"], wanted.grid, parameters, memory)
-    return memory
+    wanted = recorded(module, KERNEL, lambda: launch(module, one))
+    return launches.simulate(getattr(module, KERNEL), wanted, capability)[0]
 
 
 def check_step(module, one, capability=90):
@@ -273,24 +247,13 @@ def test_a_planted_fault_is_found(old, new, words, tmp_path):
 
     check_step(kernel, one())
     with pytest.raises((AssertionError, ptx.Fault), match=words):
-        check_step(mutant(old, new, tmp_path), one())
-
-
-def mutant(old, new, folder):
-    source = Path(kernel.__file__).read_text()
-    assert source.count(old) == 1
-    path = folder / "mutant.py"  # Triton reads a kernel's source from its file
-    path.write_text(source.replace(old, new))
-    spec = importlib.util.spec_from_file_location("mutant", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+        check_step(mutant(kernel, old, new, tmp_path), one())
 
 
 def test_logits_read_again_break_the_budget(tmp_path):
     old, new, _ = MUTANTS["logits read again"]
     with pytest.raises(AssertionError):
-        check_budget(used(mutant(old, new, tmp_path), of_half(2)), 2)
+        check_budget(used(mutant(kernel, old, new, tmp_path), of_half(2)), 2)
 
 
 @pytest.mark.parametrize(("offset", "words"), [(8, "misaligned 16-byte load"), (64, "out of bounds"), (-16, "nothing")])
