@@ -77,11 +77,14 @@ def naive_attention() -> Iterator[None]:
         F.scaled_dot_product_attention = fused
 
 
-def attention(q: "Tensor", k: "Tensor", v: "Tensor", *, scale: float | None = None) -> "Tensor":
+def attention(
+    q: "Tensor", k: "Tensor", v: "Tensor", mask: "Tensor | None" = None, *, scale: float | None = None
+) -> "Tensor":
     """q [B, H, N, D], k and v [B, H, T, D] -> [B, H, N, D], with every score [B, H, N, T] in memory."""
     import torch
 
     scores = torch.einsum("bhnd,bhtd->bhnt", q, k) * (scale or q.shape[-1] ** -0.5)
+    scores = scores if mask is None else scores + mask
     return torch.einsum("bhnt,bhtd->bhnd", scores.softmax(-1), v)
 
 

@@ -35,7 +35,8 @@ CHOICES = (
     Choice("lanes", 3, HALF + SINGLE, rows=8, keys=16, ahead=8, heads=8),
     Choice("lanes", 8, HALF + SINGLE, rows=4, keys=16, ahead=8, heads=8),
     Choice("lanes", 16, SINGLE, rows=2, keys=16, ahead=8, heads=8),
-    Choice("tiles", 32, HALF, rows=64, keys=64, warps=2),
+    Choice("tiles", 16, HALF, rows=64, keys=64, warps=2),
+    Choice("tiles", 32, HALF, rows=64, keys=32, warps=2),
 )
 OF_A_ROW = 4  # threads that hold a row of a tile of tensor cores, each with the row's maximum
 

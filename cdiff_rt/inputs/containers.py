@@ -212,6 +212,9 @@ def _read_jpeg(data: bytes) -> Content:
     return Content("JPEG", size, b"".join([_JPEG[:2], app1, *kept]), remarks)
 
 
+VP8X_BYTES = 10  # flags and the size of the canvas
+
+
 def _read_webp(data: bytes) -> Content:
     kept: list[bytes | memoryview] = []
     exif, xmp, size = b"", b"", (0, 0)
@@ -222,6 +225,8 @@ def _read_webp(data: bytes) -> Content:
         raise ValueError(f"it is cut short: {len(data)} of {end} bytes")
     while place + 8 <= end:
         kind, length = struct.unpack_from("<4sI", data, place)
+        if kind == b"VP8X" and length < VP8X_BYTES:
+            raise ValueError(f"its chunk VP8X has {length} of {VP8X_BYTES} bytes")
         content = data[place + 8 : place + 8 + length] if kind in (b"EXIF", b"XMP ") else b""
         exif, xmp = content if kind == b"EXIF" else exif, content if kind == b"XMP " else xmp
         size = size if any(size) else _webp_size(kind, data[place + 8 : place + 18])

@@ -84,8 +84,8 @@ def test_the_budget_of_a_bundle_compiles_its_engines(tiny_bundle):
     budget = count(str(tiny_bundle), "H100")
     eager, torch, separate, *stacked, whole = budget.rows
     assert budget.steps == STEPS and not stacked  # its experts have several shapes
-    for row in (separate, whole):
-        assert 10 < row.launches < torch.launches < eager.launches
+    for row in (torch, separate, whole):
+        assert 10 < row.launches < eager.launches
     assert separate.bytes < eager.bytes and separate.flops == eager.flops
 
 

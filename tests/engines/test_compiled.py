@@ -141,4 +141,4 @@ def test_for_a_gpu_an_expert_is_few_launches_and_no_weight_is_laid_anew(tiny_bun
         "extern_kernels.mm": 8,
         "torch.ops.aten._scaled_dot_product_flash_attention.default": 4,
     }
-    assert 30 < found["triton"] <= 38
+    assert 30 < found["triton"] <= 50  # 38 as a build of PyTorch for CPUs makes them, 50 as one for CUDA 13 does

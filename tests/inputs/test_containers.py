@@ -64,6 +64,15 @@ def test_a_webp_that_is_cut_says_how_short_it_is():
         read_photo(whole[:-1], 24)
 
 
+@pytest.mark.parametrize("length", range(10))
+def test_a_webp_whose_head_is_too_short_is_refused(length):
+    exif = b"EXIF" + (14).to_bytes(4, "little") + b"II*\0\x08\0\0\0\0\0\0\0\0\0"
+    head = b"VP8X" + length.to_bytes(4, "little") + bytes(length + length % 2)
+    body = b"WEBP" + head + exif
+    with pytest.raises(BadInput, match=f"VP8X has {length} of 10 bytes"):
+        read_photo(b"RIFF" + len(body).to_bytes(4, "little") + body, 24)
+
+
 # left, top and the steps from there, as the standard lists them
 INTERLACED = list(
     zip((0, 4, 0, 2, 0, 1, 0), (0, 0, 4, 0, 2, 0, 1), (8, 8, 4, 4, 2, 2, 1), (8, 8, 8, 4, 4, 2, 2), strict=True)
