@@ -116,8 +116,14 @@ def test_ptx_of_any_width(width, dtype):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("capability", CAPABILITIES)
-@pytest.mark.parametrize("dtype", [*HALF, FP32])
-@pytest.mark.parametrize("width", [2, 3, 4, 5, 8, 12, 16, 30])
+@pytest.mark.parametrize(
+    ("width", "dtype"),
+    [
+        *((width, dtype) for width in (2, 3, 4, 5, 8, 12) for dtype in (*HALF, FP32)),
+        *((width, dtype) for width in (16, 30) for dtype in HALF),
+        pytest.param(16, FP32, marks=pytest.mark.long),
+    ],
+)
 def test_ptx_of_all_together(width, dtype, capability):
     if choice(width, dtype) is None:
         pytest.skip("PyTorch computes it")
@@ -191,7 +197,10 @@ def test_machine_code_of_lanes_keeps_its_budget(width, dtype, capability):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("capability", [80, 86, 89, 90, 100, 120])
-@pytest.mark.parametrize(("width", "dtype"), [(3, FP16), (4, FP16), (5, BF16), (8, BF16), (8, FP32), (16, FP32)])
+@pytest.mark.parametrize(
+    ("width", "dtype"),
+    [*((3, FP16), (4, FP16), (5, BF16), (8, BF16), (8, FP32)), pytest.param(16, FP32, marks=pytest.mark.long)],
+)
 def test_machine_code_of_all_lanes_keeps_its_budget(width, dtype, capability):
     one = case(width, 64, 1024, 32, dtype, batch=1)
     check_lanes(used(one, capability), one)
