@@ -222,8 +222,8 @@ def test_auto_makes_images_and_the_record_has_the_backends_name(bundle):
     ("settings", "words"),
     [
         ({}, None),
-        ({"torch": "", "found": {"torch", "safetensors"}}, "this torch is a build for the CPU"),
-        ({"found": {"torch", "safetensors"}}, "triton not installed"),
+        ({"torch": "", "found": ["safetensors", "torch"]}, "this torch is a build for the CPU"),
+        ({"found": ["safetensors", "torch"]}, "triton not installed"),
         ({"PATH": ""}, "no compiler: none of gcc, clang is on the path"),
         ({"PATH": "", "CC": sys.executable}, None),
         ({"CC": "no-such-cc"}, "no compiler: none of no-such-cc is on the path"),
