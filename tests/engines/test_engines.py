@@ -273,3 +273,12 @@ def test_auto_and_a_runner_try_a_gpu_before_they_take_it(bundle, monkeypatch, ca
         Pipeline(bundle, "torch-cuda")
     monkeypatch.setattr(engines, "why_torch_fails", lambda: None)
     assert engines.resolve("auto", bundle.manifest) == "torch-cuda"
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino", "torch"])
+def test_a_network_that_gives_another_shape_than_the_manifest_says_is_refused(backend, bundle):
+    engine = load_engine(backend, bundle, "vae.decode")
+    (image,) = engine.spec.outputs
+    engine.spec = dataclasses.replace(engine.spec, outputs=(dataclasses.replace(image, shape=("batch", 3, 64, 64)),))
+    with pytest.raises(BadArtefact, match="it gives image .*128, 128.*, not"):
+        engine(z=np.zeros((1, *bundle.manifest.latent_shape), np.float32))
