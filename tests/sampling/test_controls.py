@@ -62,7 +62,7 @@ def test_weights_that_sum_to_one_are_classifier_free_guidance(weight):
     np.testing.assert_allclose(mixed, outs[1] + weight * (outs[0] - outs[1]), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("weights", [(1.0, 1.0), (7.5, 3.0), (0.3, 0.2), (2.0, -1.5)], ids=str)
+@pytest.mark.parametrize("weights", [(1.0, 1.0), (7.5, 3.0), (0.3, 0.2), (2.0, -1.5), (2.0, -1.0)], ids=str)
 def test_and_and_not_are_composable_diffusions(weights):
     """Liu et al. 2022, eq. 11 and 14: eps = eps_u + sum of w_i (eps_i - eps_u), w_i below 0 for NOT."""
     held = made([("mask", weights[0]), ("text", weights[1]), ("sketch", 1 - sum(weights))])
