@@ -115,9 +115,9 @@ def test_what_is_asked_of_a_condition_that_is_not_given_is_told(pipeline, mask):
         ({"influence": "sketch=2"}, "influence: 'sketch'; faces-128 knows mask, text"),
         ({"influence": "sketch-first"}, "influence: 'sketch'; faces-128 knows mask, text"),
         ({"region": {"sketch": LEFT}}, "influence: 'sketch'; faces-128 knows mask, text"),
-        ({"influence": "text=0"}, "influence: text weighs nothing at any step; give one a weight above 0"),
-        ({"influence": "text=-1"}, "in step 1 of 4, none of text weighs anything"),
-        ({"influence": "text=1@0.5-1"}, "in step 1 of 4, none of text weighs anything"),
+        ({"influence": "text=0"}, "influence: text: no weight at any step; give one a weight above 0"),
+        ({"influence": "text=-1"}, "in step 1 of 4, no weight above 0 for text"),
+        ({"influence": "text=1@0.5-1"}, "in step 1 of 4, no weight above 0 for text"),
     ],
     ids=str,
 )
