@@ -20,9 +20,10 @@ from cdiff_rt.memory import check_memory
 from cdiff_rt.notes import collected
 from cdiff_rt.outputs.formats import to_uint8
 from cdiff_rt.outputs.generated import Generated
-from cdiff_rt.run import OnDevice, Run, adjustment_of, given_contexts, given_start, modalities_of
+from cdiff_rt.run import OnDevice, Run, adjustment_of, check_finite, given_contexts, given_start, modalities_of
 from cdiff_rt.runners import load_runner
 from cdiff_rt.sampling import noise
+from cdiff_rt.sampling.conflict import Conflict
 from cdiff_rt.sampling.loop import Callback, KnownRegion, Progress
 from cdiff_rt.sampling.solvers import SolverTable
 from cdiff_rt.settings import SETTINGS, Settings, unknown_argument
@@ -130,8 +131,11 @@ class Pipeline:
                 self._known(inpaint, table, settings) if inpaint else None,
                 given_contexts(contexts, self.manifest, modalities, settings.batch) if contexts else None,
             )
-            latents = self._runner.sample(run, callback_on_step_end, progress)
-            self._check_finite(latents, "sampling", "the latents are")
+            conflict = Conflict(self.manifest.schedule.train_steps)
+            watch = conflict.beside(callback_on_step_end, always=self._runner.shows_steps)
+            latents = self._runner.sample(run, watch, progress)
+            check_finite(latents, "sampling", "the latents are", self._runner.precision)
+            conflict.tell(self.bundle.manifest_hash, decided=bool(settings.influence or settings.region))
             unusual = {
                 "inpaint": inpaint and inpaint.shown(),
                 "x_T": None if x_T is None else "given",
@@ -141,7 +145,7 @@ class Pipeline:
             decoded = bool(self.manifest.image_size)
             made = self.decode(latents, settings.rounding) if decoded else np.zeros((len(latents), 0, 0, 3), np.uint8)
             told |= self._told(modalities, wanted) | self.identity()
-            return Generated(made, latents, told, self._drawing(modalities, wanted), warnings)
+            return Generated(made, latents, told, self._drawing(modalities, wanted), warnings, conflict)
 
     def edit(
         self,
@@ -191,7 +195,7 @@ class Pipeline:
             new = replace(new, contexts=contexts, known=known if cells.any() else None)
             inverted = inversion.METHODS[method](self._runner, old, known, progress)
             latents = inverted.walk(self._runner, new, len(alphas), callback_on_step_end, progress)
-            self._check_finite(latents, "editing", "the latents are")
+            check_finite(latents, "editing", "the latents are", self._runner.precision)
             edited = region.paste(photo, self.decode(latents, settings.rounding))
             edit: dict = {
                 "method": method,
@@ -211,7 +215,7 @@ class Pipeline:
         with self._turns.take():
             scaled = latents / np.float32(self.manifest.latent_scale)
             decoded = self._runner.call("vae.decode", z=scaled)["image"]
-            self._check_finite(decoded, "decoding", "the image is")
+            check_finite(decoded, "decoding", "the image is", self._runner.precision)
             return to_uint8(decoded, rounding)
 
     def encode(self, pixels: np.ndarray) -> np.ndarray:
@@ -292,9 +296,3 @@ class Pipeline:
     def _check_encoder(self, argument: str) -> None:
         if not self.manifest.image_size or "vae.encode" not in self.manifest.networks:
             raise BadRequest(argument, f"{self.manifest.name} has no encoder of images", "take another model")
-
-    def _check_finite(self, values: np.ndarray, what: str, subject: str) -> None:
-        if not np.isfinite(values).all():
-            half = self._runner.precision == "fp16"
-            remedy = "take precision bf16 or fp32" if half else "this bundle's weights are broken, export them again"
-            raise BadArtefact(what, f"{subject} not finite in {self._runner.precision}", remedy)

@@ -8,7 +8,7 @@ import numpy as np
 
 from cdiff_rt.controls import weights_of
 from cdiff_rt.engines.base import Arrangement, Precision
-from cdiff_rt.errors import BadRequest, check_type
+from cdiff_rt.errors import BadArtefact, BadRequest, check_type
 from cdiff_rt.inputs.modalities import chosen_of
 from cdiff_rt.inputs.region_maps import read_map
 from cdiff_rt.manifest import Manifest, Modality
@@ -38,6 +38,7 @@ class Runner(Protocol):
     """A bundle on a backend. Engines load at first use and stay loaded."""
 
     precision: Precision
+    shows_steps: bool  # whether a callback costs nothing
 
     def call(self, network: str, **inputs: np.ndarray) -> dict[str, np.ndarray]:
         """One network of the bundle."""
@@ -124,3 +125,14 @@ def given_contexts(
             )
         found.append(value.astype(np.float32))
     return found
+
+
+def check_finite(values: np.ndarray, what: str, subject: str, precision: Precision) -> None:
+    """Raises BadArtefact for what a network gave."""
+    if not np.isfinite(values).all():
+        remedy = (
+            "take precision bf16 or fp32"
+            if precision == "fp16"
+            else "this bundle's weights are broken, export them again"
+        )
+        raise BadArtefact(what, f"{subject} not finite in {precision}", remedy)

@@ -87,6 +87,8 @@ class SideBySide:
 
 
 class HostRunner:
+    shows_steps = True
+
     def __init__(
         self, bundle: Bundle, backend: str, precision: Precision | None = None, threads: int | None = None
     ) -> None:

@@ -18,6 +18,7 @@ from cdiff_rt.outputs import files
 from cdiff_rt.outputs.files import all_or_nothing
 from cdiff_rt.outputs.formats import FORMATS, as_json, parameters_text, png_bytes
 from cdiff_rt.outputs.recorder import Recorder
+from cdiff_rt.sampling.conflict import Conflict
 
 IMAGE, LATENT, OVERLAY = next(iter(FORMATS)), ".npz", ".overlay.png"
 OVERWRITE = "choose another name, or overwrite it with --force (force=True)"
@@ -35,6 +36,7 @@ class Generated:
     parameters: dict[str, Any]  # all of the run, as stored in its files
     drawing: np.ndarray | None = field(default=None, repr=False)  # [S, S, 3] uint8: the mask, if there is one
     warnings: list[str] = field(default_factory=list)  # what was warned of on the way
+    conflict: Conflict | None = field(default=None, repr=False)  # empty where the run did not show its steps
 
     @property
     def numbers(self) -> range:

@@ -250,7 +250,9 @@ def test_save_influence_makes_a_folder_beside_each_image_as_python_does(mask_fil
         made.save(twin, recorders=[recorder])
     files = sorted(path.relative_to(out) for path in out.rglob("*.*") if path.is_file())
     assert files == sorted(path.relative_to(twin) for path in twin.rglob("*.*") if path.is_file())
-    assert len(files) == 2 * (1 + 3 + 2)  # image; arrays, sheet, animation; a strip for each modality
+    assert len(files) == 2 * (
+        1 + 3 + 3
+    )  # image; arrays, sheet, animation; a strip for each modality, and of their conflict
     pictures = [file for file in files if file.suffix != ".npz"]  # an .npz holds the time of day
     assert [file for file in pictures if (out / file).read_bytes() != (twin / file).read_bytes()] == []
     assert run("generate", *arguments, "--force").exit_code == 0
