@@ -37,6 +37,7 @@ class Case:
     about: int
     drawn: int
     area: np.ndarray  # [H, W] bool, where the two contradict each other
+    elsewhere: np.ndarray  # [attributes], of `named` what does not show in the area
 
 
 Way = Callable[[Case], dict[str, Any]]  # settings
@@ -130,18 +131,18 @@ def score(
         np.array([case.named[case.about] for case in cases]),
         np.array([case.drawn for case in cases]),
     )
-    rest = np.array([case.named for case in cases])
-    elsewhere = np.array([iou_where(found, case.labels, ~case.area) for found, case in zip(labels, cases, strict=True)])
-    others = rest.copy()
-    others[np.arange(len(cases)), about] = UNASKED
-    left = np.array([share(got, right) for got, right in zip(answers, others, strict=True)])
+    outside = np.array([iou_where(found, case.labels, ~case.area) for found, case in zip(labels, cases, strict=True)])
+    left, all_ = (
+        np.array([share(got, getattr(case, of)) for got, case in zip(answers, cases, strict=True)])
+        for of in ("elsewhere", "named")
+    )
     columns = {
         SAID: (seen == asked).astype(float),
         DRAWN: (seen == drawn).astype(float),
         f"{text} elsewhere": np.where(np.isnan(left), np.nan, left >= HALF),
-        f"{mask} elsewhere": (elsewhere >= LABELS_KEPT).astype(float),
+        f"{mask} elsewhere": (outside >= LABELS_KEPT).astype(float),
         IOU: mean_iou(labels, np.stack([case.labels for case in cases])),
-        "attributes": np.array([share(got, right) for got, right in zip(answers, rest, strict=True)]),
+        "attributes": all_,
     }
     return columns, (seen != asked) | (seen != drawn)
 

@@ -55,13 +55,14 @@ class Kind:
     drawn: dict[str, Any]
     told: dict[str, Any]
     contested: str  # the field that the judge's answer tells
+    inside: tuple[str, ...] = ()  # what else shows in the area alone, by the judge's names
     labelled: bool = True  # whether label maps show it
     both: dict[str, Any] = field(default_factory=dict)
 
 
 KINDS = (
-    Kind("hair length", {"hair": "long"}, {"hair": "short"}, "hair"),
-    Kind("hair length", {"hair": "short"}, {"hair": "long"}, "hair"),
+    Kind("hair length", {"hair": "long"}, {"hair": "short"}, "hair", ("hair colour",)),
+    Kind("hair length", {"hair": "short"}, {"hair": "long"}, "hair", ("hair colour",)),
     Kind("glasses", {"glasses": False}, {"glasses": True}, "glasses"),
     Kind("smile", {"smile": 0.0}, {"smile": 0.9}, "smile", labelled=False),
     Kind(
@@ -111,14 +112,16 @@ def case_of(pair: Pair, *, agrees: bool = False) -> Case:
     """As the benchmark wants it; if it `agrees`, with the mask of the portrait that the sentence is about."""
     shown, about = pair.told if agrees else pair.drawn, list(ATTRIBUTES).index(pair.kind.about)
     told = asked(pair.told.attributes, pair.told.caption)
-    named = [values.index(told[name]) if name in told else UNASKED for name, values in ATTRIBUTES.items()]
+    named = np.array([values.index(told[name]) if name in told else UNASKED for name, values in ATTRIBUTES.items()])
+    inside = [name in (pair.kind.about, *pair.kind.inside) for name in ATTRIBUTES]
     return Case(
         {"mask": shown.labels, "text": pair.told.caption},
         shown.labels,
-        np.array(named),
+        named,
         about,
         seen(shown.attributes)[about],
         pair.area,
+        np.where(inside, UNASKED, named),
     )
 
 
