@@ -13,8 +13,8 @@ import numpy as np
 
 from cdiff_rt.bench.edits import share
 from cdiff_rt.bench.quality import CONFIDENCE, LABELS_KEPT, RESAMPLES, mean_iou
-from cdiff_rt.controls import AS_TRAINED, FIRST, PAPER, Region
-from cdiff_rt.exam import UNASKED, Exam
+from cdiff_rt.controls import AS_TRAINED, FIRST, Region
+from cdiff_rt.exam import Exam
 from cdiff_rt.notes import hushed
 from cdiff_rt.pipeline import Pipeline
 from cdiff_rt.sampling.tiers import Sampling
@@ -72,24 +72,23 @@ def ways(mask: str, text: str) -> dict[str, Way]:
     def preset(name: str) -> Way:
         return lambda case: {"influence": name}
 
-    def brush(rule: Any, value: float, inside: str, outside: str | None) -> Way:
+    def brush(inside: str, rule: Any, value: float = 1.0, outside: str = "", others: float = 1.0) -> Way:
         def painted(case: Case) -> dict[str, Any]:
             area = case.area.astype(np.float32)
-            other = [Region(outside, 1 - area, rule, value)] if outside else []
-            return {"region": [Region(inside, area, rule, value), *other]}
+            rest = [Region(outside, 1 - area, rule, others)] if outside else []
+            return {"region": [Region(inside, area, rule, value), *rest]}
 
         return painted
 
     found: dict[str, Way] = {AS_IS: lambda case: {}}
-    found |= {name: preset(name) for name in (PAPER, AS_TRAINED, f"{mask}{FIRST}", f"{text}{FIRST}")}
-    for inside, outside in ((text, mask), (mask, text)):
-        found |= {
-            f"{inside}: at-least=0.8": brush("at-least", 0.8, inside, None),
-            f"{inside}: at-least=1": brush("at-least", 1.0, inside, None),
-            f"{inside}: at-least=0.8, {outside}: the same elsewhere": brush("at-least", 0.8, inside, outside),
-            f"{inside}: only, {outside}: only elsewhere": brush("only", 1.0, inside, outside),
-        }
-    return found
+    found |= {name: preset(name) for name in (AS_TRAINED, f"{mask}{FIRST}", f"{text}{FIRST}")}
+    return found | {
+        f"{text} at-least=1 in the area": brush(text, "at-least"),
+        f"{text} only in the area, {mask} only elsewhere": brush(text, "only", outside=mask),
+        f"{mask} at-least=0.6 in the area": brush(mask, "at-least", 0.6),
+        f"{mask} at-least=0.6 in the area, {text} at-least=0.6 elsewhere": brush(mask, "at-least", 0.6, text, 0.6),
+        f"{mask} only in the area, {text} only elsewhere": brush(mask, "only", outside=text),
+    }
 
 
 def compare(pipeline: Pipeline, exam: Exam, cases: Sequence[Case], agreeing: Sequence[Case], how: Sampling) -> Found:

@@ -137,7 +137,7 @@ DECISIONS: dict[str, Way] = {
     "as is": lambda case: {},
     "text-first": lambda case: {"influence": "text-first"},
     "plain mean": lambda case: {"decay": "none", "factor": 1.0, "sharpness": 0.0},
-    "text where brushed": WAYS["text: only, mask: only elsewhere"],
+    "text where brushed": WAYS["text only in the area, mask only elsewhere"],
 }
 
 

@@ -6,7 +6,20 @@ import numpy as np
 import pytest
 
 from cdiff_rt.bench import conflicts
-from cdiff_rt.bench.conflicts import AGREEING, AS_IS, DRAWN, IOU, SAID, Case, Found, auc, auc_interval, compare, score, ways
+from cdiff_rt.bench.conflicts import (
+    AGREEING,
+    AS_IS,
+    DRAWN,
+    IOU,
+    SAID,
+    Case,
+    Found,
+    auc,
+    auc_interval,
+    compare,
+    score,
+    ways,
+)
 from cdiff_rt.exam import UNASKED, Exam
 from cdiff_rt.sampling.tiers import Sampling
 from tests.coded_exam import coded, labels_of, write_coded_exam
@@ -93,7 +106,7 @@ def test_the_disagreement_is_held_against_what_was_not_followed():
 def test_a_brush_is_in_one_hand_and_what_it_leaves_in_the_others():
     found = ways("mask", "text")
     for inside, outside in (("text", "mask"), ("mask", "text")):
-        regions = found[f"{inside}: only, {outside}: only elsewhere"](case())["region"]
+        regions = found[f"{inside} only in the area, {outside} only elsewhere"](case())["region"]
         assert [(each.condition, each.rule) for each in regions] == [(inside, "only"), (outside, "only")]
         np.testing.assert_array_equal(regions[0].map, AREA)
         np.testing.assert_array_equal(regions[0].map + regions[1].map, 1)
