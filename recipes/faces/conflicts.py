@@ -10,7 +10,7 @@ python -m recipes.faces.conflicts level
 
 says which disagreement the model's note should begin at, from other pairs.
 
-python -m recipes.faces.conflicts picture --out docs/controls.png
+python -m recipes.faces.conflicts picture --out docs/controls.jpg
 """
 
 import json
@@ -44,7 +44,7 @@ NOTICEABLE, BRUSH = 20, 8  # levels of 255; pixels that a brush paints beyond
 RARELY = 0.05  # of the images of conditions that agree: how often a note may be wrong
 OTHERS = 1000  # the first pair of those that the level is taken from
 TILE, GAP, TITLE = 128, 4, 20  # pixels
-SHOWN = (0, 2, 3, 4)  # pairs of the picture
+SHOWN = (15, 1, 2, 4)  # pairs of the picture
 
 
 @dataclass(frozen=True)
@@ -210,7 +210,7 @@ def picture(out: Path, model: str) -> None:
         tiles = [Image.fromarray(colours[case.labels]), tile_of(case.conditions["text"]), *map(Image.fromarray, made)]
         for column, tile in enumerate(tiles):
             sheet.paste(tile, (column * (TILE + GAP), TITLE + row * (TILE + GAP)))
-    sheet.quantize(256).save(out, optimize=True)
+    sheet.save(out, quality=90, subsampling=0)
 
 
 if __name__ == "__main__":

@@ -103,3 +103,7 @@ def test_a_note_says_what_to_do_where_a_condition_is_likely_not_followed(scale, 
         conflict.tell(model, decided=decided)
     words = f"mask and text disagree ({max(conflict.of_images):.2f}): one of them may not be followed"
     assert (words in caplog.text) == noted == ("--influence text-first" in caplog.text)
+
+
+def test_the_model_that_ships_has_a_level(bundle):
+    assert bundle.manifest_hash in LEVELS
