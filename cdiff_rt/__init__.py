@@ -18,7 +18,8 @@ remember_forks()
 if TYPE_CHECKING:
     from cdiff_rt.errors import BadArtefact, BadEnvironment, BadInput, BadRequest, CdiffError, OutOfResource
     from cdiff_rt.inputs.inpainting import Inpainting
-    from cdiff_rt.jobs.run import Outcome, run_jobs
+    from cdiff_rt.jobs.results import Outcome
+    from cdiff_rt.jobs.run import run_jobs
     from cdiff_rt.outputs.generated import Generated
     from cdiff_rt.outputs.influence import InfluenceRecorder
     from cdiff_rt.outputs.recorder import Recorder
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
 _HOMES = {
     "errors": "BadArtefact BadEnvironment BadInput BadRequest CdiffError OutOfResource",
     "inputs.inpainting": "Inpainting",
-    "jobs.run": "Outcome run_jobs",
+    "jobs.results": "Outcome",
+    "jobs.run": "run_jobs",
     "outputs.generated": "Generated",
     "outputs.influence": "InfluenceRecorder",
     "outputs.recorder": "Recorder",

@@ -25,7 +25,7 @@ from cdiff_rt.inputs.modalities import check_text
 from cdiff_rt.inputs.palette import PALETTE
 from cdiff_rt.inputs.wordpiece import WordPiece
 from cdiff_rt.jobs.file import read_jobs
-from cdiff_rt.jobs.run import read_results
+from cdiff_rt.jobs.results import read_results
 from cdiff_rt.manifest import DEFAULT_MODEL, MODELS, NAME, Manifest, digest
 
 EMBEDDED = MODELS / DEFAULT_MODEL

@@ -9,7 +9,8 @@ from PIL import Image
 
 from cdiff_rt.errors import BadInput
 from cdiff_rt.jobs import file
-from cdiff_rt.jobs.file import Job, read_jobs
+from cdiff_rt.jobs.file import read_jobs
+from cdiff_rt.jobs.rows import Job
 from cdiff_rt.sampling.tiers import TIERS
 from cdiff_rt.settings import Influence, Settings
 
@@ -46,7 +47,7 @@ def test_a_row_is_a_job_whose_paths_start_at_the_file(write, bundle, tmp_path):
     assert first.id == "man" and first.conditions == {"mask": tmp_path / "masks" / "face.png", "text": TEXT}
     assert first.settings == Settings().amended(everything, bundle.manifest.influence)
     assert first.settings.influence == Influence("linear", 1.0, 2.0, 3.0) and first.settings.without == ("mask",)
-    assert second == Job("000002", {"text": TEXT}, Settings())
+    assert second == Job("000002", {"text": TEXT}, Settings(seed=1), line=2, counted=True)
 
 
 def test_settings_are_those_of_generate_with_numbers_as_the_command_reads_them(write, bundle):
@@ -90,7 +91,6 @@ BAD_ROWS = {
     "seed is a string": ({"text": TEXT, "seed": "7"}, "seed: '7'; give a whole number"),
     "seed is a fraction": ({"text": TEXT, "seed": 1.5}, "seed: 1.5; give a whole number"),
     "seed is true": ({"text": TEXT, "seed": True}, "seed: True; give a whole number"),
-    "seed is nothing": ({"text": TEXT, "seed": None}, "seed: None; give a whole number"),
     "seed is negative": ({"text": TEXT, "seed": -1}, "seed: -1 is outside"),
     "seed is large": ({"text": TEXT, "seed": 2**63}, f"seed: {2**63} is outside"),
     "first is very large": ({"text": TEXT, "first": 10**400}, "first"),
@@ -114,7 +114,11 @@ BAD_ROWS = {
     "a list of rows": (b'[{"text": "a"}', "without a list around them"),
     "a row on many lines": (b"{", "write each object whole on one line"),
     "seed is larger than a number": (b'{"text": "a", "seed": 1e400}', "seed: inf; give a whole number"),
-    "id is nothing": ({"text": TEXT, "id": None}, "id: None"),
+    "id has folders": ({"text": TEXT, "id": "train/001"}, "id: 'train/001'; an id has no folders: write train-001,"),
+    "id has folders of Windows": ({"text": TEXT, "id": "a\\b c"}, "an id has no folders: write a-b-c,"),
+    "meta is no JSON": (b'{"text": "a", "meta": [1e999]}', "meta: Infinity is no number"),
+    "meta has half a character": (b'{"text": "a", "meta": "\\ud800"}', "meta: "),
+    "meta is deep": ({"text": TEXT, "meta": json.loads("[" * 60 + "]" * 60)}, "meta: nested more than 50 deep"),
     "id is empty": ({"text": TEXT, "id": ""}, "id: ''"),
     "id is a path": ({"text": TEXT, "id": "../a"}, "id: '../a'"),
     "id is hidden": ({"text": TEXT, "id": ".a"}, "id: '.a'"),

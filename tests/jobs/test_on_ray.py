@@ -16,8 +16,10 @@ from pathlib import Path
 import pytest
 
 from cdiff_rt.errors import BadEnvironment, BadRequest, CdiffError, OutOfResource
+from cdiff_rt.jobs.assignment import prepare
 from cdiff_rt.jobs.on_ray import DEATHS, RayWorker, run, run_on_ray
-from cdiff_rt.jobs.run import Outcome, prepare, run_jobs
+from cdiff_rt.jobs.results import Outcome
+from cdiff_rt.jobs.run import run_jobs
 from cdiff_rt.outputs.files import own_folder
 from tests.command_line import check_refused
 from tests.command_line import run as run_command
