@@ -27,7 +27,7 @@ from cdiff_rt.commands.options import (
     threads_option,
 )
 from cdiff_rt.commands.terminal import Progress, follow, resumable, save
-from cdiff_rt.settings import Influence, Settings
+from cdiff_rt.settings import Settings
 
 WITH_JOBS = ("resume", "shard", "workers", "ray_address")
 NOT_WITH_JOBS = ("batch", "inpaint", "keep")
@@ -120,7 +120,7 @@ def one_request(
     from cdiff_rt.pipeline import Pipeline
     from cdiff_rt.sampling.loop import StepState
 
-    usual, kinds = Settings().amended(changed, Influence()), recorders_of(saving)
+    usual, kinds = Settings(**changed), recorders_of(saving)
     more = {"latent": saving["save_latent"], "overlay": saving["save_overlay"]}
     if out.suffix != ".npz":  # before the model loads; what it writes, unless its latents are the data
         output_paths(out, usual.seed, usual.numbers, beside=Beside(tuple(kinds), **more), force=force)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cdiff_rt.inputs import images
+from cdiff_rt.inputs.region_maps import read_region
 
 
 @dataclass(frozen=True, eq=False)
@@ -16,7 +17,7 @@ class Inpainting:
 
     def read(self, size: int, latent: int) -> tuple[np.ndarray, np.ndarray]:
         """The photo [size, size, 3] uint8, and what to keep of its latents [latent, latent] float32. Raises BadInput."""
-        return images.read_photo(self.photo, size), images.nearest(images.read_region(self.keep), latent)
+        return images.read_photo(self.photo, size), images.nearest(read_region(self.keep), latent)
 
     def shown(self) -> dict[str, str]:
         """As it stands in a picture's parameters."""

@@ -9,16 +9,20 @@ import itertools
 import json
 import re
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from cdiff_rt import schema
+from cdiff_rt.controls import Region, read_regions
 from cdiff_rt.errors import BadInput, BadRequest
+from cdiff_rt.inputs import images
 from cdiff_rt.inputs.label_orders import order_of
-from cdiff_rt.inputs.modalities import KINDS, Condition, check_names, chosen_of
+from cdiff_rt.inputs.modalities import KINDS, Condition, check_names
 from cdiff_rt.manifest import Manifest, sha256
+from cdiff_rt.run import modalities_of
 from cdiff_rt.sampling.schedule import Schedule
+from cdiff_rt.sampling.solvers import SolverTable
 from cdiff_rt.sampling.tiers import Sampling
 from cdiff_rt.settings import SETTINGS, Settings
 
@@ -49,17 +53,18 @@ class Job:
     counted: bool = False  # its seed is that of its number
 
     def inputs(self) -> dict[str, str]:
-        """sha256 of each condition that is a file. Raises BadInput."""
-        return {name: _hash(value) for name, value in self.conditions.items() if isinstance(value, Path)}
+        """sha256 of each file that was given, by what it is. Raises BadInput."""
+        regions = {f"region.{place}": each.map for place, each in enumerate(self.settings.region)}
+        return {name: _hash(value) for name, value in (self.conditions | regions).items() if isinstance(value, Path)}
 
     def request(self, identity: dict) -> str:
         """sha256 of all that the image follows from: settings, conditions, the files' content, and what makes it."""
-        conditions: dict[str, Any] = {name: str(value) for name, value in self.conditions.items()}
-        for name, content in self.inputs().items():
-            conditions[name] = [Path(conditions[name]).name, content]
         settings = self.settings.told() | {"without": self.settings.without}
         settings.pop("tier", None)  # a name, and what it stands for may change
-        whole = {"conditions": conditions, "settings": settings, "identity": identity}
+        regions = (replace(each, map=Path(str(each.map)).name) for each in self.settings.region)
+        settings["region"] = [str(each) for each in regions]
+        conditions = {name: getattr(value, "name", value) for name, value in self.conditions.items()}
+        whole = {"conditions": conditions, "settings": settings, "inputs": self.inputs(), "identity": identity}
         return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
 
 
@@ -83,7 +88,7 @@ class Defaults:
         check_names(manifest, set(given) - set(KEYS), "condition")
         kinds = {modality.name: modality.kind for modality in manifest.modalities}
         settings = _of_files({name: value for name, value in given.items() if name in SETTINGS}, Path())
-        _check_sampling(Settings().amended(settings, manifest.influence).sampling(), manifest.schedule)
+        _table(Settings(**settings).sampling(), manifest.schedule)
         found = {name: _find(given[name], name, kinds[name], Path()) for name in given if name in kinds}
         return cls(found, settings)
 
@@ -118,11 +123,11 @@ def job_of(row: Row, folder: Path, manifest: Manifest, usual: Defaults) -> Job:
     check_keys(given, manifest)
     kinds = {modality.name: modality.kind for modality in manifest.modalities}
     own = _of_files({name: value for name, value in given.items() if name in SETTINGS}, folder)
-    settings = Settings().amended(usual.under(own, row.number), manifest.influence)
+    settings = Settings(**usual.under(own, row.number))
     conditions = {name: value for name, value in given.items() if name in kinds}
     name, meta = _id(given.get(ID, f"{row.number:06d}")), _meta(given.get(META))
-    _check_sampling(settings.sampling(), manifest.schedule)
-    chosen_of(manifest, usual.conditions | conditions, settings.without)
+    check_names(manifest, settings.weighed, "influence")
+    modalities_of(manifest, usual.conditions | conditions, settings, _table(settings.sampling(), manifest.schedule))
     found = {name: _find(value, name, kinds[name], folder) for name, value in conditions.items()}
     return Job(name, usual.conditions | found, settings, meta, row.line, "seed" not in own)
 
@@ -157,10 +162,21 @@ def _meta(value: Any) -> Json:
 
 
 def _of_files(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """With what some of them name as files, from this folder on."""
+    """With what some of them name as files, from this folder on. Raises BadInput, BadRequest."""
     if "labels" in settings:
         settings["labels"] = order_of("labels", settings["labels"], folder)
+    if "region" in settings:
+        regions = read_regions("region", settings["region"], folder)
+        settings["region"] = [replace(each, map=_area(each)) for each in regions]
     return settings
+
+
+def _area(region: Region) -> Path:
+    name, path = f"region of {region.condition}", region.map
+    if not isinstance(path, str | Path):
+        raise BadInput(name, f"{path!r:.80}", "give the path of a picture")
+    images.check_plain_file(Path(path), name)
+    return Path(path)
 
 
 def _find(value: Any, name: str, kind: str, folder: Path) -> Condition:
@@ -170,8 +186,9 @@ def _find(value: Any, name: str, kind: str, folder: Path) -> Condition:
 
 
 @functools.lru_cache
-def _check_sampling(how: Sampling, schedule: Schedule) -> None:
-    how.table(schedule)  # not for each of a million rows
+def _table(how: Sampling, schedule: Schedule) -> SolverTable:
+    """Not for each of a million rows."""
+    return how.table(schedule)
 
 
 def number_of(text: str) -> float:

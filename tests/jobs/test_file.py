@@ -11,6 +11,7 @@ from cdiff_rt.errors import BadInput
 from cdiff_rt.jobs import file
 from cdiff_rt.jobs.file import read_jobs
 from cdiff_rt.jobs.rows import Job
+from cdiff_rt.manifest import sha256
 from cdiff_rt.sampling.tiers import TIERS
 from cdiff_rt.settings import Influence, Settings
 
@@ -45,18 +46,32 @@ def test_a_row_is_a_job_whose_paths_start_at_the_file(write, bundle, tmp_path):
     path = write({"id": "man", "mask": "masks/face.png", "text": TEXT, **everything}, {"text": TEXT, "mask": None})
     first, second = read_jobs(path, bundle.manifest)
     assert first.id == "man" and first.conditions == {"mask": tmp_path / "masks" / "face.png", "text": TEXT}
-    assert first.settings == Settings().amended(everything, bundle.manifest.influence)
-    assert first.settings.influence == Influence("linear", 1.0, 2.0, 3.0) and first.settings.without == ("mask",)
+    assert first.settings == Settings(**everything)
+    assert first.settings.over(Influence()) == Influence("linear", 1.0, 2.0, 3.0) and first.settings.without == (
+        "mask",
+    )
     assert second == Job("000002", {"text": TEXT}, Settings(seed=1), line=2, counted=True)
 
 
 def test_settings_are_those_of_generate_with_numbers_as_the_command_reads_them(write, bundle):
     (job,) = read_jobs(write({"text": TEXT, "eta": 1, "factor": 3}), bundle.manifest)
-    assert type(job.settings.eta) is type(job.settings.influence.factor) is float
-    usual = bundle.manifest.influence
-    assert job.settings.influence == Influence(usual.decay, 3.0, usual.sharpness, usual.boost)
-    (plain,) = read_jobs(write({"text": TEXT}), bundle.manifest)
-    assert plain.settings.influence is None
+    assert type(job.settings.eta) is type(job.settings.factor) is float
+    assert job.settings.factor == 3.0
+
+
+def test_areas_start_at_the_file(write, bundle, tmp_path):
+    row = {"text": TEXT, "influence": {"text": 1.5}, "region": "text=masks/beard.png:at-least=0.8"}
+    path, area = write(row), tmp_path / "masks" / "beard.png"
+    with pytest.raises(BadInput, match=r"line 1: region of text .*beard\.png: there is no such file"):
+        read_jobs(path, bundle.manifest)
+    shutil.copy(tmp_path / "masks" / "face.png", area)
+    (job,) = read_jobs(path, bundle.manifest)
+    request = job.request({})
+    assert job.inputs() == {"region.0": sha256(area)}
+    area.write_bytes(area.read_bytes() + b"x")
+    assert job.request({}) != request
+    assert job.settings.told()["influence"] == ["text=1.5"]
+    assert job.settings.told()["region"] == [f"text={tmp_path}/masks/beard.png:at-least=0.8"]
 
 
 def test_an_absolute_path_stays(write, bundle, tmp_path):
@@ -116,6 +131,9 @@ BAD_ROWS = {
     "seed is larger than a number": (b'{"text": "a", "seed": 1e400}', "seed: inf; give a whole number"),
     "id has folders": ({"text": TEXT, "id": "train/001"}, "id: 'train/001'; an id has no folders: write train-001,"),
     "id has folders of Windows": ({"text": TEXT, "id": "a\\b c"}, "an id has no folders: write a-b-c,"),
+    "region is a number": ({"text": TEXT, "region": {"text": 5}}, "region of text: 5; give the path of a picture"),
+    "influence of none": ({"text": TEXT, "influence": "sketch=2"}, "influence: 'sketch'; faces-128 knows mask, text"),
+    "no weight": ({"text": TEXT, "influence": "text=0"}, "influence: text: no weight at any step"),
     "meta is no JSON": (b'{"text": "a", "meta": [1e999]}', "meta: Infinity is no number"),
     "meta has half a character": (b'{"text": "a", "meta": "\\ud800"}', "meta: "),
     "meta is deep": ({"text": TEXT, "meta": json.loads("[" * 60 + "]" * 60)}, "meta: nested more than 50 deep"),

@@ -56,7 +56,7 @@ def test_what_a_row_leaves_out_it_takes_from_the_defaults(read, mask_file, monke
     assert str(first.conditions["mask"]) == "face.png" and first.conditions["text"] == "a woman"
     assert (first.settings.first, first.settings.rounding, first.settings.without) == (1, "nearest", ())
     assert second.conditions == {"mask": mask_file, "text": "a man"} and second.settings.without == ("mask",)
-    assert first.settings.influence.factor == second.settings.influence.factor == 3.0
+    assert first.settings.factor == second.settings.factor == 3.0
 
 
 @pytest.mark.parametrize(

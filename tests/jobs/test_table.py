@@ -64,6 +64,15 @@ def test_a_cell_that_begins_with_a_bracket_is_json_but_a_sentence_is_a_sentence(
     assert (job.conditions, job.settings.without, job.meta) == ({"text": "[a man]"}, ("mask",), {"a": [1, True]})
 
 
+def test_weights_and_regions_are_written_as_on_the_command_line(read, tmp_path):
+    table = "text,influence,region\na man,text=2@0-0.5,text=masks/face.png:at-least=0.5\n"
+    table += 'a man,"[""mask-first"", ""text=2""]",\n'
+    first, second = read(table)
+    told = first.settings.told()
+    assert (told["influence"], told["region"]) == (["text=2@0-0.5"], [f"text={tmp_path}/masks/face.png:at-least=0.5"])
+    assert second.settings.told()["influence"] == ["mask-first", "text=2"]
+
+
 def test_a_cell_may_have_lines_and_rows_are_named_by_where_they_begin(read):
     table = 'text,seed\n"a man\r\nwith a beard",1\n"a\nb",x\n"c\nd",1.5\n'
     with pytest.raises(BadInput, match="2 of 3 rows are wrong") as caught:
