@@ -165,10 +165,17 @@ def jobs() -> list[bytes]:
     return [json.dumps(row).encode(), b'{"text": "x"}\n{"text": "y", "tier": "fast"}\n', b"\xef\xbb\xbf{}\r\n"]
 
 
+def tables() -> list[bytes]:
+    return [
+        b'id,mask,text,seed,without,meta.a\na,m.png,"A ""man"", old.",7,"[""mask""]",x\n',
+        b"\xef\xbb\xbftext;snap;eta\r\nA man;TRUE;0.5\r\n\r\n",
+    ]
+
+
 def results() -> list[bytes]:
     line = {"id": "a", "seed": 7, "seconds": 0.5, "file": "a.png", "sha256": "0" * 64, "request": "0" * 64}
     return [
-        json.dumps(line | {"warnings": ["w"]}).encode() + b"\n",
+        json.dumps(line | {"warnings": ["w"], "meta": {"a": [1]}, "parameters": {"steps": 5}}).encode() + b"\n",
         b'{"id": "b", "seed": 1, "seconds": 1, "error": "e"}\n',
     ]
 
@@ -256,6 +263,7 @@ TARGETS = {
         sign,
     ),
     "jobs": Target(on_disk(lambda path: read_jobs(path, embedded()), "jobs.jsonl"), jobs),
+    "table": Target(on_disk(lambda path: read_jobs(path, embedded()), "jobs.csv"), tables),
     "results": Target(on_disk(read_results, "results.jsonl"), results),
     "checkpoint": Target(on_disk(read_tensors, "checkpoint.ckpt"), checkpoints, repair_zip),
     "safetensors": Target(on_disk(read_tensors, "weights.safetensors"), safetensors),
