@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from cdiff_rt.jobs.results import Outcome
 
 MINUTE = 60.0  # seconds
-MOST_NAMED = 20  # of the rows that failed, each in a line of its own
 
 
 class Commands(click.Group):
@@ -198,13 +197,15 @@ def resumable(seed: int | None) -> Iterator[None]:
         yield
     except (KeyboardInterrupt, Terminated) as ended:
         words = [word for word in sys.argv[1:] if word not in ("--resume", "--force")]
-        drawn = ["--seed", str(seed)] if {"random", "--seed=random"} & {*words} else []
+        drawn = ["--seed", str(seed)] if seed is not None and {"random", "--seed=random"} & {*words} else []
         ended.add_note(f"go on with `{shlex.join(['cdiff-rt', *words, *drawn, '--resume'])}`")
         raise
 
 
 def follow(work: "Assignment", outcomes: Iterable["Outcome"]) -> None:
     """A bar while jobs run, then how many came to what, and which failed. Raises BadInput if any did."""
+    from cdiff_rt.jobs.file import MOST_NAMED  # where it is needed, for the libraries of jobs are slow to load
+
     failed: list[str] = []
     lines = {job.id: job.line for job in work.jobs}
     out = contextlib.redirect_stdout(sys.stderr)  # where Ray tells of its workers

@@ -137,8 +137,8 @@ def check_keys(names: Collection[str], manifest: Manifest) -> None:
     known = (ID, *(modality.name for modality in manifest.modalities), *KEYS, META)
     for name in names:
         if name not in known:
-            remedy = f"a row has {', '.join(known)}; what else you want to keep of it goes under {META}"
-            raise BadInput("key", f"{name!r:.80}", remedy)
+            kept = f"what else it is to keep stands under {META}, in a table as {META}.NAME"
+            raise BadInput("key", f"{name!r:.80}", f"a row has {', '.join(known)}; {kept}")
 
 
 def _id(value: Any) -> str:
