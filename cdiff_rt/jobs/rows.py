@@ -125,7 +125,7 @@ def job_of(row: Row, folder: Path, manifest: Manifest, usual: Defaults) -> Job:
     own = _of_files({name: value for name, value in given.items() if name in SETTINGS}, folder)
     settings = Settings(**usual.under(own, row.number))
     conditions = {name: value for name, value in given.items() if name in kinds}
-    name, meta = _id(given.get(ID, f"{row.number:06d}")), _meta(given.get(META))
+    name, meta = _id(given.get(ID, f"{row.number:06d}")), _meta(given[META]) if META in given else None
     check_names(manifest, settings.weighed, "influence")
     modalities_of(manifest, usual.conditions | conditions, settings, _table(settings.sampling(), manifest.schedule))
     found = {name: _find(value, name, kinds[name], folder) for name, value in conditions.items()}
