@@ -1,6 +1,6 @@
 """A data set as its makers write it, of which the run is killed again and again.
 
-`python -m tests.jobs.test_data_set FOLDER ROWS KILLS [OPTION ...]` does it on the embedded model, and prints figures.
+`python -m tests.test_data_set FOLDER ROWS KILLS [OPTION ...]` does it on the embedded model, and prints figures.
 """
 
 import csv
@@ -20,7 +20,7 @@ from PIL import Image
 
 from cdiff_rt.jobs.results import DATASET, name_of
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 CAPTIONS = (
     "This man has a beard.",
     "She is in her thirties, and she is smiling.",
