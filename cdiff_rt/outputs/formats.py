@@ -1,8 +1,9 @@
 """Finished images as files, with their parameters inside: one row of `FORMATS` for each kind of file."""
 
+import base64
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import array_api_compat
@@ -10,6 +11,8 @@ import numpy as np
 from PIL import Image, PngImagePlugin
 
 from cdiff_rt.sampling.solvers import SOLVERS
+
+GALLERY, RECORD, INPUTS = "parameters", "cdiff_rt", "cdiff_rt_inputs"  # keywords of a PNG's texts
 
 
 def to_uint8(images: Any, rounding: str = "truncate") -> Any:
@@ -23,7 +26,7 @@ def png_bytes(image: np.ndarray, texts: dict[str, str]) -> bytes:
     """[H, W, 3] uint8 with `texts` as PNG text chunks."""
     info = PngImagePlugin.PngInfo()
     for key, value in texts.items():
-        info.add_itxt(key, value) if not value.isascii() else info.add_text(key, value)
+        info.add_itxt(key, value) if not value.isascii() else info.add_text(key, value, zip=key == INPUTS)
     content = io.BytesIO()
     Image.fromarray(image).save(content, "PNG", pnginfo=info)
     return content.getvalue()
@@ -44,7 +47,28 @@ def parameters_text(parameters: dict) -> dict[str, str]:
         "Version": f"cdiff-rt {parameters['version']}",
     }
     line = ", ".join(f"{key}: {value}" for key, value in shown.items() if (key, value) != ("Temperature", 1))
-    return {"parameters": f"{parameters['prompt']}\n{line}".lstrip(), "cdiff_rt": as_json(parameters)}
+    return {GALLERY: f"{parameters['prompt']}\n{line}".lstrip(), RECORD: as_json(parameters)}
+
+
+def npz_bytes(latent: np.ndarray, texts: dict[str, str]) -> bytes:
+    """[C, *latent] float32 with its parameters, and the inputs if they are to be inside."""
+    content, more = io.BytesIO(), {"inputs": texts[INPUTS]} if INPUTS in texts else {}
+    np.savez(content, latent=latent, parameters=texts[RECORD], **more)  # type: ignore[arg-type]
+    return content.getvalue()
+
+
+def inputs_text(inputs: Mapping[str, np.ndarray]) -> dict[str, str]:
+    """Arrays as one text: labels and pictures as PNG, numbers as .npy."""
+    return {INPUTS: json.dumps({name: base64.b64encode(_stored(array)).decode() for name, array in inputs.items()})}
+
+
+def _stored(array: np.ndarray) -> bytes:
+    content = io.BytesIO()
+    if array.dtype == np.uint8 and array.ndim == 2 + (array.shape[-1] == 3 and array.ndim == 3) and array.size:
+        Image.fromarray(array).save(content, "PNG", optimize=True)
+    else:
+        np.save(content, array, allow_pickle=False)
+    return content.getvalue()
 
 
 def as_json(parameters: dict) -> str:
