@@ -16,6 +16,7 @@ report_to_nobody()  # before anything imports a library that would
 remember_forks()
 
 if TYPE_CHECKING:
+    from cdiff_rt.controls import Region, Weight
     from cdiff_rt.errors import BadArtefact, BadEnvironment, BadInput, BadRequest, CdiffError, OutOfResource
     from cdiff_rt.inputs.inpainting import Inpainting
     from cdiff_rt.jobs.run import Outcome, run_jobs
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from cdiff_rt.version import __version__
 
 _HOMES = {
+    "controls": "Region Weight",
     "errors": "BadArtefact BadEnvironment BadInput BadRequest CdiffError OutOfResource",
     "inputs.inpainting": "Inpainting",
     "jobs.run": "Outcome run_jobs",
@@ -44,8 +46,8 @@ _HOMES = {
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 __all__ = [
     "BadArtefact", "BadEnvironment", "BadInput", "BadRequest", "CdiffError", "Generated", "Influence", "InfluenceRecorder",
-    "Inpainting", "OutOfResource", "Outcome", "Pipeline", "Recorder", "Settings", "StepState", "TrajectoryRecorder",
-    "__version__", "run_jobs",
+    "Inpainting", "OutOfResource", "Outcome", "Pipeline", "Recorder", "Region", "Settings", "StepState", "TrajectoryRecorder",
+    "Weight", "__version__", "run_jobs",
 ]  # fmt: skip
 
 

@@ -14,20 +14,20 @@ from cdiff_rt.engines.base import Arrangement, Precision
 from cdiff_rt.errors import BadArtefact, BadRequest, check_type, named_as
 from cdiff_rt.inputs import images
 from cdiff_rt.inputs.inpainting import Inpainting, Painted
-from cdiff_rt.inputs.modalities import KINDS, Condition, asked, chosen_of, drawing_of, in_words, inputs_in, tell_unused
+from cdiff_rt.inputs.modalities import KINDS, Condition, asked, drawing_of, in_words, inputs_in, tell_unused
 from cdiff_rt.inputs.traces import Input, loaded, trace_of
 from cdiff_rt.manifest import DEFAULT_MODEL, Bundle, Modality, find_model
 from cdiff_rt.memory import check_memory
 from cdiff_rt.notes import collected
 from cdiff_rt.outputs.formats import to_uint8
 from cdiff_rt.outputs.generated import Generated
-from cdiff_rt.run import OnDevice, Run, adjustment_of, given_contexts, given_start
+from cdiff_rt.run import OnDevice, Run, adjustment_of, given_contexts, given_start, modalities_of
 from cdiff_rt.runners import load_runner
 from cdiff_rt.sampling import noise
 from cdiff_rt.sampling.loop import Callback, KnownRegion, Progress
 from cdiff_rt.sampling.solvers import SolverTable
-from cdiff_rt.settings import SETTINGS, Influence, Settings, unknown_argument
-from cdiff_rt.told import Inputs, arrays_of, numbers_given, place_of, request_of
+from cdiff_rt.settings import SETTINGS, Settings, unknown_argument
+from cdiff_rt.told import Inputs, arrays_of, numbers_given, place_of, regions_in, request_of, with_maps
 from cdiff_rt.turns import Turns
 from cdiff_rt.version import __version__
 
@@ -119,8 +119,8 @@ class Pipeline:
             check_type("callback_on_step_end", callback_on_step_end, Callable | None, "give a function")
             table, shape = settings.sampling().table(self.manifest.schedule), self.manifest.latent_shape
             numbers, drawn = settings.numbers, (settings.batch, *shape)
-            modalities, inputs = self._read(wanted, settings)
-            tell_unused(self.manifest, wanted, labels=settings.labels, snap=settings.snap)
+            self._tell_unused(wanted, settings)
+            modalities, inputs = self._read(wanted, settings, table)
             check_memory(self.bundle, modalities, settings.batch, self.backend, self._runner.precision)
             painted = self._painted(inpaint) if inpaint else None
             run = Run(
@@ -129,14 +129,15 @@ class Pipeline:
                 noise.normal(settings.seed, numbers, 0, shape) if x_T is None else given_start(x_T, drawn),
                 noise.of_steps(self.manifest.schedule, table, settings.seed, numbers, shape),
                 table,
-                adjustment_of(self.manifest, modalities, table, self._influence(settings)),
+                adjustment_of(self.manifest, modalities, table, settings),
                 self._known(painted, table, settings) if painted else None,
                 given_contexts(contexts, self.manifest, modalities, settings.batch) if contexts else None,
             )
             latents = self._runner.sample(run, callback_on_step_end, progress)
             self._check_finite(latents, "sampling", "the latents are")
-            given = {modality.name: wanted[modality.name] for modality in modalities}
-            used = inputs_in(self.manifest, given) | numbers_given(x_T, contexts) | (painted.inputs if painted else {})
+            used = inputs_in(self.manifest, {modality.name: wanted[modality.name] for modality in modalities})
+            used |= regions_in(settings, modalities, shape[1:]) | (painted.inputs if painted else {})
+            used |= numbers_given(x_T, contexts)
             decoded = bool(self.manifest.image_size)
             made = self.decode(latents, settings.rounding) if decoded else np.zeros((len(latents), 0, 0, 3), np.uint8)
             told = self._told("generate", settings, modalities, wanted, used)
@@ -177,7 +178,7 @@ class Pipeline:
             photo = self.read_photo(image := loaded(image, "photo"))
             seeing = (lambda photo: asked(read(photo), self.manifest, given=False)) if read else None
             sides = sides_of(self.manifest, wanted, source, settings.without, seeing, photo)
-            tell_unused(self.manifest, {**source, **wanted}, labels=settings.labels, snap=settings.snap)
+            self._tell_unused({**source, **wanted}, settings)
             region = regions.region_of(sides.seen, sides.after, keep, self.manifest)
             cells, shape = region.cells(self.manifest.latent_shape[-1]), self.manifest.latent_shape
             draw = lambda i: noise.normal(settings.seed, range(1), i, shape, noise.EDITING)
@@ -192,8 +193,9 @@ class Pipeline:
             latents = inverted.walk(self._runner, new, len(alphas), callback_on_step_end, progress)
             self._check_finite(latents, "editing", "the latents are")
             edited = region.paste(photo, self.decode(latents, settings.rounding))
-            used = {"image": Input(trace_of(image), photo), **inputs_in(self.manifest, wanted, settings.without)}
-            for role, of in {"source.": source, "read.": sides.read}.items():
+            used = regions_in(settings, [*old.modalities, *new.modalities], shape[1:])
+            used |= {"image": Input(trace_of(image), photo)}
+            for role, of in {"": wanted, "source.": source, "read.": sides.read}.items():
                 used |= inputs_in(self.manifest, of, settings.without, role)
             edit: dict = {
                 "method": method,
@@ -240,30 +242,28 @@ class Pipeline:
     ) -> tuple[Settings, Conditions]:
         """What was given by name, told apart: no modality is called like a setting."""
         names = [modality.name for modality in self.manifest.modalities]
-        known = [*names, *SETTINGS, "influence", "inpaint", "progress", "callback_on_step_end"]
-        for name in given:
-            if name not in names and name not in SETTINGS and name != "influence":
-                raise unknown_argument(name, known)
+        if unknown := [name for name in given if name not in names and name not in SETTINGS]:
+            raise unknown_argument(unknown[0], [*names, *SETTINGS, "inpaint", "progress", "callback_on_step_end"])
         check_type("settings", settings, Settings | None, "give a cdiff_rt.Settings, and others by name")
         check_type("conditions", conditions, Mapping | None, "give a dict from names to conditions")
         named = {name: value for name, value in given.items() if name in names}
         changed = {name: value for name, value in given.items() if name not in names}
-        whole = (settings or Settings()).amended(changed, self.manifest.influence)
+        whole = with_maps(replace(settings or Settings(), **changed))
         return whole, self._asked({**(conditions or {}), **named}, whole)
 
     def _asked(self, conditions: Conditions, how: Settings) -> Conditions:
         return asked(conditions, self.manifest, labels=how.labels, snap=how.snap)
 
-    def _influence(self, settings: Settings) -> Influence:
-        return settings.influence or self.manifest.influence
+    def _tell_unused(self, given: Conditions, how: Settings) -> None:
+        tell_unused(self.manifest, given, labels=how.labels, snap=how.snap, weighed=how.weighed)
 
-    def _read(self, conditions: Conditions, settings: Settings) -> tuple[list[Modality], list[np.ndarray]]:
+    def _read(
+        self, conditions: Conditions, settings: Settings, table: SolverTable
+    ) -> tuple[list[Modality], list[np.ndarray]]:
         """The modalities that run, and what their encoders take."""
         given = {name: value for name, value in conditions.items() if value is not None}
-        chosen = chosen_of(self.manifest, given, settings.without)
-        if self._influence(settings).factor == 0 and any(modality.anchor for modality in chosen):
-            chosen = [modality for modality in chosen if not modality.decays]  # no weight, so no work
-        return chosen, [KINDS[modality.kind].read(given[modality.name], modality, self.bundle) for modality in chosen]
+        running = modalities_of(self.manifest, given, settings, table)
+        return running, [KINDS[modality.kind].read(given[modality.name], modality, self.bundle) for modality in running]
 
     def _told(
         self, command: str, how: Settings, modalities: list[Modality], conditions: Conditions, used: Inputs
@@ -274,9 +274,9 @@ class Pipeline:
 
     def _run(self, conditions: Conditions, table: SolverTable, settings: Settings) -> Run:
         """One without a beginning: an inversion's."""
-        modalities, inputs = self._read(conditions, settings)
+        modalities, inputs = self._read(conditions, settings, table)
         nothing = np.zeros((1, *self.manifest.latent_shape), np.float32)
-        adjustment = adjustment_of(self.manifest, modalities, table, self._influence(settings))
+        adjustment = adjustment_of(self.manifest, modalities, table, settings)
         return Run(modalities, inputs, nothing, lambda i: nothing, table, adjustment)
 
     def _painted(self, inpaint: Inpainting) -> Painted:

@@ -1,19 +1,23 @@
 """What a run is: all that its latents follow from, and who can carry it out."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 
+from cdiff_rt.controls import weights_of
 from cdiff_rt.engines.base import Arrangement, Precision
 from cdiff_rt.errors import BadRequest, check_type
+from cdiff_rt.inputs.modalities import chosen_of
+from cdiff_rt.inputs.region_maps import read_map
 from cdiff_rt.manifest import Manifest, Modality
 from cdiff_rt.sampling import fusion
+from cdiff_rt.sampling.controls import controls, places_of, weight_at
 from cdiff_rt.sampling.fusion import Adjustment
 from cdiff_rt.sampling.loop import Callback, KnownRegion, Noise, Progress
 from cdiff_rt.sampling.solvers import SolverTable
-from cdiff_rt.settings import Influence
+from cdiff_rt.settings import Settings
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,14 +64,38 @@ class OnDevice:
     device: int = 0  # which GPU, as PyTorch counts them
 
 
+def modalities_of(manifest: Manifest, given: Collection[str], settings: Settings, table: SolverTable) -> list[Modality]:
+    """Those that run: given, not left out, and with a weight at some step. Raises BadRequest."""
+    chosen = chosen_of(manifest, given, settings.without)
+    places = places_of(table.timesteps, manifest.schedule.train_steps)
+    weightless = {each.condition for each in weights_of(settings.influence) if not weight_at(each, places).any()}
+    if settings.over(manifest.influence).factor == 0 and any(modality.anchor for modality in chosen):
+        weightless |= {modality.name for modality in chosen if modality.decays}
+    running = [modality for modality in chosen if modality.name not in weightless]
+    if not running:
+        names = " and ".join(modality.name for modality in chosen)
+        raise BadRequest("influence", f"{names} weighs nothing at any step", "give one a weight above 0")
+    return running
+
+
 def adjustment_of(
-    manifest: Manifest, modalities: list[Modality], table: SolverTable, influence: Influence
+    manifest: Manifest, modalities: list[Modality], table: SolverTable, settings: Settings
 ) -> fusion.Adjustment:
-    """What `influence` says of these modalities, at each step of the table."""
+    """What the settings say of these modalities' influence, at each step of the table. Raises BadRequest or BadInput."""
+    names = [modality.name for modality in modalities]
+    asked, latent = settings.over(manifest.influence), manifest.latent_shape[1:]
+    weights = [each for each in weights_of(settings.influence) if each.condition in names]
+    regions = [
+        (each, read_map(each.map, f"region of {each.condition}", latent))
+        for each in settings.region
+        if each.condition in names
+    ]
+    held = controls(names, weights, regions, places_of(table.timesteps, manifest.schedule.train_steps), latent)
     anchors = [i for i, modality in enumerate(modalities) if modality.anchor]
-    gain = fusion.decay(influence.decay, table.timesteps, manifest.schedule.train_steps)
+    gain = fusion.decay(asked.decay, table.timesteps, manifest.schedule.train_steps)
     decays = [modality.decays for modality in modalities]
-    return fusion.adjustment(decays, anchors[0] if anchors else None, gain, influence)
+    adjust = fusion.adjustment(decays, anchors[0] if anchors else None, gain, asked, held.present)
+    return replace(adjust, controls=held.values)
 
 
 def given_start(x_T: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

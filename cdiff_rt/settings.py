@@ -5,11 +5,12 @@ made of these fields: their names, defaults, ranges and help texts. Importing th
 """
 
 import difflib
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import Field, asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from cdiff_rt.errors import BadRequest, check_choice, check_range, check_type, real, whole
+from cdiff_rt.controls import AS_TRAINED, PAPER, Regions, Weights, read_regions, read_weights, weights_of
+from cdiff_rt.errors import BadRequest, check_choice, check_range, real, whole
 
 if TYPE_CHECKING:
     from cdiff_rt.sampling.tiers import Sampling
@@ -88,8 +89,8 @@ class About:
 def _read_fields(settings: "Influence | Settings") -> None:
     """Brings every field to its type, and None stays None where that is the default. Raises BadRequest."""
     for each in fields(settings):
-        value, about = getattr(settings, each.name), ABOUT.get(each.name)
-        if about and not (value is None and each.default is None):
+        value, about = getattr(settings, each.name), ABOUT[each.name]
+        if not (value is None and each.default is None):
             object.__setattr__(settings, each.name, about.read(each.name, value))
 
 
@@ -109,6 +110,15 @@ ABOUT = {
     ),
     "temperature": About(
         real, "Scale the random noise that each step adds, 0 to 100, without a tier. Default: 1.", (0.0, 100.0)
+    ),
+    "influence": About(
+        read_weights,
+        "Weigh a condition: text=2, mask=1@0-0.6 (start and end), text=0@0,2@1 (keyframes), or a preset: paper, "
+        "as-trained, text-first; may be repeated (docs/controls.md).",
+    ),
+    "region": About(
+        read_regions,
+        "Say where a condition has influence: text=area.png:at-least=0.8, or :at-most=, :weight=, :only; may be repeated.",
     ),
     "decay": About(_word, "Choose how the mask's influence fades towards the last step.", choices=lambda: DECAYS),
     "factor": About(real, "Multiply the influence of fading conditions (the mask) by this.", WEIGHTS),
@@ -143,8 +153,8 @@ class Settings:
     """A request, complete but for its conditions. Takes numpy's numbers; raises BadRequest for what is none.
 
     The images are numbers `first` to `first + batch - 1` of the seed: image i is the same in any batch. `tier` names a
-    set of `solver`, `steps`, `eta` and `temperature`, and is given instead of them. `influence` takes the place of the
-    model's own.
+    set of `solver`, `steps`, `eta` and `temperature`, and is given instead of them. `influence` and `region` say how much
+    each condition weighs, and where (controls.py); of `decay` to `boost`, None is the model's own.
     """
 
     seed: int = 0
@@ -155,7 +165,12 @@ class Settings:
     steps: int | None = None
     eta: float | None = None
     temperature: float | None = None
-    influence: Influence | None = None
+    influence: Weights = ()
+    region: Regions = ()
+    decay: Decay | None = None
+    factor: float | None = None
+    sharpness: float | None = None
+    boost: float | None = None
     rounding: str = "truncate"
     labels: str = "celebamask"
     snap: bool = False
@@ -163,7 +178,6 @@ class Settings:
 
     def __post_init__(self) -> None:
         _read_fields(self)
-        check_type("influence", self.influence, Influence | None, "give a cdiff_rt.Influence")
         check_seed(self.seed)
         self.sampling()
 
@@ -173,13 +187,16 @@ class Settings:
 
         return sampling(self.tier, self.solver, self.steps, self.eta, self.temperature)
 
-    def amended(self, given: Mapping[str, Any], usual: Influence) -> "Settings":
-        """With other settings by name, those of the influence among them, which change `usual` if nothing else was set."""
-        own = {name: value for name, value in given.items() if name not in INFLUENCES}
-        changed = {name: value for name, value in given.items() if name in INFLUENCES and value is not None}
-        if changed:
-            own["influence"] = replace(own.get("influence") or self.influence or usual, **changed)
-        return replace(self, **own)
+    def over(self, usual: Influence) -> Influence:
+        """What holds where the model's own is `usual`: a preset in its place, and what was given in place of both."""
+        base = next((NAMED[each] for each in self.influence if isinstance(each, str) and each in NAMED), usual)
+        return replace(base, **{name: value for name in INFLUENCES if (value := getattr(self, name)) is not None})
+
+    @property
+    def weighed(self) -> set[str]:
+        """The conditions that `influence` or `region` names."""
+        weights = {each.condition for each in weights_of(self.influence)}
+        return weights | {each.condition for each in self.region}
 
     @property
     def numbers(self) -> range:
@@ -191,8 +208,10 @@ class Settings:
         how = self.sampling()
         unusual = {
             "tier": how.tier,
-            "influence": self.influence and asdict(self.influence),
+            "influence": [str(each) for each in self.influence] or None,
+            "region": [str(each) for each in self.region] or None,
             "without": list(self.without) or None,
+            **{name: getattr(self, name) for name in INFLUENCES},
         }
         given = ("seed", "first", "batch", "rounding", "labels", "snap")
         numbers = {name: getattr(self, name) for name in given}
@@ -200,15 +219,11 @@ class Settings:
 
 
 INFLUENCES: dict[str, Field] = {each.name: each for each in fields(Influence)}
-SETTINGS: dict[str, Field] = {  # as they are given one by one, in the order of the fields
-    name: of
-    for each in fields(Settings)
-    for name, of in (INFLUENCES if each.name == "influence" else {each.name: each}).items()
-}
+SETTINGS: dict[str, Field] = {each.name: each for each in fields(Settings)}  # as they are given one by one
+NAMED = {PAPER: Influence("cosine", 2.0), AS_TRAINED: Influence("none", 1.0)}  # presets
 # Every argument of `Pipeline.generate` and `edit`, and every key of a row of jobs: no modality may have such a name.
 RESERVED = {
     *SETTINGS,
-    "influence",
     "settings",
     "conditions",
     "x_T",

@@ -2,14 +2,16 @@
 
 import platform
 import sys
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 
 from cdiff_rt.engines.backends import BACKENDS
-from cdiff_rt.inputs.traces import Input, Trace, trace_of
+from cdiff_rt.inputs.region_maps import read_map
+from cdiff_rt.inputs.traces import Input, Trace, loaded, trace_of
+from cdiff_rt.manifest import Modality
 from cdiff_rt.process import usual_threads
 from cdiff_rt.run import OnDevice
 from cdiff_rt.settings import Influence, Settings
@@ -21,13 +23,28 @@ Inputs = dict[str, Input]
 
 def request_of(command: str, settings: Settings, usual: Influence, inputs: Inputs) -> dict[str, Any]:
     """What was asked for: each setting, what of the influence the model settled, and what every input was."""
-    resolved = settings.influence or usual
     told = {"record": FORMAT, "command": command} | settings.told()
-    return told | {"adjustment": asdict(resolved), "inputs": traces_of(inputs)}
+    return told | {"adjustment": asdict(settings.over(usual)), "inputs": traces_of(inputs)}
 
 
 def traces_of(inputs: Inputs) -> dict[str, Trace]:
     return {role: given.trace for role, given in inputs.items()}
+
+
+def with_maps(settings: Settings) -> Settings:
+    """With the content of regions' files in place of their paths. Raises BadInput."""
+    regions = (replace(each, map=loaded(each.map, f"region of {each.condition}")) for each in settings.region)
+    return replace(settings, region=tuple(regions)) if settings.region else settings
+
+
+def regions_in(settings: Settings, running: Collection[Modality], latent: tuple[int, ...]) -> Inputs:
+    """By their places; those of conditions that do not run were not read."""
+    found, names = {}, [modality.name for modality in running]
+    for place, each in enumerate(settings.region):
+        name = f"region of {each.condition}"
+        whole = read_map(each.map, name, latent) if each.condition in names else None
+        found[f"region.{place}"] = Input(trace_of(each.map, name), whole)
+    return found
 
 
 def arrays_of(inputs: Inputs) -> dict[str, np.ndarray]:

@@ -15,7 +15,7 @@ from cdiff_rt.process import usual_threads
 from cdiff_rt.run import OnDevice
 from cdiff_rt.sampling.loop import Callback, Progress
 from cdiff_rt.settings import Settings
-from cdiff_rt.told import arrays_of, traces_of
+from cdiff_rt.told import arrays_of, regions_in, traces_of, with_maps
 
 if TYPE_CHECKING:
     from cdiff_rt.editing.imagic import Tuning
@@ -42,7 +42,7 @@ def edit_by_imagic(
 
     manifest, threads = pipeline.manifest, threads or usual_threads()
     settings.sampling().table(manifest.schedule)  # before it learns for an hour
-    chosen_of(manifest, conditions, settings.without)
+    chosen = chosen_of(manifest, conditions, settings.without)
     use_threads(threads)
     wanted = asked(conditions, manifest, labels=settings.labels, snap=settings.snap)
     photo = pipeline.read_photo(image := loaded(image, "photo"))
@@ -50,7 +50,8 @@ def edit_by_imagic(
     with Pipeline(tuned.bundle, pipeline.backend, OnDevice(threads=threads)) as its:
         watch = {"callback_on_step_end": callback_on_step_end}
         made = imagic.edit(tuned, its.generate, settings, wanted, alphas=alphas, **watch)
-    used = {"image": Input(trace_of(image), photo), **inputs_in(manifest, wanted, settings.without)}
+    used = {"image": Input(trace_of(image), photo), **inputs_in(manifest, wanted)}
+    used |= regions_in(with_maps(settings), chosen, manifest.latent_shape[1:])
     edit = made.parameters["edit"] | {"tuning": asdict(tuning), "threads": threads, "tuned": tuned.bundle.manifest_hash}
     told = {"command": "edit", "edit": edit, "inputs": traces_of(used), **pipeline.identity()}
     return replace(made, parameters=made.parameters | told, inputs=arrays_of(used))

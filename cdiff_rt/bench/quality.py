@@ -111,7 +111,7 @@ def generate(pipeline: Pipeline, exam: Exam, way: Way, how: Sampling, images: Pa
     for i in range(len(exam.labels)):
         given = exam.conditions(i)
         chosen = {name: given[name] for name in way.modalities}
-        settings = Settings(seed=SEED, first=i, influence=way.influence, **asdict(how))
+        settings = Settings(seed=SEED, first=i, **asdict(way.influence), **asdict(how))
         with hushed():
             result = pipeline.generate(settings, conditions=chosen)
         if images:

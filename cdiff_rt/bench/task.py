@@ -99,7 +99,7 @@ def run_of(bundle: Bundle, how: Sampling, batch: int) -> Run:
     inputs = [KINDS[m.kind].read(example(m.kind, m.classes, m.input_shape), m, bundle) for m in modalities]
     start = noise.normal(SEED, range(batch), 0, manifest.latent_shape)
     added = noise.of_steps(manifest.schedule, table, SEED, range(batch), manifest.latent_shape)
-    return Run(modalities, inputs, start, added, table, adjustment_of(manifest, modalities, table, manifest.influence))
+    return Run(modalities, inputs, start, added, table, adjustment_of(manifest, modalities, table, Settings()))
 
 
 def example(kind: str, classes: int, shape: tuple[int, ...]) -> Any:

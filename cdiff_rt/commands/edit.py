@@ -24,7 +24,7 @@ from cdiff_rt.commands.options import (
 )
 from cdiff_rt.commands.terminal import Progress, save
 from cdiff_rt.notes import collected
-from cdiff_rt.settings import Influence, Settings
+from cdiff_rt.settings import Settings
 
 EDITING = "Editing"
 METHODS, STAGES = click.Choice(("inversion", "imagic")), (500, 1000)
@@ -126,7 +126,7 @@ def edit(
     changed, values = chosen_settings(options), inversion.read_alphas(alphas)
     strip = len(values) > 1 and out.suffix.lower() == ".png"
     check_method(method, strip, len(values))
-    wished = Settings().amended(changed, Influence())
+    wished = Settings(**changed)
     inversion.check(wished, options["strength"], values)
     kinds = (InfluenceRecorder,) if save_influence else ()
     output_paths(out, wished.seed, range(1 if strip else len(values)), beside=Beside(kinds, save_latent), force=force)
@@ -136,7 +136,6 @@ def edit(
         recorders = [stack.enter_context(kind(out, pipeline.decode)) for kind in kinds]
         watch = recorders[0] if recorders else None
         if method == "imagic":
-            wished = Settings().amended(changed, pipeline.manifest.influence)
             place = work or out.with_name(f"{out.stem or 'edit'}.imagic")
             how = {"alphas": values, "threads": threads, "callback_on_step_end": watch}
             result = by_imagic(pipeline, image, place, iterations, wished, conditions, **how)

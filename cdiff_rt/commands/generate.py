@@ -27,7 +27,7 @@ from cdiff_rt.commands.options import (
     threads_option,
 )
 from cdiff_rt.commands.terminal import Progress, follow, save
-from cdiff_rt.settings import Influence, Settings
+from cdiff_rt.settings import Settings
 
 WITH_JOBS = ("resume", "shard", "workers", "ray_address")
 ALSO_WITH_JOBS = ("jobs", "out", "backend", "precision", "experts", "threads", "device", "model", "force")
@@ -117,7 +117,7 @@ def one_request(
     from cdiff_rt.pipeline import Pipeline
     from cdiff_rt.sampling.loop import StepState
 
-    usual = Settings().amended(changed, Influence())
+    usual = Settings(**changed)
     kinds = [kind for kind in (InfluenceRecorder, TrajectoryRecorder) if saving[f"save_{kind.suffix[1:]}"]]
     more = {"latent": saving["save_latent"], "overlay": saving["save_overlay"]}
     if out.suffix != ".npz":  # before the model loads; what it writes, unless its latents are the data

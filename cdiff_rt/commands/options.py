@@ -14,6 +14,9 @@ from cdiff_rt.settings import ABOUT, INFLUENCES, SETTINGS
 CONDITIONS, SAMPLING, INFLUENCE = "Conditions", "Sampling", "Influence of the conditions"
 OUTPUT, MODEL, MANY = "Output", "Model and backend", "Many images"
 GROUPS = {"rounding": OUTPUT, "labels": CONDITIONS, "snap": CONDITIONS}  # of settings that are none of sampling's
+GROUPS |= {"influence": INFLUENCE, "region": INFLUENCE}
+METAVARS = {"seed": "N|random", "without": "NAME", "labels": "ORDER"}
+METAVARS |= {"influence": "NAME=WEIGHT|PRESET", "region": "NAME=AREA[:RULE]"}
 STORED = ("fp32", "bf16", "fp16")
 PRECISIONS = (*STORED, "tf32")
 ARRANGEMENTS = ("separate", "stacked", "whole-step")
@@ -113,7 +116,7 @@ def setting(name: str) -> Decorator:
     kind: Any = Seed() if name == "seed" else Late(about.choices) if about.choices else about.value_type
     told = "the model's" if name in INFLUENCES else default
     does = about.does if told in (None, ()) else f"{about.does} Default: {told}."
-    metavar = {"seed": "N|random", "without": "NAME", "labels": "ORDER"}.get(name)
+    metavar = METAVARS.get(name)
     group = GROUPS.get(name, INFLUENCE if name in INFLUENCES else SAMPLING)
     if kind is bool:
         return option(group, f"--{name}", about.does, is_flag=True, default=None)

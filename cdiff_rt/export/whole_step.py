@@ -42,7 +42,7 @@ class _Fusion(nn.Module):
 def whole_step_graph(
     bundle: Bundle, modalities: Sequence[str], placement: Placement, *, boosted: bool = False
 ) -> Typed:
-    """x, hist, noise [B, C, *latent], `numbers` [40], each expert's projections and context -> next x and hist, weights.
+    """x, hist, noise [B, C, *latent], `numbers` [WIDTH], each expert's projections and context -> next x and hist, weights.
 
     `boosted` is whether there is a second softmax (`Adjustment.boost`), which changes the graph.
     """

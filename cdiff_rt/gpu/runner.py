@@ -81,6 +81,8 @@ class DeviceRunner:
             ahead(partial(_of_step, run), steps, helpers) as drawn,
             self._loop(self._shape(run)) as loop,
         ):
+            if run.adjust.controls is not None:
+                raise BadRequest("influence", f"{self._backend} does not weigh conditions yet", "take a CPU backend")
             if callback and loop.outs is None:
                 remedy = "choose experts separate or stacked"
                 raise BadRequest("callback_on_step_end", "this engine shows no branch's own prediction", remedy)

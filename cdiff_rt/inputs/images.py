@@ -121,32 +121,6 @@ def _tell(name: str, image: Image.Image, shape: tuple[int, int], size: int) -> N
         log.warning("photo %s: %dx%d is small, it is enlarged to %dx%d", name, width, height, size, size)
 
 
-def read_region(picture: Picture) -> np.ndarray:
-    """A black and white PNG -> [S, S] float32, its centre square: 1 where it is white, 0 where it is black.
-
-    An array is such a square already, of zeros and ones.
-    """
-    if isinstance(picture, np.ndarray):
-        if picture.ndim != 2 or picture.shape[0] != picture.shape[1] or not set(np.unique(picture)) <= {0, 1}:
-            raise BadInput("region array", f"shape {picture.shape}", "give a square of zeros and ones")
-        return picture.astype(np.float32)
-    help_, name = "paint it in black and white only and save it as PNG", name_of(picture)
-    with opened(picture, "region", help_) as image:
-        modes = ("1", "L", "P", "RGB", "LA", "RGBA")
-        if image.format not in ("PNG", None) or image.mode not in modes:
-            raise BadInput(f"region {name}", f"format {image.format}, {mode_in_words(image.mode)}", help_)
-        check_size(name, "region", image)
-        image.load()
-        if not is_opaque(image):
-            raise BadInput(f"region {name}", "it is partly transparent", help_)
-        grey = image.convert("L")
-    levels = {level for level, count in enumerate(grey.histogram()) if count}
-    if not levels <= {0, 255}:
-        strange = ", ".join(map(str, sorted(levels - {0, 255})[:5]))
-        raise BadInput(f"region {name}", f"grey levels {strange} besides black and white", help_)
-    return (centre_square(np.asarray(grey)) == 255).astype(np.float32)
-
-
 def is_opaque(image: Image.Image) -> bool:
     """Whether every pixel is, also in a picture that could be transparent."""
     if not image.has_transparency_data:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cdiff_rt.inputs import images
+from cdiff_rt.inputs.region_maps import read_region
 from cdiff_rt.inputs.traces import Input, loaded, trace_of
 
 
@@ -27,6 +28,6 @@ class Inpainting:
     def read(self, size: int, latent: int) -> Painted:
         """Raises BadInput."""
         photo, region = loaded(self.photo, "photo"), loaded(self.keep, "region")
-        pixels, keep = images.read_photo(photo, size), images.nearest(images.read_region(region), latent)
+        pixels, keep = images.read_photo(photo, size), images.nearest(read_region(region), latent)
         whole = {"inpaint.photo": (photo, pixels), "inpaint.keep": (region, keep.astype(np.uint8))}
         return Painted(pixels, keep, {role: Input(trace_of(given), array) for role, (given, array) in whole.items()})

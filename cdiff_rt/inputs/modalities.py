@@ -52,12 +52,25 @@ def asked(
     return known
 
 
-def tell_unused(manifest: Manifest, given: Mapping[str, Condition | None], *, labels: str, snap: bool) -> None:
-    """Warns of a way to read label maps where none is given."""
+def tell_unused(
+    manifest: Manifest,
+    given: Mapping[str, Condition | None],
+    *,
+    labels: str,
+    snap: bool,
+    weighed: Collection[str] = (),
+) -> None:
+    """Warns of a way to read label maps where none is given, and of conditions that are `weighed` and not given.
+
+    Raises BadRequest for one that the model has no modality of.
+    """
     if not any(modality.kind == "labels" and given.get(modality.name) is not None for modality in manifest.modalities):
         for name, changed in (("labels", labels != USUAL_ORDER), ("snap", snap)):
             if changed:
                 log.warning("%s: no mask is given, so it changes nothing", name)
+    check_names(manifest, weighed, "influence")
+    for name in sorted(name for name in weighed if given.get(name) is None):
+        log.warning("influence: no %s is given, so what is asked of it changes nothing", name)
 
 
 def label_map(value: Condition, modality: Modality) -> LabelMap:

@@ -20,6 +20,7 @@ from cdiff_rt.outputs.generated import Generated
 from cdiff_rt.pipeline import Pipeline
 from cdiff_rt.records.find import READ, inputs_of
 from cdiff_rt.records.read import DAMAGED, Record, array_of, latent_of, read_record
+from cdiff_rt.settings import Settings
 from cdiff_rt.version import __version__
 
 PLACE = ("version", "backend", "precision", "experts", "threads", "machine")  # that may round otherwise
@@ -80,7 +81,11 @@ def opened(record: Record, model: str | Path | None = None, backend: str | None 
         raise BadInput(f"picture {record.name}", "another program made it, or its record is lost", "give another")
     if "overlay" in record.parameters:
         raise BadRequest("picture", f"{record.name} is a mask laid over a picture", "give the picture itself")
-    name, hashed, _ = (record.told("model", str, ""), record.told("model_hash", str, ""), record.told("libraries", dict, {}))
+    name, hashed, _ = (
+        record.told("model", str, ""),
+        record.told("model_hash", str, ""),
+        record.told("libraries", dict, {}),
+    )
     if model is None and name not in {path.name for path in MODELS.glob("*/")}:
         raise BadRequest("model", f"{record.name} was made by {name!r:.80}", "give that bundle's folder by --model")
     same = backend in (None, record.told("backend", str, ""))
@@ -107,7 +112,7 @@ def made_again(pipeline: Pipeline, record: Record, beside: Path, search: Sequenc
 
 def _made_again(pipeline: Pipeline, record: Record, found: Mapping[str, Any]) -> Reproduced:
     """Of a batch the image alone, and if that is another, all of them: some libraries round a batch otherwise."""
-    settings, image = record.settings(), record.told("image", int, 0)
+    settings, image = _settings(record, found), record.told("image", int, 0)
     if record.command == "edit":
         return _compared(record, _edited(pipeline, record, found), image)
     if not settings.first <= image < settings.first + settings.batch:
@@ -124,6 +129,14 @@ def _made_again(pipeline: Pipeline, record: Record, found: Mapping[str, Any]) ->
     return made
 
 
+def _settings(record: Record, found: Mapping[str, Any]) -> Settings:
+    """With the regions' maps that were found."""
+    settings = record.settings()
+    maps = (found.get(f"region.{place}", each.map) for place, each in enumerate(settings.region))
+    regions = (replace(each, map=map_) for each, map_ in zip(settings.region, maps, strict=True))
+    return replace(settings, region=tuple(regions))
+
+
 def _edited(pipeline: Pipeline, record: Record, found: Mapping[str, Any]) -> Generated:
     told: dict[str, Any] = {"strength": 1.0, "alphas": [1.0], "keep": [], "method": ""} | record.edit
     if "image" not in found:
@@ -131,11 +144,11 @@ def _edited(pipeline: Pipeline, record: Record, found: Mapping[str, Any]) -> Gen
     wanted = {role: value for role, value in found.items() if "." not in role and role != "image"}
     check_choice("method", told["method"], (*METHODS, "imagic"))
     if told["method"] == "imagic":
-        result = _tuned(pipeline, record, found["image"], wanted, told)
+        result = _tuned(pipeline, record, found, wanted, told)
     else:
         result = pipeline.edit(
             found["image"],
-            record.settings(),
+            _settings(record, found),
             conditions=wanted,
             source={role.removeprefix("source."): of for role, of in found.items() if role.startswith("source.")},
             read=lambda photo: _reading(pipeline, record, found, photo),
@@ -158,7 +171,7 @@ def _reading(pipeline: Pipeline, record: Record, found: Mapping[str, Any], photo
 
 
 def _tuned(
-    pipeline: Pipeline, record: Record, image: Any, wanted: Mapping[str, Any], told: Mapping[str, Any]
+    pipeline: Pipeline, record: Record, found: Mapping[str, Any], wanted: Mapping[str, Any], told: Mapping[str, Any]
 ) -> Generated:
     with needed("imagic", "torch"):
         from cdiff_rt.editing.imagic import Tuning
@@ -169,9 +182,9 @@ def _tuned(
     except (TypeError, KeyError) as error:
         raise BadInput(f"record of {record.name}", f"its tuning cannot be read ({error})", DAMAGED) from None
     with tempfile.TemporaryDirectory() as folder:
-        work, settings = Path(folder) / "work", record.settings()
+        work, settings = Path(folder) / "work", _settings(record, found)
         how = {"alphas": told["alphas"], "threads": told.get("threads")}
-        return edit_by_imagic(pipeline, image, settings, wanted, work, tuning, **how)
+        return edit_by_imagic(pipeline, found["image"], settings, wanted, work, tuning, **how)
 
 
 def _compared(record: Record, result: Generated, place: int) -> Reproduced:

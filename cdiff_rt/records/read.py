@@ -16,7 +16,7 @@ from cdiff_rt.errors import BadInput, CdiffError
 from cdiff_rt.inputs.containers import LARGEST_TEXT, texts_of
 from cdiff_rt.inputs.images import LARGEST_FILE, name_of, opened, read_array, read_file
 from cdiff_rt.outputs.formats import GALLERY, INPUTS, RECORD
-from cdiff_rt.settings import SETTINGS, Influence, Settings
+from cdiff_rt.settings import SETTINGS, Settings
 
 LARGEST = 2**20  # characters of a record
 UNREADABLE = (
@@ -83,7 +83,7 @@ class Record:
         if isinstance(old := told.get("influence"), dict):  # as records of the first format have it
             found |= old
         try:
-            return Settings().amended(found, Influence())
+            return Settings(**found)
         except CdiffError as error:
             raise BadInput(f"record of {self.name}: {error.what}", error.seen, DAMAGED) from None
 

@@ -18,11 +18,20 @@ class Experts:
     projections: list[np.ndarray]  # per modality [S, E_m]: time projections
     map: Callable[..., Iterable[dict[str, np.ndarray]]] = map  # an executor's map runs the experts side by side
 
-    def __call__(self, x: np.ndarray, step: int) -> tuple[np.ndarray, np.ndarray]:
-        """x [B, C, *latent] -> outs [M, B, C, *latent], logits [M, B, 1, *latent]."""
+    def __call__(self, x: np.ndarray, step: int, present: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """x [B, C, *latent] -> outs [M, B, C, *latent], logits [M, B, 1, *latent], of those present [M] in this step.
+
+        The others are not called, and are zeros.
+        """
+        present = np.ones(len(self.engines)) if present is None else present
 
         def run(engine: Network, projections: np.ndarray, context: np.ndarray) -> dict[str, np.ndarray]:
             return engine(x=x, projections=projections[step : step + 1], context=context)
 
-        results = list(self.map(run, self.engines, self.projections, self.contexts))
-        return np.stack([result["out"] for result in results]), np.stack([result["logit"] for result in results])
+        called = np.flatnonzero(present).tolist()
+        columns = ([column[m] for m in called] for column in (self.engines, self.projections, self.contexts))
+        outs = np.zeros((len(present), *x.shape), np.float32)
+        logits = np.zeros_like(outs[:, :, :1])
+        for m, result in zip(called, self.map(run, *columns), strict=True):
+            outs[m], logits[m] = result["out"], result["logit"]
+        return outs, logits

@@ -63,7 +63,7 @@ def sample(
     for i, timestep in enumerate(table.timesteps):
         if known:
             x = known.onto(x, i, table.alpha_bars[i])
-        outs, logits = experts(x, i)
+        outs, logits = experts(x, i, adjust.present[i])
         weights = influence(logits, of_step(adjust, i, x.ndim))
         fused = fuse(outs, weights)
         before = x

@@ -10,18 +10,17 @@ import numpy as np
 
 from cdiff_rt.pipeline import Pipeline
 from cdiff_rt.sampling.loop import Callback
-from cdiff_rt.settings import Influence
 from examples.motion.judge import Verdict, held_out, judge
 from examples.motion.paths import NAMES, Requests, as_numbers, as_paths
 
 SEED = 0  # path i of this seed belongs to request i
-PLAIN_MEAN = Influence(decay="none", factor=1.0, sharpness=0.0)
+PLAIN_MEAN = {"influence": "as-trained", "sharpness": 0.0}
 ENDPOINTS, STYLE, MEAN, BOTH = "endpoints only", "style only", "plain mean", "collaborative"
-WAYS: dict[str, tuple[set[str], Influence | None]] = {  # the conditions that are given; None is the bundle's own
-    ENDPOINTS: ({"endpoints"}, None),
-    STYLE: ({"style"}, None),
+WAYS: dict[str, tuple[set[str], dict]] = {  # the conditions that are given, and the settings
+    ENDPOINTS: ({"endpoints"}, {}),
+    STYLE: ({"style"}, {}),
     MEAN: ({"endpoints", "style"}, PLAIN_MEAN),
-    BOTH: ({"endpoints", "style"}, None),
+    BOTH: ({"endpoints", "style"}, {}),
 }
 
 
@@ -36,12 +35,12 @@ def sample(
     callback: Callback | None = None,
 ) -> np.ndarray:
     """[batch, POINTS] complex: paths for request i, run in one of WAYS."""
-    names, influence = WAYS[way]
+    names, settings = WAYS[way]
     result = pipeline.generate(
         seed=SEED,
         first=first,
         batch=batch,
-        influence=influence,
+        **settings,
         callback_on_step_end=callback,
         endpoints=as_numbers(requests.ends)[i] if "endpoints" in names else None,
         style=NAMES[requests.styles[i]] if "style" in names else None,

@@ -1,4 +1,4 @@
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -147,7 +147,9 @@ def test_every_way_gets_its_conditions_its_influence_and_its_number_of_the_seed(
         conditions = {name: exam.conditions(number)[name] for name in way.modalities}
         assert given.keys() == conditions.keys()
         assert all(np.array_equal(given[name], value) for name, value in conditions.items())
-        assert (settings.steps, settings.seed, settings.first) == (8, 0, number) and settings.influence == way.influence
+        assert (settings.steps, settings.seed, settings.first) == (8, 0, number) and settings.over(
+            Influence()
+        ) == way.influence
     assert len(perfect) == 2 * len(NAMES)
 
 
@@ -160,11 +162,11 @@ def test_images_are_those_of_python_and_are_written(exam, pipeline, tmp_path):
     images = {way: np.stack([np.asarray(Image.open(out / way / f"00{i}.png")) for i in range(2)]) for way in NAMES}
     given = exam.conditions(1)
     for way, conditions, influence in (
-        ("collaborative", given, None),
+        ("collaborative", given, pipeline.manifest.influence),
         ("plain mean", given, Influence("none", 1.0, 0.0)),
-        ("mask only", {"mask": given["mask"]}, None),
+        ("mask only", {"mask": given["mask"]}, pipeline.manifest.influence),
     ):
-        expected = pipeline.generate(steps=2, seed=0, first=1, influence=influence, **conditions).images[0]
+        expected = pipeline.generate(steps=2, seed=0, first=1, **asdict(influence), **conditions).images[0]
         np.testing.assert_array_equal(images[way][1], expected)
     assert len({pixels.tobytes() for way in NAMES for pixels in images[way]}) == 2 * len(NAMES)
     judged = score(exam.first(2).shuffled(), images["collaborative"], None)

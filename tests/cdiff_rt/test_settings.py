@@ -104,12 +104,13 @@ def test_whatever_says_a_value_becomes_a_plain_one(name, value, plain):
         ("labels", "", "labels: '' is no order and no file; give celebamask or bisenet"),
         ("decay", "slow", "decay: 'slow'; choose one of none, linear, cosine"),
         ("factor", -1, "factor: -1.0 is outside"),
-        ("influence", 2.0, "influence: a float; give a cdiff_rt.Influence"),
+        ("influence", 2.0, "influence: a float; give a text, a list of texts, or a dict by condition"),
+        ("region", USUAL, "region: a Influence; give a text"),
     ],
 )
 def test_a_value_that_is_none_is_refused_in_words(name, value, words):
     with pytest.raises(BadRequest) as caught:
-        Settings().amended({name: value}, USUAL)
+        Settings(**{name: value})
     assert str(caught.value).startswith(words)
 
 
@@ -119,11 +120,20 @@ def test_settings_cannot_be_changed():
 
 
 def test_settings_of_the_influence_change_the_models_own():
-    assert Settings().amended({"seed": 1}, USUAL).influence is None
-    assert Settings().amended({"factor": 1}, USUAL).influence == Influence("linear", 1.0)
-    own = Settings(influence=Influence("none", 5.0))
-    assert own.amended({"sharpness": 2}, USUAL).influence == Influence("none", 5.0, 2.0)
-    assert own.amended({"influence": None, "boost": 1}, USUAL).influence == Influence("none", 5.0, boost=1.0)
+    assert Settings(seed=1).over(USUAL) == USUAL
+    assert Settings(factor=1).over(USUAL) == Influence("linear", 1.0)
+    assert Settings(decay="none", sharpness=2).over(USUAL) == Influence("none", 3.0, 2.0)
+    assert Settings(boost=1).over(USUAL) == Influence("linear", 3.0, boost=1.0)
+
+
+@pytest.mark.parametrize(
+    ("preset", "meant"),
+    [("paper", Influence("cosine", 2.0)), ("as-trained", Influence("none", 1.0)), ("mask-first", USUAL)],
+)
+def test_a_preset_stands_in_for_the_models_own_and_what_is_given_beside_it_for_both(preset, meant):
+    assert Settings(influence=preset).over(USUAL) == meant
+    beside = Settings(influence=[preset, "text=2"], decay="linear", boost=1).over(USUAL)
+    assert beside == dataclasses.replace(meant, decay="linear", boost=1.0)
 
 
 def test_what_is_told_is_resolved_and_leaves_out_the_usual():
@@ -137,8 +147,9 @@ def test_what_is_told_is_resolved_and_leaves_out_the_usual():
         "batch": 1,
         "tier": "fast",
     }
-    told = Settings(steps=10, influence=USUAL, rounding="nearest").told()
-    assert (told["rounding"], told["influence"]) == ("nearest", dataclasses.asdict(USUAL)) and "tier" not in told
+    told = Settings(steps=10, factor=3, influence={"text": 1.5}, region={"mask": "a.png"}, rounding="nearest").told()
+    assert (told["rounding"], told["factor"], told["influence"]) == ("nearest", 3.0, ["text=1.5"])
+    assert told["region"] == ["mask=a.png:only"] and not {"tier", "decay"} & set(told)
 
 
 def test_how_masks_are_read_is_told_as_it_can_be_asked_for_again(tmp_path):
@@ -188,7 +199,7 @@ def test_a_pipeline_names_the_right_word(pipeline):
 
 def test_settings_as_one_object_and_by_name_are_the_same_request(pipeline):
     by_name = pipeline.generate(text="a man", seed=7, steps=2, factor=1)
-    settings = Settings(seed=7, steps=2).amended({"factor": 1}, pipeline.manifest.influence)
+    settings = Settings(seed=7, steps=2, factor=1)
     whole = pipeline.generate(settings, text="a man")
     amended = pipeline.generate(settings, conditions={"text": "a man"}, seed=7)
     assert by_name.parameters == whole.parameters == amended.parameters

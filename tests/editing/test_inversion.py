@@ -1,3 +1,4 @@
+import dataclasses
 from collections import Counter
 from dataclasses import replace
 
@@ -95,9 +96,9 @@ def test_and_with_the_trained_ones(backend, steps, names, bundle, photo, mask):
 @pytest.mark.parametrize("influence", [Influence("none", 1.0), Influence("linear", 3.0, 0.5, 2.0)])
 def test_and_under_any_adjustment_of_the_influence(influence, pipeline, photo, mask):
     conditions = {"mask": mask, "text": NOW}
-    result = pipeline.edit(photo, source=conditions, steps=10, influence=influence, **conditions)
+    result = pipeline.edit(photo, source=conditions, steps=10, **dataclasses.asdict(influence), **conditions)
     assert error(result, pipeline, photo)[0] <= RECONSTRUCTED
-    assert result.parameters["influence"]["decay"] == influence.decay
+    assert result.parameters["decay"] == influence.decay
 
 
 def test_and_where_only_a_part_of_the_steps_is_walked(pipeline, photo, mask):

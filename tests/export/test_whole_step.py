@@ -12,24 +12,27 @@ from cdiff_rt.engines.base import Placement
 from cdiff_rt.export.typed import write_typed
 from cdiff_rt.export.whole_step import whole_step_graph
 from cdiff_rt.sampling import fusion, solvers
-from cdiff_rt.sampling.fusion import Adjustment
-from cdiff_rt.sampling.numbers import pack
+from cdiff_rt.sampling.fusion import PER_MODALITY, Adjustment
+from cdiff_rt.sampling.numbers import WIDTH, pack
 from tests.export.test_typed import BUDGETS, assert_strongly_typed, inputs_for, relative, written
 
 RNG = np.random.default_rng(0)
 BATCH = 2
 ADJUSTMENTS = {
-    "identity": Adjustment(np.ones((1, 2)), np.zeros(2), np.ones(2)),
-    "anchored": Adjustment(np.array([[0.3, 1.0]]), np.array([0.0, 1.0]), np.array([2.0, 1.0]), 1.5),
-    "boosted": Adjustment(np.array([[0.3, 1.0]]), np.array([0.0, 1.0]), np.array([2.0, 1.0]), 0.5, 3.0),
+    "identity": Adjustment(np.ones((1, 2)), np.zeros((1, 2)), np.ones((1, 2)), np.ones((1, 2))),
+    "anchored": Adjustment(
+        np.array([[0.3, 1.0]]), np.array([[0.0, 1.0]]), np.array([[2.0, 1.0]]), np.ones((1, 2)), 1.5
+    ),
+    "boosted": Adjustment(
+        np.array([[0.3, 1.0]]), np.array([[0.0, 1.0]]), np.array([[2.0, 1.0]]), np.ones((1, 2)), 0.5, 3.0
+    ),
 }
 TABLE = solvers.SolverTable(np.array([7]), np.array([0.5]), RNG.standard_normal((1, 8)))
 
 
 def of_some(adjust, count):
     """That of the first modalities."""
-    gains, anchor, factors = adjust.gains[:, :count], adjust.anchor[:count], adjust.factors[:count]
-    return replace(adjust, gains=gains, anchor=anchor, factors=factors)
+    return replace(adjust, **{name: getattr(adjust, name)[:, :count] for name in PER_MODALITY})
 
 
 def expected(bundle, modalities, inputs, adjust):
@@ -96,7 +99,7 @@ def test_latents_stay_fp32_and_what_the_experts_take_is_theirs(step, bundle):
     for name in ("x", "hist", "noise", "next_x", "next_hist"):
         assert (shapes.pop(name), kinds.pop(name)) == (latent, "float32")
     assert (shapes.pop("weights"), kinds.pop("weights")) == ((2, BATCH, 1, 16, 16), "float32")
-    assert (shapes.pop("numbers"), kinds.pop("numbers")) == ((40,), "float32")
+    assert (shapes.pop("numbers"), kinds.pop("numbers")) == ((WIDTH,), "float32")
     assert set(kinds.values()) == {"float16"}
     assert shapes == {
         "projections.mask": (1, 1088),

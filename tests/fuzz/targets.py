@@ -19,10 +19,11 @@ import numpy as np
 from PIL import Image, ImageCms, PngImagePlugin
 
 from cdiff_rt.errors import CdiffError
-from cdiff_rt.inputs.images import read_array, read_photo, read_region
+from cdiff_rt.inputs.images import read_array, read_photo
 from cdiff_rt.inputs.label_maps import read_labels
 from cdiff_rt.inputs.modalities import check_text
 from cdiff_rt.inputs.palette import PALETTE
+from cdiff_rt.inputs.region_maps import read_region
 from cdiff_rt.inputs.wordpiece import WordPiece
 from cdiff_rt.jobs.file import read_jobs
 from cdiff_rt.jobs.run import read_results

@@ -7,9 +7,10 @@ import pytest
 from PIL import Image
 
 from cdiff_rt.inputs import containers
-from cdiff_rt.inputs.images import read_array, read_photo, read_region
+from cdiff_rt.inputs.images import read_array, read_photo
 from cdiff_rt.inputs.label_maps import read_labels
 from cdiff_rt.inputs.palette import PALETTE
+from cdiff_rt.inputs.region_maps import read_region
 
 hypothesis = pytest.importorskip("hypothesis", reason="pip install '.[test]'")
 from hypothesis import given, settings, strategies

@@ -68,8 +68,9 @@ def step(modalities=2, latent=(8, 8), *, batch=2, channels=3, predicted=SINGLE, 
     table = SolverTable(np.arange(STEPS), np.ones(STEPS), single["table"])
     adjust = Adjustment(
         np.where(np.arange(modalities) == modalities - 1, 1.0, single["gains"]),
-        np.eye(modalities)[-1],
-        np.where(np.arange(modalities) == 0, 1.75, 1.0),
+        np.tile(np.eye(modalities)[-1], (STEPS, 1)),
+        np.tile(np.where(np.arange(modalities) == 0, 1.75, 1.0), (STEPS, 1)),
+        np.ones((STEPS, modalities)),
         1.25,
         2.0 if choices.get("boosted") else None,
     )

@@ -14,7 +14,7 @@ from cdiff_rt.gpu import kernel
 from cdiff_rt.gpu.buffers import PerStep
 from cdiff_rt.gpu.fused_step import on_cuda
 from cdiff_rt.manifest import TensorSpec
-from cdiff_rt.sampling.numbers import LARGEST
+from cdiff_rt.sampling.numbers import LARGEST, WIDTH
 from tests.gpu import launches, ptx, sass
 from tests.gpu.launches import Launch, build, mutant, recorded
 from tests.gpu.test_fused_step import BRAIN, HALF, SINGLE, TYPES, check_results, expected, step
@@ -230,10 +230,10 @@ MUTANTS = {
         "now = read(x + here, inside) + 0.0 * read(logits + b * size + pixel, inside)",
         "logits are read",
     ),
-    "the next step's sharpness": ("numbers + SHARPNESS)", "numbers + SHARPNESS + 40)", "x"),
+    "the next step's sharpness": ("numbers + SHARPNESS)", f"numbers + SHARPNESS + {WIDTH})", "x"),
     "the next step's numbers read": (
         "tl.load(numbers + SHARPNESS)",
-        "tl.load(numbers + SHARPNESS) + 0.0 * tl.load(numbers + 40)",
+        f"tl.load(numbers + SHARPNESS) + 0.0 * tl.load(numbers + {WIDTH})",
         "numbers of another step are read",
     ),
     "gaps read": ("at(m, logits_stride) + b", "at(m, logits_stride) + b + 1", "x"),

@@ -18,7 +18,6 @@ from cdiff_rt.inputs.inpainting import Inpainting
 from cdiff_rt.pipeline import Pipeline
 from cdiff_rt.run import OnDevice
 from cdiff_rt.sampling.solvers import SOLVERS
-from cdiff_rt.settings import Influence
 from tests.gpu.standin_cuda import Standin
 from tests.gpu.whole_step import WholeStep
 
@@ -54,8 +53,8 @@ def difference(ours, reference):
         {},
         {"batch": 3, "first": 2, "seed": 7},
         {"eta": 0.0},
-        {"influence": Influence("linear", 3.0, 0.5)},
-        {"influence": Influence(boost=3.0)},
+        {"decay": "linear", "factor": 3.0, "sharpness": 0.5},
+        {"boost": 3.0},
         {"without": ["mask"]},
     ],
     ids=str,
@@ -99,9 +98,7 @@ def test_a_callback_sees_what_it_sees_on_the_cpu_and_changes_nothing(device, pip
 def test_runs_of_one_structure_share_a_loop_and_do_not_disturb_each_other(bundle, mask):
     pipeline = on_device(bundle)
     first = pipeline.generate(mask=mask, text=TEXT, steps=4)
-    other = pipeline.generate(
-        mask=mask[::-1].copy(), text="A woman.", steps=4, seed=3, influence=Influence("none", 1.0)
-    )
+    other = pipeline.generate(mask=mask[::-1].copy(), text="A woman.", steps=4, seed=3, influence="as-trained")
     again = pipeline.generate(mask=mask, text=TEXT, steps=4)
     assert len([*pipeline._runner._loops]) == 1 and difference(other, first) > 0.1
     np.testing.assert_array_equal(first.latents, again.latents)
@@ -223,9 +220,7 @@ def whole_steps(monkeypatch):
     monkeypatch.setattr(runner, "load_device_engine", load)
 
 
-@pytest.mark.parametrize(
-    "settings", [{}, {"eta": 0.0}, {"batch": 2}, {"influence": Influence(boost=3.0)}, {"without": ["text"]}], ids=str
-)
+@pytest.mark.parametrize("settings", [{}, {"eta": 0.0}, {"batch": 2}, {"boost": 3.0}, {"without": ["text"]}], ids=str)
 def test_an_engine_of_the_whole_step_gives_the_same(settings, whole_steps, bundle, pipeline, mask):
     ours, reference = (
         p.generate(mask=mask, text=TEXT, steps=4, **settings)

@@ -8,8 +8,9 @@ from PIL import Image, PngImagePlugin
 
 from cdiff_rt.errors import BadInput
 from cdiff_rt.inputs import containers
-from cdiff_rt.inputs.images import ORIENTATION, read_photo, read_region
+from cdiff_rt.inputs.images import ORIENTATION, read_photo
 from cdiff_rt.inputs.label_maps import read_labels
+from cdiff_rt.inputs.region_maps import read_region
 from tests.bad_files import png_chunk
 
 RNG = np.random.default_rng(0)

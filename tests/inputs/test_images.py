@@ -13,6 +13,7 @@ from PIL import Image
 
 from cdiff_rt.errors import BadInput
 from cdiff_rt.inputs import images
+from cdiff_rt.inputs.region_maps import read_region
 from tests.bad_files import png_chunk, zeros_png
 from tests.command_line import check_refused, run
 
@@ -58,7 +59,7 @@ def test_a_region_is_one_where_it_is_white(size, tmp_path):
     Image.fromarray(keep * 255).save(tmp_path / "grey.png")
     Image.fromarray(keep.astype(bool)).save(tmp_path / "one-bit.png")
     for name in ("grey.png", "one-bit.png"):
-        np.testing.assert_array_equal(images.read_region(tmp_path / name), keep)
+        np.testing.assert_array_equal(read_region(tmp_path / name), keep)
 
 
 def soft(path):
@@ -72,9 +73,9 @@ def soft(path):
         (lambda path: images.read_photo(path, 8), lambda path: path.mkdir(), "not a file"),
         (lambda path: images.read_photo(path, 8), lambda path: Image.fromarray(PICTURE).save(path, "GIF"), "GIF"),
         (lambda path: images.read_photo(path, 8), lambda path: path.write_text("<html>"), "cannot be read"),
-        (images.read_region, lambda path: None, "region .*no such file"),
-        (images.read_region, soft, "grey levels 1, 2, 3, 4, 5 besides black and white"),
-        (images.read_region, lambda path: Image.fromarray(PICTURE).save(path, "JPEG"), "JPEG"),
+        (read_region, lambda path: None, "region .*no such file"),
+        (read_region, soft, "grey levels 1, 2, 3, 4, 5 besides black and white"),
+        (read_region, lambda path: Image.fromarray(PICTURE).save(path, "JPEG"), "JPEG"),
         (lambda path: images.read_array(path, "sketch"), lambda path: None, "sketch .*no such file"),
         (lambda path: images.read_array(path, "sketch"), lambda path: path.write_text("1,2"), "cannot be read"),
         (
@@ -92,7 +93,7 @@ def test_bad_photos_regions_and_arrays_are_refused_in_words(read, write, words, 
 
 
 def test_a_bomb_is_no_photo_and_no_region(bomb_file):
-    for read in (lambda: images.read_photo(bomb_file, 8), lambda: images.read_region(bomb_file)):
+    for read in (lambda: images.read_photo(bomb_file, 8), lambda: read_region(bomb_file)):
         with pytest.raises(BadInput, match="169|13000x13000"):
             read()
 
@@ -105,10 +106,11 @@ from pathlib import Path
 from PIL import ImageCms, JpegImagePlugin, PngImagePlugin
 from cdiff_rt.errors import BadInput
 from cdiff_rt.inputs import images
+from cdiff_rt.inputs.region_maps import read_region
 from cdiff_rt.inputs.label_maps import read_labels
 def peak():
     return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
-how = {"mask": lambda p: read_labels(p, 19), "photo": lambda p: images.read_photo(p, 128), "region": images.read_region}
+how = {"mask": lambda p: read_labels(p, 19), "photo": lambda p: images.read_photo(p, 128), "region": read_region}
 before, said, began = peak(), "read", time.process_time()
 try:
     how[sys.argv[1]](Path(sys.argv[2]))
@@ -321,7 +323,7 @@ def test_so_does_a_name_that_is_too_long(kind, tmp_path, monkeypatch, root):
     check_refused(run(*OPTIONS[kind], path, "--out", tmp_path / "out"), 3, words)
 
 
-@pytest.mark.parametrize("read", [images.read_region, lambda path: images.read_array(path, "sketch")])
+@pytest.mark.parametrize("read", [read_region, lambda path: images.read_array(path, "sketch")])
 def test_so_does_a_name_with_a_nul(read):
     with pytest.raises(BadInput, match=r"there is no such file \(embedded null byte\)"):
         read("a\0b.png")
@@ -344,7 +346,7 @@ def test_so_does_one_that_may_not_be_opened(kind, error, tmp_path, monkeypatch, 
     check_refused(run(*OPTIONS[kind], tmp_path / "a.png", "--out", tmp_path / "out"), 3, words)
 
 
-@pytest.mark.parametrize("read", [lambda image: images.read_photo(image, 8), images.read_region])
+@pytest.mark.parametrize("read", [lambda image: images.read_photo(image, 8), read_region])
 def test_an_empty_picture_is_refused(read):
     with pytest.raises(BadInput, match="0x5 pixels"):
         read(Image.new("RGB", (0, 5)))
@@ -353,14 +355,14 @@ def test_an_empty_picture_is_refused(read):
 def test_a_device_is_not_even_opened(monkeypatch):
     monkeypatch.setattr("cdiff_rt.inputs.images.os.open", None)
     with pytest.raises(BadInput, match="a pipe or a device"):
-        images.read_region("/dev/zero")
+        read_region("/dev/zero")
 
 
 @pytest.mark.parametrize("mode", ["LA", "RGBA"])
 def test_an_alpha_channel_that_hides_nothing_is_none(mode, tmp_path, caplog):
     white = Image.fromarray((PICTURE[:8, :8, 0] > 128).astype(np.uint8) * 255)
     white.convert(mode).save(tmp_path / "region.png")
-    np.testing.assert_array_equal(images.read_region(tmp_path / "region.png"), np.asarray(white) == 255)
+    np.testing.assert_array_equal(read_region(tmp_path / "region.png"), np.asarray(white) == 255)
     Image.fromarray(PICTURE).convert("RGBA").save(tmp_path / "photo.png")
     np.testing.assert_array_equal(images.read_photo(tmp_path / "photo.png", 64), PICTURE)
     assert caplog.messages == []
@@ -368,4 +370,4 @@ def test_an_alpha_channel_that_hides_nothing_is_none(mode, tmp_path, caplog):
     half.putalpha(128)
     half.save(tmp_path / "half.png")
     with pytest.raises(BadInput, match="partly transparent"):
-        images.read_region(tmp_path / "half.png")
+        read_region(tmp_path / "half.png")

@@ -44,18 +44,24 @@ def test_a_row_is_a_job_whose_paths_start_at_the_file(write, bundle, tmp_path):
     path = write({"id": "man", "mask": "masks/face.png", "text": TEXT, **everything}, {"text": TEXT, "mask": None})
     first, second = read_jobs(path, bundle.manifest)
     assert first.id == "man" and first.conditions == {"mask": tmp_path / "masks" / "face.png", "text": TEXT}
-    assert first.settings == Settings().amended(everything, bundle.manifest.influence)
-    assert first.settings.influence == Influence("linear", 1.0, 2.0, 3.0) and first.settings.without == ("mask",)
+    assert first.settings == Settings(**everything)
+    assert first.settings.over(Influence()) == Influence("linear", 1.0, 2.0, 3.0) and first.settings.without == (
+        "mask",
+    )
     assert second == Job("000002", {"text": TEXT}, Settings())
 
 
 def test_settings_are_those_of_generate_with_numbers_as_the_command_reads_them(write, bundle):
     (job,) = read_jobs(write({"text": TEXT, "eta": 1, "factor": 3}), bundle.manifest)
-    assert type(job.settings.eta) is type(job.settings.influence.factor) is float
-    usual = bundle.manifest.influence
-    assert job.settings.influence == Influence(usual.decay, 3.0, usual.sharpness, usual.boost)
-    (plain,) = read_jobs(write({"text": TEXT}), bundle.manifest)
-    assert plain.settings.influence is None
+    assert type(job.settings.eta) is type(job.settings.factor) is float
+    assert job.settings.factor == 3.0
+
+
+def test_areas_start_at_the_file(write, bundle, tmp_path):
+    row = {"text": TEXT, "influence": {"text": 1.5}, "region": "text=masks/beard.png:at-least=0.8"}
+    (job,) = read_jobs(write(row), bundle.manifest)
+    assert job.settings.told()["influence"] == ["text=1.5"]
+    assert job.settings.told()["region"] == [f"text={tmp_path}/masks/beard.png:at-least=0.8"]
 
 
 def test_an_absolute_path_stays(write, bundle, tmp_path):

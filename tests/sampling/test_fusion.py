@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cdiff_rt.sampling import fusion
-from cdiff_rt.sampling.fusion import Adjustment, adjustment, decay, fuse, influence, of_step, update
+from cdiff_rt.sampling.fusion import PER_MODALITY, Adjustment, adjustment, decay, fuse, influence, of_step, update
 from cdiff_rt.sampling.solvers import C_HIST, C_NOISE, C_OUT, C_X, D_OUT, D_X
 from cdiff_rt.settings import Influence
 
@@ -21,9 +21,8 @@ COSINE = decay("cosine", TIMESTEPS, 1000)
 def weights_at(logits, adjust, step, convert=np.asarray):
     """In float64, so that it can be held against a transcription of the formula."""
     shape = (-1,) + (1,) * (logits.ndim - 1)
-    parts = (adjust.gains[step], adjust.anchor, adjust.factors)
-    gains, anchor, factors = (convert(part.reshape(shape)) for part in parts)
-    return influence(logits, replace(adjust, gains=gains, anchor=anchor, factors=factors))
+    parts = {name: convert(getattr(adjust, name)[step].reshape(shape)) for name in PER_MODALITY}
+    return influence(logits, replace(adjust, **parts))
 
 
 def reference_two(logits, t):
@@ -74,7 +73,7 @@ def test_one_modality_alone_has_all_influence_everywhere(roles):
 @pytest.mark.parametrize(
     "adjust",
     [
-        Adjustment(np.ones((4, 3)), np.zeros(3), np.ones(3)),
+        Adjustment(np.ones((4, 3)), np.zeros((4, 3)), np.ones((4, 3)), np.ones((4, 3))),
         adjustment([True, True, True], None, COSINE, Influence(factor=2.0)),  # none to take the remainder
         adjustment([False, False, False], 1, COSINE, Influence(factor=2.0)),  # nothing that decays
         adjustment([True, False, True], 1, decay("none", TIMESTEPS, 1000), Influence(factor=1.0)),
@@ -118,7 +117,7 @@ def test_sharpness_leaves_float32_as_it_is():
 def test_a_step_has_its_own_gains_and_what_all_steps_share():
     adjust = adjustment([True, False], 1, COSINE, Influence(factor=3.0, sharpness=0.5, boost=2.0))
     step = of_step(adjust, 2, 3)
-    assert step.gains.shape == step.anchor.shape == step.factors.shape == (2, 1, 1, 1)
+    assert all(getattr(step, name).shape == (2, 1, 1, 1) for name in PER_MODALITY)
     np.testing.assert_allclose(step.gains.ravel(), [COSINE[2], 1.0], rtol=1e-6)
     assert (step.anchor.ravel().tolist(), step.factors.ravel().tolist()) == ([0, 1], [3, 1])
     assert (step.sharpness, step.boost) == (0.5, 2.0)

@@ -6,7 +6,7 @@ from cdiff_rt.sampling.schedule import Schedule
 from cdiff_rt.sampling.solvers import ddim
 
 STEPS = 4
-PLAIN = Adjustment(np.ones((STEPS, 2)), np.zeros(2), np.ones(2))
+PLAIN = Adjustment(np.ones((STEPS, 2)), np.zeros((STEPS, 2)), np.ones((STEPS, 2)), np.ones((STEPS, 2)))
 X = np.random.default_rng(0).standard_normal((2, 3, 4, 4)).astype(np.float32)
 
 
@@ -22,7 +22,7 @@ class Blind:
     def __init__(self, outs):
         self.answer = outs, np.zeros((2, 2, 1, 4, 4), np.float32)
 
-    def __call__(self, x, step):
+    def __call__(self, x, step, present):
         return self.answer
 
 
@@ -31,7 +31,7 @@ def test_experts_that_know_the_noise_lead_back_to_the_image():
     image, eps = np.random.default_rng(1).standard_normal((2, *X.shape)).astype(np.float32)
     table = ddim(Schedule(), STEPS, eta=0.0)
 
-    def experts(x, step):  # each is off by as much as the other, so that their mean is right
+    def experts(x, step, present):  # each is off by as much as the other, so that their mean is right
         return np.stack([eps - 1, eps + 1]), np.zeros((2, 2, 1, 4, 4), np.float32)
 
     def mixed(a):
@@ -49,7 +49,11 @@ def test_noise_is_asked_for_once_a_step_in_order():
         return np.zeros_like(X)
 
     sample(
-        lambda x, step: (np.stack([x, x]), np.zeros((2, 2, 1, 4, 4), np.float32)), X, noise, ddim(Schedule(), 4), PLAIN
+        lambda x, step, present: (np.stack([x, x]), np.zeros((2, 2, 1, 4, 4), np.float32)),
+        X,
+        noise,
+        ddim(Schedule(), 4),
+        PLAIN,
     )
     assert asked == [0, 1, 2, 3]
 
@@ -77,7 +81,7 @@ def test_a_known_region_begins_each_step_as_q_of_x_t_and_the_rest_is_free():
     table, seen = ddim(Schedule(), STEPS), []
 
     class Watching(Blind):
-        def __call__(self, x, step):
+        def __call__(self, x, step, present):
             seen.append(x)
             return self.answer
 
