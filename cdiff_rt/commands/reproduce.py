@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from cdiff_rt.commands.options import CONDITIONS, MODEL, OUTPUT, PATH, GroupedCommand, option
-from cdiff_rt.commands.terminal import say
+from cdiff_rt.commands.terminal import raise_first, say
 
 
 @click.command(
@@ -42,11 +42,10 @@ def reproduce(
     Ends with exit code 0 if all are the same, to the byte, or on another backend within 1 of 255 levels, and with 1 if one
     is another picture.
     """
-    from cdiff_rt.errors import BadRequest
+    from cdiff_rt.errors import BadInput, BadRequest, CdiffError
     from cdiff_rt.outputs import files
     from cdiff_rt.outputs.generated import OVERWRITE
-    from cdiff_rt.records.again import made_again, opened
-    from cdiff_rt.records.read import read_record
+    from cdiff_rt.records.again import Again
 
     if out and len(pictures) > 1:
         raise click.UsageError("--out is one file: give one picture")
@@ -57,15 +56,18 @@ def reproduce(
     if out:
         files.check_names(out)
         files.check_folder(out.parent)
-    held = []
-    for picture in pictures:
-        record = read_record(picture)
-        with opened(record, model, backend) as pipeline:
-            made = made_again(pipeline, record, picture.parent, search)
-        if out:
-            with files.all_or_nothing(out) as folder:
-                (folder / out.name).write_bytes(made.content)
-        say(f"{picture}: {made}")
-        held.append(made.holds)
-    if not all(held):
-        sys.exit(1)
+    worst, failed = 0, list[CdiffError]()
+    with Again(search, model, backend) as again:
+        for picture in pictures:
+            try:
+                made = again(picture)
+            except BadInput as error:
+                failed.append(error)
+                continue
+            if out:
+                with files.all_or_nothing(out) as folder:
+                    (folder / out.name).write_bytes(made.content)
+            say(f"{picture}: {made}")
+            worst = max(worst, 0 if made.holds else 1)
+    raise_first(failed, len(pictures))
+    sys.exit(worst)

@@ -5,8 +5,7 @@ from pathlib import Path
 import click
 
 from cdiff_rt.commands.options import OUTPUT, PATH, GroupedCommand, option
-from cdiff_rt.commands.terminal import say
-from cdiff_rt.notes import log
+from cdiff_rt.commands.terminal import raise_first, say
 
 
 @click.command(
@@ -23,12 +22,12 @@ def show(pictures: tuple[Path, ...], as_json: bool) -> None:
 
     Reads the record in a .png or .npz: request, hashes of the inputs, model, versions, and a command that makes it again.
     """
-    from cdiff_rt.errors import BadInput
+    from cdiff_rt.errors import BadInput, CdiffError
     from cdiff_rt.outputs.formats import RECORD
     from cdiff_rt.records.read import read_record
     from cdiff_rt.records.show import WITHOUT_RECORD, lines
 
-    failed: list[BadInput] = []
+    failed: list[CdiffError] = []
     for place, picture in enumerate(pictures):
         try:
             record = read_record(picture)
@@ -37,13 +36,6 @@ def show(pictures: tuple[Path, ...], as_json: bool) -> None:
             text = record.texts[RECORD] if as_json else "\n".join(lines(record))
         except BadInput as error:
             failed.append(error)
-            if len(pictures) > 1:
-                log.warning("%s", error)
             continue
         say(text if as_json or not place else f"\n{text}")
-    if failed:
-        first = failed[0]
-        what = (
-            first.what if len(pictures) == 1 else f"{len(failed)} of {len(pictures)} pictures, the first: {first.what}"
-        )
-        raise BadInput(what, first.seen, first.remedy)
+    raise_first(failed, len(pictures))

@@ -4,7 +4,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from cdiff_rt.editing.reading import reading_for
 from cdiff_rt.errors import BadArtefact, BadInput, BadRequest, check_choice
 from cdiff_rt.extras import needed
 from cdiff_rt.inputs.inpainting import Inpainting
-from cdiff_rt.manifest import MODELS, find_model
+from cdiff_rt.manifest import MODELS
 from cdiff_rt.notes import hushed, log
 from cdiff_rt.outputs.formats import INPUTS, npz_bytes, parameters_text, png_bytes
 from cdiff_rt.outputs.generated import Generated
@@ -70,44 +70,62 @@ def reproduce(
     Inputs are looked for by their hash: in the file itself, beside it, in the current folder, and below the folders to
     `search`. Raises BadInput if the file has no record or an input is not there, BadArtefact if the model is another.
     """
-    record = read_record(path)
-    with opened(record, model, backend) as pipeline:
-        return made_again(pipeline, record, Path(path).parent, [Path(folder) for folder in search])
+    with Again(search, model, backend) as again:
+        return again(path)
 
 
-def opened(record: Record, model: str | Path | None = None, backend: str | None = None) -> Pipeline:
-    """The pipeline that a record asks for. Raises BadRequest, BadInput or BadArtefact."""
+class Again:
+    """Makes pictures again, as `reproduce`; the engines stay loaded from one to the next that asks for the same."""
+
+    def __init__(
+        self, search: Sequence[str | Path] = (), model: str | Path | None = None, backend: str | None = None
+    ) -> None:
+        self._search, self._model, self._backend = [Path(folder) for folder in search], model, backend
+        self._pipeline: Pipeline | None = None
+        self._asked: dict[str, Any] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._pipeline:
+            self._pipeline.close()
+        self._pipeline = None
+
+    def __call__(self, path: str | Path) -> Reproduced:
+        record = read_record(path)
+        asked = _asked_of(record, self._model, self._backend)
+        if self._pipeline is None or asked != self._asked:
+            self.__exit__()
+            self._pipeline, self._asked = Pipeline.from_pretrained(**asked), asked
+        _check_maker(record, self._pipeline)
+        found = inputs_of(record, self._pipeline.manifest, Path(path).parent, self._search)
+        with hushed():  # what there was to say of the request was said then
+            return _made_again(self._pipeline, record, found)
+
+
+def _asked_of(record: Record, model: str | Path | None, backend: str | None) -> dict[str, Any]:
+    """The pipeline that made it, as `from_pretrained` takes it. Raises BadRequest or BadInput."""
     if record.format < 1:
         raise BadInput(f"picture {record.name}", "another program made it, or its record is lost", "give another")
     if "overlay" in record.parameters:
         raise BadRequest("picture", f"{record.name} is a mask laid over a picture", "give the picture itself")
-    name, hashed, _ = (
-        record.told("model", str, ""),
-        record.told("model_hash", str, ""),
-        record.told("libraries", dict, {}),
-    )
+    name, its_backend = record.told("model", str, ""), record.told("backend", str, "")
     if model is None and name not in {path.name for path in MODELS.glob("*/")}:
         raise BadRequest("model", f"{record.name} was made by {name!r:.80}", "give that bundle's folder by --model")
-    same = backend in (None, record.told("backend", str, ""))
-    how: dict[str, Any] = {}
-    for key in ("precision", "threads", "experts") if same else ():
-        how |= {key: record.parameters[key]} if key in record.parameters else {}
-    pipeline = Pipeline.from_pretrained(
-        find_model(model or name), backend=backend or record.told("backend", str, ""), **how
-    )
-    if pipeline.bundle.manifest_hash != hashed:
-        seen = f"it is {pipeline.bundle.manifest_hash:.12}..., and {record.name} was made by {hashed:.12}..."
+    asked: dict[str, Any] = {"model": model or name, "backend": backend or its_backend}
+    known = ("precision", "threads", "experts") if asked["backend"] == its_backend else ()
+    return asked | {key: record.parameters[key] for key in known if key in record.parameters}
+
+
+def _check_maker(record: Record, pipeline: Pipeline) -> None:
+    """Raises BadArtefact for another model; another version is told."""
+    hashed, ours = record.told("model_hash", str, ""), pipeline.bundle.manifest_hash
+    if ours != hashed:
+        seen = f"it is {ours:.12}..., and {record.name} was made by {hashed:.12}..."
         raise BadArtefact(f"model {pipeline.manifest.name}, sha256 of its manifest", seen, "give that one by --model")
     if (version := record.parameters.get("version")) != __version__:
         log.warning("%s: made by cdiff-rt %s, and this is %s", record.name, version, __version__)
-    return pipeline
-
-
-def made_again(pipeline: Pipeline, record: Record, beside: Path, search: Sequence[Path] = ()) -> Reproduced:
-    """In silence: what there was to say of the request was said then."""
-    found = inputs_of(record, pipeline.manifest, beside, search)
-    with hushed():
-        return _made_again(pipeline, record, found)
 
 
 def _made_again(pipeline: Pipeline, record: Record, found: Mapping[str, Any]) -> Reproduced:
