@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import zipfile
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -51,9 +52,11 @@ def parameters_text(parameters: dict) -> dict[str, str]:
 
 
 def npz_bytes(latent: np.ndarray, texts: dict[str, str]) -> bytes:
-    """[C, *latent] float32 with its parameters, and the inputs if they are to be inside."""
+    """[C, *latent] float32 with its parameters, and the inputs if they are to be inside; without the time of day."""
     content, more = io.BytesIO(), {"inputs": texts[INPUTS]} if INPUTS in texts else {}
-    np.savez(content, latent=latent, parameters=texts[RECORD], **more)  # type: ignore[arg-type]
+    with zipfile.ZipFile(content, "w") as archive:
+        for name, value in {"latent": latent, "parameters": texts[RECORD], **more}.items():
+            archive.writestr(zipfile.ZipInfo(f"{name}.npy"), _npy_bytes(np.asarray(value)))
     return content.getvalue()
 
 
@@ -63,11 +66,16 @@ def inputs_text(inputs: Mapping[str, np.ndarray]) -> dict[str, str]:
 
 
 def _stored(array: np.ndarray) -> bytes:
+    if array.dtype != np.uint8 or not array.size or array.ndim < 2 or array.shape[2:] not in ((), (3,)):
+        return _npy_bytes(array)
     content = io.BytesIO()
-    if array.dtype == np.uint8 and array.ndim == 2 + (array.shape[-1] == 3 and array.ndim == 3) and array.size:
-        Image.fromarray(array).save(content, "PNG", optimize=True)
-    else:
-        np.save(content, array, allow_pickle=False)
+    Image.fromarray(array).save(content, "PNG", optimize=True)
+    return content.getvalue()
+
+
+def _npy_bytes(array: np.ndarray) -> bytes:
+    content = io.BytesIO()
+    np.save(content, array, allow_pickle=False)
     return content.getvalue()
 
 

@@ -223,15 +223,16 @@ def _compared(record: Record, result: Generated, place: int) -> Reproduced:
     if made.shape != before.shape:
         raise BadInput(f"picture {record.name}", f"it is {before.shape}, and its record's is {made.shape}", DAMAGED)
     levels = float(np.abs(made.astype(np.float64) - before).max(initial=0)) * scale
-    elsewhere = list(_elsewhere(record.parameters, now)) + list(_read_otherwise(record, fresh))
+    elsewhere = [*_elsewhere(record, now), *_read_otherwise(record, fresh)]
     return Reproduced(content, content == record.content, levels, elsewhere)
 
 
-def _elsewhere(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+def _elsewhere(record: Record, now: Mapping[str, Any]) -> Iterator[str]:
     for name in PLACE:
-        yield from _otherwise(name, then.get(name), now.get(name))
-    for name in sorted(set(before := then.get("libraries", {})) & set(after := now.get("libraries", {}))):
-        yield from _otherwise(name, before[name], after[name])
+        yield from _otherwise(name, record.parameters.get(name), now.get(name))
+    then = record.told("libraries", dict, {})
+    for name in sorted(set(then) & set(now.get("libraries", {}))):
+        yield from _otherwise(name, then[name], now["libraries"][name])
 
 
 def _otherwise(name: str, then: object, now: object) -> Iterator[str]:

@@ -16,8 +16,9 @@ from cdiff_rt.errors import BadInput, CdiffError
 from cdiff_rt.inputs.containers import LARGEST_TEXT, texts_of
 from cdiff_rt.inputs.images import LARGEST_FILE, name_of, opened, read_array, read_file
 from cdiff_rt.outputs.formats import GALLERY, INPUTS, RECORD
-from cdiff_rt.settings import SETTINGS, Settings
+from cdiff_rt.settings import INFLUENCES, SETTINGS, Settings
 
+NEEDED = ("seed", "first", "batch", "solver", "steps", "eta", "temperature", "prompt", "size", "model", "version")
 LARGEST = 2**20  # characters of a record
 UNREADABLE = (
     ValueError,
@@ -80,8 +81,11 @@ class Record:
         of_edit = {"steps": self.edit.get("of_steps"), "batch": None} if self.command == "edit" else {}
         told = self.parameters | {name: value for name, value in of_edit.items() if value or name == "batch"}
         found = {name: told[name] for name in SETTINGS if told.get(name) is not None and name != "tier"}
-        if isinstance(old := told.get("influence"), dict):  # as records of the first format have it
-            found |= old
+        if isinstance(found.get("influence"), dict):  # as records of the first format have it
+            old = found.pop("influence")
+            found |= {name: old[name] for name in INFLUENCES if old.get(name) is not None}
+        if lost := [name for name in NEEDED if self.parameters.get(name) is None]:
+            raise BadInput(f"record of {self.name}", f"it does not tell {', '.join(lost)}", DAMAGED)
         try:
             return Settings(**found)
         except CdiffError as error:

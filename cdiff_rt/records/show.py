@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from cdiff_rt.manifest import DEFAULT_MODEL
-from cdiff_rt.outputs.formats import GALLERY
+from cdiff_rt.outputs.formats import GALLERY, INPUTS
 from cdiff_rt.records.read import Record
 from cdiff_rt.settings import SETTINGS, Settings
 
@@ -99,6 +99,7 @@ def command_line(record: Record) -> str:
     usual |= {"precision": USUAL_PRECISION} if record.command == "generate" else {}
     words = [*_given(record), *_edited(edit), *_set(record.settings(), record)]
     words += [(f"--{name}", told[name]) for name, value in usual.items() if told.get(name, value) != value]
+    words += [("--embed-inputs",)] if INPUTS in record.texts else []
     many = record.told("batch", int, 1) > 1 and not edit.get("strip")
     words.append(("--out", "again" if many else file))
     return shlex.join(["cdiff-rt", record.command, *(str(word) for option in words for word in option)])
