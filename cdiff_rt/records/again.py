@@ -10,7 +10,7 @@ import numpy as np
 
 from cdiff_rt.editing.inversion import METHODS, side_by_side
 from cdiff_rt.editing.reading import reading_for
-from cdiff_rt.errors import BadArtefact, BadInput, BadRequest, check_choice
+from cdiff_rt.errors import BadArtefact, BadInput, BadRequest, check_choice, check_type
 from cdiff_rt.extras import needed
 from cdiff_rt.inputs.inpainting import Inpainting
 from cdiff_rt.manifest import MODELS
@@ -161,6 +161,7 @@ def _edited(pipeline: Pipeline, record: Record, found: Mapping[str, Any]) -> Gen
         raise BadInput(f"record of {record.name}", "it does not name the photo, as older ones don't", "edit it again")
     wanted = {role: value for role, value in found.items() if "." not in role and role != "image"}
     check_choice("method", told["method"], (*METHODS, "imagic"))
+    check_type("keep", told["keep"], list, DAMAGED)
     if told["method"] == "imagic":
         result = _tuned(pipeline, record, found, wanted, told)
     else:

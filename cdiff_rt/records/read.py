@@ -18,7 +18,7 @@ from cdiff_rt.inputs.images import LARGEST_FILE, name_of, opened, read_array, re
 from cdiff_rt.outputs.formats import GALLERY, INPUTS, RECORD
 from cdiff_rt.settings import INFLUENCES, SETTINGS, Settings
 
-NEEDED = ("seed", "first", "batch", "solver", "steps", "eta", "temperature", "prompt", "size", "model", "version")
+NEEDED = (*("seed", "first", "batch", "image", "solver", "steps", "eta", "temperature"), "prompt", "size", "version")
 LARGEST = 2**20  # characters of a record
 UNREADABLE = (
     ValueError,
@@ -72,7 +72,7 @@ class Record:
     def told(self, key: str, kind: type[Kind], default: Kind) -> Kind:
         """What stands behind a key. Raises BadInput if it is of another type."""
         value = self.parameters.get(key, default)
-        if not isinstance(value, kind):
+        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
             raise BadInput(f"record of {self.name}", f"{key} is {value!r:.80}", DAMAGED)
         return value
 
