@@ -129,7 +129,7 @@ def made(*arguments):
 def check_the_same(*files):
     result = run("reproduce", *files)
     assert result.stdout.splitlines() == [f"{file}: the same to the byte" for file in files], result.stderr
-    assert result.exit_code == 0
+    assert result.exit_code == 0 and result.stderr == ""  # of the request everything was said when it was made
 
 
 def check_shown(file):
