@@ -3,6 +3,7 @@ import hashlib
 import json
 import os
 import pickle
+import platform
 import shutil
 import subprocess
 import sys
@@ -268,6 +269,8 @@ def test_the_backends_agree_over_all_steps(steps, bundle, pipeline, mask):
 def test_the_record_tells_the_whole_run(pipeline, bundle, mask):
     result = pipeline.generate(mask=mask, text=TEXT, steps=4, seed=9, first=2, batch=2, eta=0.5)
     assert result.parameters == {
+        "record": 2,
+        "command": "generate",
         "solver": "ddim",
         "steps": 4,
         "eta": 0.5,
@@ -275,6 +278,14 @@ def test_the_record_tells_the_whole_run(pipeline, bundle, mask):
         "seed": 9,
         "first": 2,
         "batch": 2,
+        "rounding": "truncate",
+        "labels": "celebamask",
+        "snap": False,
+        "adjustment": dataclasses.asdict(pipeline.manifest.influence),
+        "inputs": {
+            "mask": {"array": "uint8 128x128", "sha256": hashlib.sha256(mask.tobytes()).hexdigest()},
+            "text": {"text": TEXT},
+        },
         "prompt": TEXT,
         "conditions": {"mask": "array 128x128", "text": TEXT},
         "model": "faces-128",
@@ -283,6 +294,8 @@ def test_the_record_tells_the_whole_run(pipeline, bundle, mask):
         "backend": "onnxruntime",
         "precision": "fp32",
         "version": __version__,
+        "libraries": {name: sys.modules[name].__version__ for name in ("numpy", "PIL", "onnxruntime")},
+        "machine": platform.machine(),
     }
 
 

@@ -68,7 +68,7 @@ def test_the_settings_of_a_row_reach_its_image(pipeline, jobs, out):
     list(run_jobs(pipeline, jobs, out, shard="2/5"))
     with Image.open(out / "b.png") as image:
         record = json.loads(image.text["cdiff_rt"])
-    assert (record["steps"], record["temperature"], record["influence"]["decay"]) == (2, 0.5, "none")
+    assert (record["steps"], record["temperature"], record["decay"]) == (2, 0.5, "none")
 
 
 def test_two_shards_in_any_order_are_one_run(pipeline, jobs, out, tmp_path):

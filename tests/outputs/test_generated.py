@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from cdiff_rt.errors import BadRequest, OutOfResource
+from cdiff_rt.outputs import generated
 from cdiff_rt.outputs.generated import Beside, Generated, output_paths
 from cdiff_rt.outputs.influence import InfluenceRecorder
 from cdiff_rt.outputs.trajectory import TrajectoryRecorder
@@ -208,7 +209,7 @@ def test_an_interrupted_write_leaves_nothing(failure, tmp_path, monkeypatch):
     def fail(*paths, **named):
         raise failure
 
-    monkeypatch.setattr(np, "savez", fail)  # after the image was written
+    monkeypatch.setattr(generated, "npz_bytes", fail)  # after the image was written
     with pytest.raises(failure):
         RESULT.save(tmp_path, latent=True)
     assert list(tmp_path.iterdir()) == []
