@@ -25,14 +25,14 @@ def show(pictures: tuple[Path, ...], as_json: bool) -> None:
     from cdiff_rt.errors import BadInput, CdiffError
     from cdiff_rt.outputs.formats import RECORD
     from cdiff_rt.records.read import read_record
-    from cdiff_rt.records.show import WITHOUT_RECORD, lines
+    from cdiff_rt.records.show import lines
 
     failed: list[CdiffError] = []
     for place, picture in enumerate(pictures):
         try:
             record = read_record(picture)
             if as_json and not record.parameters:
-                raise BadInput(f"picture {record.name}", WITHOUT_RECORD, "leave out --json")
+                raise BadInput(f"picture {record.name}", "it has no record of cdiff-rt's own", "leave out --json")
             text = record.texts[RECORD] if as_json else "\n".join(lines(record))
         except BadInput as error:
             failed.append(error)

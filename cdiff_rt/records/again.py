@@ -18,20 +18,14 @@ from cdiff_rt.notes import hushed, log
 from cdiff_rt.outputs.formats import INPUTS, npz_bytes, parameters_text, png_bytes
 from cdiff_rt.outputs.generated import Generated
 from cdiff_rt.pipeline import Pipeline
-from cdiff_rt.records.find import READ, inputs_of
-from cdiff_rt.records.read import DAMAGED, Record, array_of, latent_of, read_record
+from cdiff_rt.records.find import inputs_of
+from cdiff_rt.records.read import DAMAGED, READ, Record, array_of, latent_of, read_record
 from cdiff_rt.settings import Settings
 from cdiff_rt.version import __version__
 
 PLACE = ("version", "backend", "precision", "experts", "threads", "machine")  # that may round otherwise
-MADE = (
-    *PLACE,
-    "libraries",
-    "model",
-    "model_hash",
-    "size",
-    "adjustment",
-)  # what a run says anew; the rest is the request
+# What a run says anew; the rest is the request.
+MADE = (*PLACE, "libraries", "model", "model_hash", "size", "adjustment")
 NEAR = 1.0  # level of 255, by which another place may differ
 
 
@@ -52,9 +46,7 @@ class Reproduced:
     def __str__(self) -> str:
         if self.same:
             return "the same to the byte"
-        near = (
-            f"a largest difference of {self.levels:.3g} of 255" if self.levels else "the same pixels, in another file"
-        )
+        near = f"a largest difference of {self.levels:.3g} of 255" if self.levels else "the same pixels in another file"
         return "; ".join((f"{'the same picture' if self.holds else 'another picture'}, {near}", *self.elsewhere))
 
 
@@ -141,9 +133,8 @@ def _made_again(pipeline: Pipeline, record: Record, found: Mapping[str, Any]) ->
     alone = replace(settings, first=image, batch=1)
     made = _compared(record, pipeline.generate(alone, conditions=conditions, inpaint=inpaint), 0)
     if made.levels and settings.batch > 1:
-        made = _compared(
-            record, pipeline.generate(settings, conditions=conditions, inpaint=inpaint), image - settings.first
-        )
+        whole = pipeline.generate(settings, conditions=conditions, inpaint=inpaint)
+        made = _compared(record, whole, image - settings.first)
     return made
 
 

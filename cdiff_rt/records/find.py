@@ -11,10 +11,9 @@ from cdiff_rt.inputs.images import read_file
 from cdiff_rt.inputs.modalities import KINDS, Condition, asked
 from cdiff_rt.inputs.traces import File, Trace, named, trace_of
 from cdiff_rt.manifest import Manifest, is_plain_name
-from cdiff_rt.records.read import DAMAGED, Record
+from cdiff_rt.records.read import DAMAGED, READ, Record
 
 MOST_FILES = 200_000  # that are looked at below the folders to search
-READ = "read."  # what was read off a photo can be read again
 REMEDY = "give its folder by --search, or make pictures with --embed-inputs"
 
 
@@ -33,7 +32,7 @@ def inputs_of(record: Record, manifest: Manifest, beside: Path, search: Sequence
         elif role in embedded:
             name = role.rpartition(".")[2]
             found[role] = asked({name: embedded[role]}, manifest, given=False)[name]
-        elif not role.startswith(READ):
+        elif not role.startswith(READ):  # which can be read again
             found[role] = _file_of(record, role, trace, folders, search)
     return found
 
@@ -43,12 +42,12 @@ def _by_name(record: Record, manifest: Manifest, folders: Sequence[Path]) -> dic
     kinds = {modality.name: KINDS[modality.kind] for modality in manifest.modalities}
     found: dict[str, Condition] = {}
     for name, value in record.told("conditions", dict, {}).items():
-        if name not in kinds or not isinstance(value, str) or not is_plain_name(value.replace("/", " ")):
+        if name not in kinds or not isinstance(value, str):
             raise BadInput(f"record of {record.name}", f"the condition {name!r:.40} is {value!r:.80}", DAMAGED)
         for folder in folders:
             with suppress(CdiffError):
                 found.setdefault(name, kinds[name].find(value, name, folder))
-        if name not in found:
+        if name not in found or (isinstance(found[name], Path) and not is_plain_name(value)):
             raise BadInput(f"{name} of {record.name}", f"there is no file {value!r:.80} beside it or here", REMEDY)
     return found
 

@@ -20,17 +20,10 @@ from cdiff_rt.settings import INFLUENCES, SETTINGS, Settings
 
 NEEDED = (*("seed", "first", "batch", "image", "solver", "steps", "eta", "temperature"), "prompt", "size", "version")
 LARGEST = 2**20  # characters of a record
-UNREADABLE = (
-    ValueError,
-    OSError,
-    NotImplementedError,
-    RuntimeError,
-    EOFError,
-    KeyError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
+# What zipfile raises for a damaged archive, and containers.py.
+UNREADABLE = (ValueError, OSError, RuntimeError, EOFError, KeyError, zipfile.BadZipFile, zlib.error)
 KEEP = "give the .png or .npz as cdiff-rt wrote it; other formats and many programs lose its texts"
+READ = "read."  # so begins the role of what was read off a photo
 DAMAGED = "its record is damaged, or of another version of cdiff-rt"
 Kind = TypeVar("Kind")
 
@@ -76,18 +69,22 @@ class Record:
             raise BadInput(f"record of {self.name}", f"{key} is {value!r:.80}", DAMAGED)
         return value
 
-    def settings(self) -> Settings:
-        """Those of the request, each as it was resolved. Raises BadInput."""
-        of_edit = {"steps": self.edit.get("of_steps"), "batch": None} if self.command == "edit" else {}
-        told = self.parameters | {name: value for name, value in of_edit.items() if value or name == "batch"}
+    def request(self) -> dict[str, Any]:
+        """The settings of the request, each as it was resolved; an edit's of_steps are its steps. Raises BadInput."""
+        of_edit = {"steps": self.edit.get("of_steps", self.parameters.get("steps")), "batch": None}
+        told = self.parameters | (of_edit if self.command == "edit" else {})
         found = {name: told[name] for name in SETTINGS if told.get(name) is not None and name != "tier"}
         if isinstance(found.get("influence"), dict):  # as records of the first format have it
             old = found.pop("influence")
             found |= {name: old[name] for name in INFLUENCES if old.get(name) is not None}
         if lost := [name for name in NEEDED if self.parameters.get(name) is None]:
             raise BadInput(f"record of {self.name}", f"it does not tell {', '.join(lost)}", DAMAGED)
+        return found
+
+    def settings(self) -> Settings:
+        """Raises BadInput."""
         try:
-            return Settings(**found)
+            return Settings(**self.request())
         except CdiffError as error:
             raise BadInput(f"record of {self.name}: {error.what}", error.seen, DAMAGED) from None
 

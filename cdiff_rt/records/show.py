@@ -7,26 +7,19 @@ from typing import Any
 
 from cdiff_rt.manifest import DEFAULT_MODEL
 from cdiff_rt.outputs.formats import GALLERY, INPUTS
-from cdiff_rt.records.read import Record
-from cdiff_rt.settings import SETTINGS, Settings
+from cdiff_rt.records.read import READ, Record
+from cdiff_rt.settings import SETTINGS
 
-WIDTH = 10
-USUAL_BACKEND, USUAL_PRECISION = "onnxruntime", "fp32"
-SOURCE, READ = "source.", "read."  # roles of inputs begin so
-OPTIONS = {
-    "mask": "--mask",
-    "text": "--text",
-    "image": "--image",
-    "inpaint.photo": "--inpaint",
-    "inpaint.keep": "--keep",
-}
-OPTIONS |= {"source.mask": "--source-mask", "source.text": "--source-text"}
+WIDTH = 14
+USUAL = {"model": DEFAULT_MODEL, "backend": "onnxruntime", "threads": None}
+USUAL_TOO = {"precision": "fp32", "experts": "separate"}  # of generate; an edit has no options for them
+SOURCE = "source."  # so begins the role of what a photo is said to show
+OPTIONS = {"mask": "--mask", "text": "--text", "source.mask": "--source-mask", "source.text": "--source-text"}
+OPTIONS |= {"image": "--image", "inpaint.photo": "--inpaint", "inpaint.keep": "--keep"}
 ONLY_PYTHON = ("x_T", "contexts.")
-OLD = "its record is of a format without hashes: its files are told by their names alone"
-WITHOUT_EDIT = "its record is of a format that names neither the photo nor the strength"
-WITHOUT_RECORD = (
-    "it has no record of cdiff-rt's own, only the line that galleries read; it cannot be made again from it"
-)
+OLD = "hashes of its inputs: the record is of an older format, which tells files by their names alone"
+WITHOUT_EDIT = "the photo, and the strength: the record is of an older format, which names neither"
+WITHOUT_RECORD = "a record of cdiff-rt's own: there is only the line that galleries read, which does not tell enough"
 
 
 def lines(record: Record) -> Iterator[str]:
@@ -85,24 +78,34 @@ def lacks(record: Record) -> Iterator[str]:
         yield WITHOUT_EDIT if record.edit else OLD
     for role in record.inputs:
         if role.startswith(ONLY_PYTHON):
-            yield f"{role} was given as an array, of which only the hash is kept"
+            yield f"{role}, which was given as an array: only its hash is kept"
 
 
 def command_line(record: Record) -> str:
     """The command that makes the picture again, from the folder in which its files lie."""
     edit, file = record.edit, f"again{'.png' if record.is_picture else '.npz'}"
-    files = [trace for role, trace in record.inputs.items() if "text" not in trace and not role.startswith(READ)]
-    if edit.get("method") == "sdedit" or not all("file" in trace for trace in files):  # which Python alone can ask for
+    if _by_python_alone(record):
         return shlex.join(["cdiff-rt", "reproduce", record.name, "--out", file])
-    told = record.parameters
-    usual = {"model": DEFAULT_MODEL, "backend": USUAL_BACKEND, "threads": None}
-    usual |= {"precision": USUAL_PRECISION} if record.command == "generate" else {}
-    words = [*_given(record), *_edited(edit), *_set(record.settings(), record)]
-    words += [(f"--{name}", told[name]) for name, value in usual.items() if told.get(name, value) != value]
+    told = {"threads": edit.get("threads")} | record.parameters
+    words = [*_given(record), *_edited(edit), *_set(record)]
+    words += [
+        (f"--{name}", told[name]) for name, usual in (USUAL | USUAL_TOO).items() if told.get(name, usual) != usual
+    ]
     words += [("--embed-inputs",)] if INPUTS in record.texts else []
     many = record.told("batch", int, 1) > 1 and not edit.get("strip")
     words.append(("--out", "again" if many else file))
     return shlex.join(["cdiff-rt", record.command, *(str(word) for option in words for word in option)])
+
+
+def _by_python_alone(record: Record) -> bool:
+    """Whether it was asked for what no option of a command says."""
+    files = [trace for role, trace in record.inputs.items() if "text" not in trace and not role.startswith(READ)]
+    of_edit = any(record.parameters.get(name, usual) != usual for name, usual in USUAL_TOO.items())
+    return (
+        not all("file" in trace for trace in files)
+        or record.edit.get("method") == "sdedit"
+        or (record.command == "edit" and of_edit)
+    )
 
 
 def _given(record: Record) -> Iterator[tuple[Any, ...]]:
@@ -127,15 +130,13 @@ def _edited(edit: dict[str, Any]) -> Iterator[tuple[Any, ...]]:
         yield "--iterations", tuning.get("embedding_iterations"), tuning.get("branch_iterations")
 
 
-def _set(settings: Settings, record: Record) -> Iterator[tuple[Any, ...]]:
+def _set(record: Record) -> Iterator[tuple[Any, ...]]:
     """Settings that are not as usual; of a sampler that is a tier's, the tier."""
-    how = settings.sampling()
+    how = record.settings().sampling()
     if how.tier != "exact":
         own = [(f"--{name}", value) for name, value in asdict(how).items()]
         yield from [("--tier", how.tier)] if how.tier else own
-    for name, field in SETTINGS.items():
-        value = record.parameters.get(name)
-        if name in asdict(how) or name == "tier" or value in (None, field.default) or name == "batch" and record.edit:
-            continue
-        for each in value if isinstance(value, list) else [value]:
-            yield (f"--{name}",) if each is True else (f"--{name}", each)
+    for name, value in record.request().items():
+        if name not in asdict(how) and value != SETTINGS[name].default:
+            for each in value if isinstance(value, list) else [value]:
+                yield (f"--{name}",) if each is True else (f"--{name}", each)

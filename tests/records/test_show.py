@@ -52,7 +52,7 @@ def test_a_line_of_a_gallery_is_shown_and_what_it_lacks(file):
     path = file("a.png", parameters=LINE)
     shown = run("show", path)
     assert shown.exit_code == 0 and all(line in shown.stdout for line in LINE.split("\n"))
-    assert "it cannot be made again from it" in shown.stdout
+    assert "only the line that galleries read" in shown.stdout
     check_refused(run("show", path, "--json"), 3, "a.png", "no record of cdiff-rt's own")
     check_refused(run("reproduce", path), 3, "a.png", "another program made it")
 
