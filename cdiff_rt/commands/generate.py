@@ -110,6 +110,7 @@ def one_request(
     out: Path,
     force: bool,
     scale: int,
+    embed_inputs: bool,
     **saving: bool,
 ) -> None:
     """Images of one request, recorded and saved as asked for."""
@@ -142,7 +143,7 @@ def one_request(
         more_of = {"conditions": conditions, "inpaint": painted, **changed}
         result = pipeline.generate(progress=progress, callback_on_step_end=record if recorders else None, **more_of)
         progress.end()
-        save(result, out, recorders, force=force, scale=scale, **more)
+        save(result, out, recorders, force=force, scale=scale, embed=embed_inputs, **more)
 
 
 def recorders_of(saving: dict[str, bool]) -> list[Any]:

@@ -9,14 +9,14 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 import click
 
-from cdiff_rt.errors import BadInput, as_told
+from cdiff_rt.errors import BadInput, CdiffError, as_told
 from cdiff_rt.notes import log
 
 if TYPE_CHECKING:
@@ -180,6 +180,17 @@ class Progress:
 
     def __exit__(self, *error: object) -> None:
         self.end()
+
+
+def raise_first(failed: Sequence[CdiffError], of: int) -> None:
+    """Of errors of several files, the first; where there was more than one file, the others are told."""
+    if not failed:
+        return
+    for error in failed[1:]:
+        log.warning("%s", error)
+    first = failed[0]
+    what = first.what if of == 1 else f"{len(failed)} of {of} pictures, the first: {first.what}"
+    raise type(first)(what, first.seen, first.remedy)
 
 
 def save(result: Any, out: Path, recorders: list, **how: Any) -> None:
