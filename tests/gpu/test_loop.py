@@ -13,6 +13,7 @@ from cdiff_rt.gpu.buffers import upload
 from cdiff_rt.gpu.graph import Graphs
 from cdiff_rt.gpu.loop import Loop, LoopShape, capacity_for, loop_of_experts, loop_of_stack, loop_of_step
 from cdiff_rt.manifest import NetworkSpec, TensorSpec
+from cdiff_rt.sampling.controls import MOST
 from cdiff_rt.sampling.fusion import adjustment
 from cdiff_rt.sampling.numbers import pack
 from cdiff_rt.sampling.schedule import Schedule
@@ -25,9 +26,9 @@ from tests.gpu.whole_step import WholeStep
 CPU = torch.device("cpu")
 STEPS = 4
 SHAPE = LoopShape(
-    ("mask", "text"), (16, 16, 16), batch=2, capacity=8, noisy=True, two_step=False, boosted=False, known=False
+    ("mask", "text"), (16, 16, 16), batch=2, capacity=8, noisy=True, two_step=False, boosted=False, known=False, controlled=False
 )
-EVERYTHING = dataclasses.replace(SHAPE, two_step=True, boosted=True, known=True)
+EVERYTHING = dataclasses.replace(SHAPE, two_step=True, boosted=True, known=True, controlled=True)
 TABLE = ddim(Schedule(prediction="v"), SHAPE.capacity)
 
 
@@ -134,7 +135,10 @@ def filled(loop):
     """With numbers of the right size in every buffer that a run reads."""
     b, generator = loop.buffers, torch.Generator().manual_seed(0)
     for name, rows in b.per_step.rows.items():
-        if name != "numbers":
+        if name == "controls":
+            rows.uniform_(generator=generator)[:, 1:] *= torch.tensor([0.5, 0.0]).view(-1, *(1,) * (rows.ndim - 2))
+            rows[:, MOST] = 1
+        elif name != "numbers":
             rows.normal_(generator=generator)
     for buffer in (b.x, *b.contexts):
         buffer.normal_(generator=generator)
@@ -228,7 +232,7 @@ def recorded(small, monkeypatch):
     """The loop as it runs where CUDA graphs can be had, and who stands in for CUDA."""
     standin = Standin(monkeypatch)
     with torch.inference_mode():
-        yield Loop(small.shape, small.buffers, small.advance, small.outs, Graphs()), standin
+        yield Loop(small.shape, small.buffers, small.advance, small.outs, Graphs(), separate=small.separate), standin
 
 
 def test_one_graph_of_a_step_serves_any_number_of_steps(recorded, small, monkeypatch):
@@ -392,7 +396,7 @@ def test_a_fault_in_the_loop_itself_is_found(fault, hidden):
         "own noise": lambda: x.add_(torch.randn_like(x)),
     }
     known = buffers_of(hidden)
-    hidden.advance = lambda watched: (real(watched), faults[fault]())
+    hidden.advance = lambda *how: (real(*how), faults[fault]())
     if fault == "new tensor":
         with StaticBuffers(known) as watching:
             hidden.step()

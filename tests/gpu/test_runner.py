@@ -214,7 +214,7 @@ def whole_steps(monkeypatch):
         names = tuple(network.partition(".")[2].split("+"))
         engines = [real(backend, bundle, f"expert.{name}", placement) for name in names]
         boosted = network.startswith("step-boosted")
-        shape = LoopShape(names, bundle.manifest.latent_shape, placement.batch, 1, True, True, boosted, False)
+        shape = LoopShape(names, bundle.manifest.latent_shape, placement.batch, 1, True, True, boosted, False, True)
         return WholeStep(engines, shape)
 
     monkeypatch.setattr(runner, "load_device_engine", load)
