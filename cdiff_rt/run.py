@@ -74,7 +74,7 @@ def modalities_of(manifest: Manifest, given: Collection[str], settings: Settings
     running = [modality for modality in chosen if modality.name not in weightless]
     if not running:
         names = " and ".join(modality.name for modality in chosen)
-        raise BadRequest("influence", f"{names} weighs nothing at any step", "give one a weight above 0")
+        raise BadRequest("influence", f"{names}: no weight at any step", "give one a weight above 0")
     return running
 
 

@@ -48,8 +48,9 @@ def read_map(picture: Picture, what: str, latent: tuple[int, ...]) -> np.ndarray
 
 def _shares(picture: Picture, what: str) -> np.ndarray:
     array = read_array(picture, what)
-    shares = array.astype(np.float32) / (255 if array.dtype == np.uint8 else 1)
-    if not array.size or shares.min() < 0 or shares.max() > 1:
+    of_numbers = array.dtype.kind in "biuf" and array.size
+    shares = array.astype(np.float32) / (255 if array.dtype == np.uint8 else 1) if of_numbers else array
+    if not of_numbers or shares.min() < 0 or shares.max() > 1:
         seen = f"{array.dtype} of shape {array.shape}"
         raise BadInput(what, seen, "give shares of 0 to 1, or uint8 of 0 to 255")
     return shares

@@ -79,8 +79,8 @@ def _check(names: Sequence[str], values: np.ndarray) -> None:
     _refuse(
         "influence",
         np.all(scale <= 0, axis=1),
-        f"none of {', '.join(names)} weighs anything",
-        "give one a weight above 0 there",
+        f"no weight above 0 for {' or '.join(names)}",
+        "give one there, or another condition",
     )
     _refuse("region", least.sum(1) > 1 + ROUNDING, "what is asked for at least is more than all", "lower :at-least")
     _refuse("region", most.sum(1) < 1 - ROUNDING, "what is allowed at most is less than all", "raise :at-most")

@@ -23,7 +23,7 @@ from cdiff_rt.inputs.images import read_array, read_photo
 from cdiff_rt.inputs.label_maps import read_labels
 from cdiff_rt.inputs.modalities import check_text
 from cdiff_rt.inputs.palette import PALETTE
-from cdiff_rt.inputs.region_maps import read_region
+from cdiff_rt.inputs.region_maps import read_map, read_region
 from cdiff_rt.inputs.wordpiece import WordPiece
 from cdiff_rt.jobs.file import read_jobs
 from cdiff_rt.jobs.run import read_results
@@ -247,6 +247,7 @@ TARGETS = {
     "mask": Target(lambda data: read_labels(data, 19), masks, repair_png),
     "photo": Target(lambda data: read_photo(data, 8), photos, repair_png),
     "region": Target(read_region, regions, repair_png),
+    "map": Target(lambda data: read_map(data, "region of text", (4, 4)), regions, repair_png),
     "npy": Target(lambda data: read_array(data, "sketch"), arrays),
     "text": Target(read_text, texts),
     "manifest": Target(

@@ -114,6 +114,21 @@ def test_sharpness_leaves_float32_as_it_is():
     assert influence(logits, of_step(adjust, 1, 4)).dtype == np.float32
 
 
+def test_a_modality_that_is_absent_neither_fades_nor_takes_the_remainder():
+    present = np.array([[1, 1, 1], [0, 1, 1], [1, 0, 1], [0, 0, 1]], bool)
+    adjust = adjustment([True, False, False], 1, COSINE, Influence(factor=2.0), present)
+    assert adjust.anchor.tolist() == [[0, 1, 0], [0, 0, 0], [0, 0, 0], [0, 0, 0]]
+    assert adjust.factors.tolist() == [[2, 1, 1], [1, 1, 1], [1, 1, 1], [1, 1, 1]]
+    assert adjust.gains[0, 0] == COSINE[0] and (adjust.gains[1:] == 1).all() and (adjust.gains[:, 1:] == 1).all()
+    logits = RNG.standard_normal((3, 2, 1, 4, 4))
+    for step in (1, 2, 3):
+        alone = fusion.softmax(logits[present[step]])
+        np.testing.assert_allclose(weights_at(logits, adjust, step)[present[step]], alone, rtol=1e-12)
+    boosted = weights_at(logits, replace(adjust, boost=3.0), 2)
+    np.testing.assert_allclose(boosted[[0, 2]], fusion.softmax(3 * fusion.softmax(logits[[0, 2]])), rtol=1e-12)
+    assert (boosted[1] == 0).all()
+
+
 def test_a_step_has_its_own_gains_and_what_all_steps_share():
     adjust = adjustment([True, False], 1, COSINE, Influence(factor=3.0, sharpness=0.5, boost=2.0))
     step = of_step(adjust, 2, 3)
