@@ -169,12 +169,16 @@ class Loop:
         if not again or self.graphs is None or self._nodes(called) > MOST_NODES:
             return None
         name = f"{len(called)} steps of the loop"
-        whole = self._whole.take(called) or self.graphs.record(lambda: [*map(self.step, called)] and None, name)
+        whole = self._whole.take(called) or self.graphs.record(partial(self._steps_of, called), name)
         if whole is None:
             self.graphs = None  # it is tried once
         else:
             self._whole.put(called, whole)
         return whole
+
+    def _steps_of(self, called: tuple[Called, ...]) -> None:
+        for each in called:
+            self.step(each)
 
     def _nodes(self, called: tuple[Called, ...]) -> int:
         """Of these steps together; too many where one was never recorded, or the driver doesn't say."""

@@ -276,7 +276,11 @@ class Threads:
         self.parameters, self.memory = parameters, memory
         self.block, thread = np.divmod(np.arange(self.count), of_a_block)
         special = {"%tid.x": thread, "%ctaid.x": self.block % grid[0], "%ctaid.y": self.block // grid[0]}
-        special |= {"%ctaid.z": np.zeros(self.count), "%nctaid.x": np.full(self.count, grid[0]), "%nctaid.y": np.full(self.count, grid[1])}
+        special |= {
+            "%ctaid.z": np.zeros(self.count),
+            "%nctaid.x": np.full(self.count, grid[0]),
+            "%nctaid.y": np.full(self.count, grid[1]),
+        }
         self.registers = {name: value.astype(np.uint32) for name, value in special.items()}
         self.shared = Buffer("shared memory", unknown(np.empty(grid[0] * grid[1] * shared, np.uint8)), agreed=True)
         self.of_shared = shared

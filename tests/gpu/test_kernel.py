@@ -274,7 +274,11 @@ MUTANTS = {
     "gaps read": ("at(m, logits_stride) + b", "at(m, logits_stride) + b + 1", "x"),
     "presence forgotten": ("tl.load(numbers + PRESENT + m) > 0.0", "tl.load(numbers + PRESENT + m) >= 0.0", "x"),
     "presence of the first for all": ("numbers + PRESENT + m) > 0.0", "numbers + PRESENT) > 0.0", "x"),
-    "an absent one's logits count": ("tl.where(present[m], sharpness * logits[m], ABSENT)", "sharpness * logits[m]", "x"),
+    "an absent one's logits count": (
+        "tl.where(present[m], sharpness * logits[m], ABSENT)",
+        "sharpness * logits[m]",
+        "x",
+    ),
     "an absent one has a score": ("sharpness * logits[m], ABSENT", "sharpness * logits[m], 125.0", "x"),
     "all are there in the second softmax": (
         "softmax(weights, present, tl.load",
