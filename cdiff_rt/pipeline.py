@@ -273,7 +273,7 @@ class Pipeline:
         self, command: str, how: Settings, modalities: list[Modality], conditions: Conditions, used: Inputs
     ) -> dict[str, Any]:
         """All that the images follow from."""
-        asked_for = request_of(command, how, self.manifest.influence, used) | in_words(modalities, conditions)
+        asked_for = request_of(command, how, self.manifest, used) | in_words(modalities, conditions)
         return asked_for | self.identity() | place_of(self.backend, self._on_device)
 
     def _run(self, conditions: Conditions, table: SolverTable, settings: Settings) -> Run:

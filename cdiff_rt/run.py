@@ -70,7 +70,7 @@ def modalities_of(manifest: Manifest, given: Collection[str], settings: Settings
     chosen = chosen_of(manifest, given, settings.without)
     places = places_of(table.timesteps, manifest.schedule.train_steps)
     weightless = {each.condition for each in weights_of(settings.influence) if not weight_at(each, places).any()}
-    if influence_of(manifest, settings).factor == 0 and any(modality.anchor for modality in chosen):
+    if settings.over(usual_of(manifest, settings)).factor == 0 and any(modality.anchor for modality in chosen):
         weightless |= {modality.name for modality in chosen if modality.decays}
     running = [modality for modality in chosen if modality.name not in weightless]
     if not running:
@@ -79,13 +79,12 @@ def modalities_of(manifest: Manifest, given: Collection[str], settings: Settings
     return running
 
 
-def influence_of(manifest: Manifest, settings: Settings) -> Influence:
-    """What the settings say, and the model where they say nothing; but a condition that comes first does not fade."""
+def usual_of(manifest: Manifest, settings: Settings) -> Influence:
+    """What holds where the settings say nothing: the model's own, but a condition that comes first does not fade."""
     fading = {f"{modality.name}{FIRST}" for modality in manifest.modalities if modality.decays}
-    usual = manifest.influence
-    if fading.intersection(map(str, settings.influence)):
-        usual = replace(usual, decay=NAMED[AS_TRAINED].decay, factor=NAMED[AS_TRAINED].factor)
-    return settings.over(usual)
+    if not fading.intersection(map(str, settings.influence)):
+        return manifest.influence
+    return replace(manifest.influence, decay=NAMED[AS_TRAINED].decay, factor=NAMED[AS_TRAINED].factor)
 
 
 def adjustment_of(
@@ -93,7 +92,7 @@ def adjustment_of(
 ) -> fusion.Adjustment:
     """What the settings say of these modalities' influence, at each step of the table. Raises BadRequest or BadInput."""
     names = [modality.name for modality in modalities]
-    asked, latent = influence_of(manifest, settings), manifest.latent_shape[1:]
+    asked, latent = settings.over(usual_of(manifest, settings)), manifest.latent_shape[1:]
     weights = [each for each in weights_of(settings.influence) if each.condition in names]
     regions = [
         (each, read_map(each.map, f"region of {each.condition}", latent))

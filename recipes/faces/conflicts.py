@@ -23,7 +23,7 @@ import click
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from cdiff_rt.bench.conflicts import Case, Way, compare, images, ways
+from cdiff_rt.bench.conflicts import Case, Way, auc_interval, compare, images, ways
 from cdiff_rt.bench.edits import plain, table
 from cdiff_rt.bench.machine import machine
 from cdiff_rt.bench.report import heading
@@ -189,8 +189,11 @@ def level(count: int, model: str, tier: str) -> None:
     numbers = range(OTHERS, OTHERS + count)
     contrary, agreeing = (images(pipeline, cases, sampling(tier), lambda case: {})[1] for cases in cases_of(numbers))
     level = np.quantile(agreeing, 1 - RARELY)
+    contradicts = np.repeat([False, True], (len(agreeing), len(contrary)))
+    mean, low, high = auc_interval(np.concatenate([agreeing, contrary]), contradicts)
+    click.echo(f"{pipeline.bundle.manifest_hash}: {level:.3f}; above it are {(contrary > level).mean():.2f} of those")
     click.echo(
-        f"{pipeline.bundle.manifest_hash}: {level:.3f}; above it are {(contrary > level).mean():.2f} of those that contradict"
+        f"that contradict each other; they and the others are told apart with AUC {mean:.3f} [{low:.3f}, {high:.3f}]"
     )
 
 

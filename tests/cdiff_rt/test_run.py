@@ -10,7 +10,7 @@ from cdiff_rt import runners
 from cdiff_rt.controls import Region
 from cdiff_rt.errors import BadRequest
 from cdiff_rt.pipeline import Pipeline
-from cdiff_rt.run import influence_of
+from cdiff_rt.run import usual_of
 from cdiff_rt.settings import Settings
 
 TEXT = "This man has a long beard."
@@ -58,7 +58,8 @@ def seen_of(pipeline, **request):
     ids=str,
 )
 def test_a_condition_that_comes_first_does_not_fade(given, decay, factor, bundle):
-    found = influence_of(bundle.manifest, Settings(**given))
+    settings = Settings(**given)
+    found = settings.over(usual_of(bundle.manifest, settings))
     assert (found.decay, found.factor) == (decay, factor)
 
 
@@ -67,6 +68,8 @@ def test_the_mask_that_comes_first_leads_to_the_end(pipeline, mask):
     trained = seen_of(pipeline, mask=mask, text=TEXT, influence=["as-trained", "mask=4"])
     np.testing.assert_array_equal(leads, trained)
     assert leads[-1][0].mean() > 0.5
+    told = pipeline.generate(mask=mask, text=TEXT, steps=1, influence="mask-first").parameters["adjustment"]
+    assert (told["decay"], told["factor"]) == ("none", 1.0)
 
 
 @pytest.mark.parametrize(
