@@ -16,6 +16,7 @@ report_to_nobody()  # before anything imports a library that would
 remember_forks()
 
 if TYPE_CHECKING:
+    from cdiff_rt.composition import Expert, compose
     from cdiff_rt.controls import Region, Weight
     from cdiff_rt.errors import BadArtefact, BadEnvironment, BadInput, BadRequest, CdiffError, OutOfResource
     from cdiff_rt.inputs.inpainting import Inpainting
@@ -26,10 +27,13 @@ if TYPE_CHECKING:
     from cdiff_rt.outputs.trajectory import TrajectoryRecorder
     from cdiff_rt.pipeline import Pipeline
     from cdiff_rt.sampling.loop import StepState
+    from cdiff_rt.sampling.preconditioning import Parameterisation
+    from cdiff_rt.sampling.schedule import Schedule
     from cdiff_rt.settings import Influence, Settings
     from cdiff_rt.version import __version__
 
 _HOMES = {
+    "composition": "Expert compose",
     "controls": "Region Weight",
     "errors": "BadArtefact BadEnvironment BadInput BadRequest CdiffError OutOfResource",
     "inputs.inpainting": "Inpainting",
@@ -40,14 +44,16 @@ _HOMES = {
     "outputs.trajectory": "TrajectoryRecorder",
     "pipeline": "Pipeline",
     "sampling.loop": "StepState",
+    "sampling.preconditioning": "Parameterisation",
+    "sampling.schedule": "Schedule",
     "settings": "Influence Settings",
     "version": "__version__",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 __all__ = [
-    "BadArtefact", "BadEnvironment", "BadInput", "BadRequest", "CdiffError", "Generated", "Influence", "InfluenceRecorder",
-    "Inpainting", "OutOfResource", "Outcome", "Pipeline", "Recorder", "Region", "Settings", "StepState", "TrajectoryRecorder",
-    "Weight", "__version__", "run_jobs",
+    "BadArtefact", "BadEnvironment", "BadInput", "BadRequest", "CdiffError", "Expert", "Generated", "Influence", "InfluenceRecorder",
+    "Inpainting", "OutOfResource", "Outcome", "Parameterisation", "Pipeline", "Recorder", "Region", "Schedule", "Settings", "StepState", "TrajectoryRecorder",
+    "Weight", "__version__", "compose", "run_jobs",
 ]  # fmt: skip
 
 

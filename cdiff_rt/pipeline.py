@@ -20,7 +20,7 @@ from cdiff_rt.memory import check_memory
 from cdiff_rt.notes import collected
 from cdiff_rt.outputs.formats import to_uint8
 from cdiff_rt.outputs.generated import Generated
-from cdiff_rt.run import OnDevice, Run, adjustment_of, given_contexts, given_start, modalities_of
+from cdiff_rt.run import OnDevice, Run, Runner, adjustment_of, given_contexts, given_start, modalities_of
 from cdiff_rt.runners import load_runner
 from cdiff_rt.sampling import noise
 from cdiff_rt.sampling.loop import Callback, KnownRegion, Progress
@@ -48,12 +48,19 @@ class Pipeline:
     callback may begin a run within its own. To cancel one, raise an exception there: the pipeline stays usable.
     """
 
-    def __init__(self, bundle: Bundle, backend: str = DEFAULT_BACKEND, on_device: OnDevice | None = None) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        backend: str = DEFAULT_BACKEND,
+        on_device: OnDevice | None = None,
+        runner: Runner | None = None,
+    ) -> None:
         if not isinstance(bundle, Bundle):
             raise BadRequest("bundle", f"a {type(bundle).__name__}", "use Pipeline.from_pretrained, or Bundle.open")
         self.bundle, self.manifest, self._on_device = bundle, bundle.manifest, on_device
-        self.backend = resolve(backend, bundle.manifest, on_device.precision if on_device else None)
-        self._runner = load_runner(bundle, self.backend, on_device)
+        precision = on_device.precision if on_device else None
+        self.backend = backend if runner else resolve(backend, bundle.manifest, precision)
+        self._runner = runner or load_runner(bundle, self.backend, on_device)
         self._turns = Turns("pipeline")
 
     def __reduce__(self) -> tuple:
@@ -260,16 +267,18 @@ class Pipeline:
         """The modalities that run, and what their encoders take."""
         given = {name: value for name, value in conditions.items() if value is not None}
         running = modalities_of(self.manifest, given, settings, table)
-        return running, [KINDS[modality.kind].read(given[modality.name], modality, self.bundle) for modality in running]
+        return running, [
+            KINDS[modality.kind].read(given.get(modality.name), modality, self.bundle) for modality in running
+        ]
 
     def _told(self, modalities: list[Modality], conditions: Conditions) -> dict[str, Any]:
         """What was asked for, in words."""
-        return in_words({m: value for m in modalities if (value := conditions[m.name]) is not None})
+        return in_words({m: value for m in modalities if (value := conditions.get(m.name)) is not None})
 
     def _drawing(self, modalities: list[Modality], conditions: Conditions) -> np.ndarray | None:
         """The first condition that can be drawn."""
         for modality in modalities:
-            draw, value = KINDS[modality.kind].draw, conditions[modality.name]
+            draw, value = KINDS[modality.kind].draw, conditions.get(modality.name)
             if draw and value is not None:
                 return draw(value, modality)
         return None

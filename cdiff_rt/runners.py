@@ -87,12 +87,31 @@ class SideBySide:
 
 
 class HostRunner:
+    """Runs what `load(network, threads)` gives; it is called once for each network, and number of its threads.
+
+    If `parallel`, experts run side by side and share the threads.
+    """
+
     def __init__(
-        self, bundle: Bundle, backend: str, precision: Precision | None = None, threads: int | None = None
+        self,
+        load: Callable[[str, int], Engine],
+        precision: Precision = "fp32",
+        threads: int | None = None,
+        *,
+        parallel: bool,
     ) -> None:
-        self._bundle, self._backend, self.precision = bundle, backend, check_precision(backend, precision)
+        self._load, self.precision, self._parallel = load, precision, parallel
         self._threads = threads or usual_threads()
         self._engines: dict[tuple[str, int], Engine] = {}
+
+    @classmethod
+    def of(
+        cls, bundle: Bundle, backend: str, precision: Precision | None = None, threads: int | None = None
+    ) -> "HostRunner":
+        """The networks of a bundle on a backend of the CPU."""
+        checked = check_precision(backend, precision)
+        load = lambda network, threads: load_engine(backend, bundle, network, threads=threads, precision=checked)
+        return cls(load, checked, threads, parallel=BACKENDS[backend].parallel)
 
     def call(self, network: str, **inputs: np.ndarray) -> dict[str, np.ndarray]:
         return self._engine(network)(**inputs)
@@ -110,9 +129,7 @@ class HostRunner:
         """`share` engines run at a time and share the threads."""
         threads = max(1, self._threads // share)
         if (network, threads) not in self._engines:
-            self._engines[network, threads] = load_engine(
-                self._backend, self._bundle, network, threads=threads, precision=self.precision
-            )
+            self._engines[network, threads] = self._load(network, threads)
         return self._engines[network, threads]
 
     @contextmanager
@@ -127,7 +144,7 @@ class HostRunner:
                 context = self.call(f"condition.{name}", inputs=value)["context"]
                 contexts.append(np.repeat(context, len(run.start), axis=0))
             projections.append(self.call(f"time.{name}", t=run.table.timesteps)["projections"])
-        side_by_side = len(names) if BACKENDS[self._backend].parallel else 1
+        side_by_side = len(names) if self._parallel else 1
         engines = [self._engine(f"expert.{name}", share=side_by_side) for name in names]
         if side_by_side == 1:
             yield Experts(
@@ -155,7 +172,7 @@ def load_runner(bundle: Bundle, backend: str, how: OnDevice | None = None) -> Ru
         raise BadRequest("device", f"{how.device} with {backend}, which runs on the CPU", "leave it out")
     check_working(backend)
     if not on_gpu:
-        return HostRunner(bundle, backend, how.precision, how.threads)
+        return HostRunner.of(bundle, backend, how.precision, how.threads)
     check_range("device", how.device, 0, device_count() - 1)
     from cdiff_rt.gpu.runner import DeviceRunner
 

@@ -62,6 +62,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("editing", "engines", "errors", "inputs", "manifest", "memory", "notes", "outputs", "run", "runners"),
         *("sampling", "settings", "turns", "version"),
     },
+    "composition": {"errors", "manifest", "pipeline", "runners", "sampling", "settings"},
     "doctor": {"engines", "errors", "extras", "manifest", "process", "runners", "version"},
     "jobs": {
         "controls",

@@ -74,7 +74,7 @@ def whole_image(bundle: Bundle, case: Case, task: Task) -> Iterator[Timed]:
 @contextmanager
 def one_step(bundle: Bundle, case: Case, task: Task) -> Iterator[Timed]:
     """The first step of a run: every expert, the fusion, the update. What runs once per image is done before."""
-    runner = HostRunner(bundle, case.backend, case.precision)
+    runner = HostRunner.of(bundle, case.backend, case.precision)
     run = run_of(bundle, case.sampling, task.batch)
     first = SolverTable(*(part[:1] for part in (run.table.timesteps, run.table.alpha_bars, run.table.coefficients)))
 

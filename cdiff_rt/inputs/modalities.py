@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from numbers import Number
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,15 @@ from cdiff_rt.manifest import Bundle, Manifest, Modality
 from cdiff_rt.notes import log
 
 Condition = images.Picture | LabelMap  # of words a sentence, of numbers an array
-Reader = Callable[[Condition, Modality, Bundle], np.ndarray]
+Reader = Callable[[Any, Modality, Bundle], np.ndarray]  # of a condition
 
 
 def chosen_of(manifest: Manifest, given: Collection[str], without: Collection[str] = ()) -> list[Modality]:
     """The modalities of the conditions given, in the model's order. Raises BadRequest for none, or for one it lacks."""
     check_names(manifest, given, "condition")
     check_names(manifest, without, "without")
-    chosen = [m for m in manifest.modalities if m.name in given and m.name not in without]
+    always = [modality.name for modality in manifest.modalities if modality.kind == "nothing"]
+    chosen = [m for m in manifest.modalities if m.name in (*given, *always) and m.name not in without]
     known = ", ".join(modality.name for modality in manifest.modalities)
     if given and not chosen:
         raise BadRequest("without", "it leaves no condition", f"give another one of {known}")
@@ -142,8 +144,13 @@ def vocabulary_of(modality: Modality, bundle: Bundle) -> WordPiece:
 
 
 def read_numbers(value: Condition, modality: Modality, bundle: Bundle) -> np.ndarray:
-    """An array, a .npy file's path, or numbers with commas between them -> [1, tokens, width] float32."""
+    """A number, several, an array, a .npy file's path, or numbers with commas between them -> [1, tokens, width] float32."""
     name, shape = modality.name, modality.input_shape
+    if isinstance(value, Number | list | tuple):
+        try:
+            value = np.asarray(value)
+        except ValueError:
+            raise BadInput(name, f"{value!r:.80}", "give rows of equal length") from None
     if not isinstance(value, str) or value.endswith(".npy"):
         numbers = images.read_array(picture_of(value), name)
     else:
@@ -159,6 +166,17 @@ def read_numbers(value: Condition, modality: Modality, bundle: Bundle) -> np.nda
     if not np.isfinite(found).all():
         raise BadInput(name, "some numbers are not finite, or too large for float32", "correct them")
     return found
+
+
+def read_nothing(value: Condition | None, modality: Modality, bundle: Bundle) -> np.ndarray:
+    """[1, 1, 1] of zeros, in place of a condition."""
+    if value is not None:
+        raise BadInput(modality.name, "it takes no condition", "leave it out: it always takes part (without= says not)")
+    return np.zeros((1, *modality.input_shape), np.float32)
+
+
+def find_nothing(value: str, name: str, folder: Path) -> Condition:
+    raise BadInput(name, "it takes no condition", "leave it out: it always takes part")
 
 
 def find_file(value: str, name: str, folder: Path) -> Path:
@@ -191,6 +209,7 @@ KINDS = {
     "labels": Kind(read_label_map, name_of, find_file, draw_labels, how_it_was_read),
     "words": Kind(read_words, str.__str__, lambda value, name, folder: check_text(value, name), stays=True),
     "numbers": Kind(read_numbers, file_name_or_text, find_numbers),
+    "nothing": Kind(read_nothing, str, find_nothing),
 }
 
 
