@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from cdiff_rt.sampling.loop import StepState
     from cdiff_rt.sampling.preconditioning import Parameterisation
     from cdiff_rt.sampling.schedule import Schedule
+    from cdiff_rt.sampling.superposition import Superposition
     from cdiff_rt.settings import Influence, Settings
     from cdiff_rt.version import __version__
 
@@ -46,13 +47,14 @@ _HOMES = {
     "sampling.loop": "StepState",
     "sampling.preconditioning": "Parameterisation",
     "sampling.schedule": "Schedule",
+    "sampling.superposition": "Superposition",
     "settings": "Influence Settings",
     "version": "__version__",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 __all__ = [
     "BadArtefact", "BadEnvironment", "BadInput", "BadRequest", "CdiffError", "Expert", "Generated", "Influence", "InfluenceRecorder",
-    "Inpainting", "OutOfResource", "Outcome", "Parameterisation", "Pipeline", "Recorder", "Region", "Schedule", "Settings", "StepState", "TrajectoryRecorder",
+    "Inpainting", "OutOfResource", "Outcome", "Parameterisation", "Pipeline", "Recorder", "Region", "Schedule", "Settings", "StepState", "Superposition", "TrajectoryRecorder",
     "Weight", "__version__", "compose", "run_jobs",
 ]  # fmt: skip
 
