@@ -45,6 +45,10 @@ def test_or_samples_what_any_model_finds_likely():
     latents, _ = made(Superposition("or"), LEFT, RIGHT)
     near = [np.abs(latents - data.mean) < 1.0 for data in (LEFT, RIGHT)]
     assert (near[0] | near[1]).mean() > 0.97 and min(side.mean() for side in near) > 0.3
+    seen = []
+    latents, end = made(Superposition("or"), LEFT, RIGHT, callback_on_step_end=seen.append)
+    likelier = difference(latents, end, LEFT, RIGHT) > 0
+    np.testing.assert_array_equal(seen[-1].influence[0, :, 0, 0] > 0.5, likelier)
     one, _ = made(Superposition("or", bias=(0.0, 50.0)), LEFT, RIGHT)
     assert (np.abs(one - RIGHT.mean) < 1.0).mean() > 0.97
 
