@@ -186,7 +186,11 @@ def test_a_region_that_is_nowhere_calls_nobody():
 @pytest.mark.parametrize(
     ("weights", "regions", "words"),
     [
-        ([("mask", 0.0), ("text", 0.0), ("sketch", 0.0)], [], "in step 1 of 5, no weight above 0 for mask or text or sketch; give one there, or another condition"),
+        (
+            [("mask", 0.0), ("text", 0.0), ("sketch", 0.0)],
+            [],
+            "in step 1 of 5, no weight above 0 for mask or text or sketch; give one there, or another condition",
+        ),
         ([("mask", -1.0), ("text", 0.0), ("sketch", 0.0)], [], "no weight above 0 for mask or text or sketch"),
         (
             [("mask", 0.0), ("sketch", 0.0)],
