@@ -16,6 +16,7 @@ report_to_nobody()  # before anything imports a library that would
 remember_forks()
 
 if TYPE_CHECKING:
+    from cdiff_rt.composition import Expert, compose
     from cdiff_rt.controls import Region, Weight
     from cdiff_rt.errors import BadArtefact, BadEnvironment, BadInput, BadRequest, CdiffError, OutOfResource
     from cdiff_rt.inputs.inpainting import Inpainting
@@ -29,10 +30,14 @@ if TYPE_CHECKING:
     from cdiff_rt.records.again import Reproduced, reproduce
     from cdiff_rt.records.read import Record, read_record
     from cdiff_rt.sampling.loop import StepState
+    from cdiff_rt.sampling.preconditioning import Parameterisation
+    from cdiff_rt.sampling.schedule import Schedule
+    from cdiff_rt.sampling.superposition import Superposition
     from cdiff_rt.settings import Influence, Settings
     from cdiff_rt.version import __version__
 
 _HOMES = {
+    "composition": "Expert compose",
     "controls": "Region Weight",
     "errors": "BadArtefact BadEnvironment BadInput BadRequest CdiffError OutOfResource",
     "inputs.inpainting": "Inpainting",
@@ -46,14 +51,18 @@ _HOMES = {
     "records.again": "Reproduced reproduce",
     "records.read": "Record read_record",
     "sampling.loop": "StepState",
+    "sampling.preconditioning": "Parameterisation",
+    "sampling.schedule": "Schedule",
+    "sampling.superposition": "Superposition",
     "settings": "Influence Settings",
     "version": "__version__",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 __all__ = [
-    "BadArtefact", "BadEnvironment", "BadInput", "BadRequest", "CdiffError", "Generated", "Influence", "InfluenceRecorder",
-    "Inpainting", "OutOfResource", "Outcome", "Pipeline", "Record", "Recorder", "Region", "Reproduced", "Settings", "StepState",
-    "TrajectoryRecorder", "Weight", "__version__", "read_record", "reproduce", "run_jobs",
+    "BadArtefact", "BadEnvironment", "BadInput", "BadRequest", "CdiffError", "Expert", "Generated", "Influence",
+    "InfluenceRecorder", "Inpainting", "OutOfResource", "Outcome", "Parameterisation", "Pipeline", "Record", "Recorder",
+    "Region", "Reproduced", "Schedule", "Settings", "StepState", "Superposition", "TrajectoryRecorder", "Weight",
+    "__version__", "compose", "read_record", "reproduce", "run_jobs",
 ]  # fmt: skip
 
 

@@ -58,7 +58,7 @@ class Modality:
     """One condition: how a user's value is read (`kind`, see modalities.py) and how its influence is adjusted."""
 
     name: str
-    kind: Literal["labels", "words", "numbers"]
+    kind: Literal["labels", "words", "numbers", "nothing"]  # the last has no condition, and always runs
     decays: bool  # its influence fades towards the image
     anchor: bool  # it takes the influence that decaying modalities give up
     size: int = 0  # labels: pixels per side of the map that the encoder reads
@@ -75,6 +75,7 @@ class Modality:
             "labels": (self.classes, self.size**2),
             "words": (self.tokens,),
             "numbers": (self.tokens, self.width),
+            "nothing": (1, 1),
         }
         return shapes[self.kind]
 
@@ -183,8 +184,7 @@ def find_model(model: str | Path) -> Path:
 
 def faults(manifest: Manifest) -> Iterator[str]:
     """What a run would stumble over or never come to the end of, in words: sizes, names, networks that don't fit."""
-    yield from _odd_names(manifest)
-    yield from _odd_numbers(manifest)
+    yield from odd(manifest)
     needed = {f"{part}.{m.name}" for part in ("condition", "time", "expert") for m in manifest.modalities}
     needed |= {"vae.decode"} if manifest.image_size else set()
     lacking = sorted(needed - set(manifest.networks))
@@ -197,6 +197,12 @@ def faults(manifest: Manifest) -> Iterator[str]:
             if set(tensors) != set(expected):
                 shapes = ", ".join(f"{t.name} {t.dtype} {list(t.shape)}" for t in expected)
                 yield f"{network} does not {verb} {shapes}, as the rest of {NAME} says"
+
+
+def odd(manifest: Manifest) -> Iterator[str]:
+    """The part of it that networks have nothing to do with."""
+    yield from _odd_names(manifest)
+    yield from _odd_numbers(manifest)
 
 
 def _odd_names(manifest: Manifest) -> Iterator[str]:

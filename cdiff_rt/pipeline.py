@@ -13,7 +13,7 @@ from cdiff_rt.engines.backends import resolve
 from cdiff_rt.engines.base import Arrangement, Precision
 from cdiff_rt.errors import BadArtefact, BadRequest, check_type, named_as
 from cdiff_rt.inputs import images
-from cdiff_rt.inputs.inpainting import Inpainting, Painted
+from cdiff_rt.inputs.inpainting import Inpainting
 from cdiff_rt.inputs.modalities import KINDS, Condition, asked, drawing_of, in_words, inputs_in, tell_unused
 from cdiff_rt.inputs.traces import Input, loaded, trace_of
 from cdiff_rt.manifest import DEFAULT_MODEL, Bundle, Modality, find_model
@@ -21,7 +21,17 @@ from cdiff_rt.memory import check_memory
 from cdiff_rt.notes import collected
 from cdiff_rt.outputs.formats import to_uint8
 from cdiff_rt.outputs.generated import Generated
-from cdiff_rt.run import OnDevice, Run, adjustment_of, check_finite, given_contexts, given_start, modalities_of
+from cdiff_rt.run import (
+    OnDevice,
+    Run,
+    Runner,
+    adjustment_of,
+    check_finite,
+    given_contexts,
+    given_start,
+    known_of,
+    modalities_of,
+)
 from cdiff_rt.runners import load_runner
 from cdiff_rt.sampling import noise
 from cdiff_rt.sampling.conflict import Conflict
@@ -51,12 +61,18 @@ class Pipeline:
     callback may begin a run within its own. To cancel one, raise an exception there: the pipeline stays usable.
     """
 
-    def __init__(self, bundle: Bundle, backend: str = DEFAULT_BACKEND, on_device: OnDevice | None = None) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        backend: str = DEFAULT_BACKEND,
+        on_device: OnDevice | None = None,
+        runner: Runner | None = None,
+    ) -> None:
         if not isinstance(bundle, Bundle):
             raise BadRequest("bundle", f"a {type(bundle).__name__}", "use Pipeline.from_pretrained, or Bundle.open")
         self.bundle, self.manifest, self._on_device = bundle, bundle.manifest, on_device
-        self.backend = resolve(backend, bundle.manifest, on_device.precision if on_device else None)
-        self._runner = load_runner(bundle, self.backend, on_device)
+        self.backend = backend if runner else resolve(backend, bundle.manifest, (on_device or OnDevice()).precision)
+        self._runner = runner or load_runner(bundle, self.backend, on_device)
         self._turns = Turns("pipeline")
 
     def __reduce__(self) -> tuple:
@@ -120,10 +136,10 @@ class Pipeline:
             check_type("callback_on_step_end", callback_on_step_end, Callable | None, "give a function")
             table, shape = settings.sampling().table(self.manifest.schedule), self.manifest.latent_shape
             numbers, drawn = settings.numbers, (settings.batch, *shape)
-            self._tell_unused(wanted, settings)
+            tell_unused(self.manifest, wanted, labels=settings.labels, snap=settings.snap, weighed=settings.weighed)
             modalities, inputs = self._read(wanted, settings, table)
             check_memory(self.bundle, modalities, settings.batch, self.backend, self._runner.precision)
-            painted = self._painted(inpaint) if inpaint else None
+            painted = inpaint.read(self._encoded_size("inpaint"), shape[-1]) if inpaint else None
             run = Run(
                 modalities,
                 inputs,
@@ -131,7 +147,7 @@ class Pipeline:
                 noise.of_steps(self.manifest.schedule, table, settings.seed, numbers, shape),
                 table,
                 adjustment_of(self.manifest, modalities, table, settings),
-                self._known(painted, table, settings) if painted else None,
+                known_of(self.encode(painted.photo), painted.keep, table, settings) if painted else None,
                 given_contexts(contexts, self.manifest, modalities, settings.batch) if contexts else None,
             )
             conflict = Conflict(self.manifest.schedule.train_steps)
@@ -139,7 +155,7 @@ class Pipeline:
             latents = self._runner.sample(run, watch, progress)
             check_finite(latents, "sampling", "the latents are", self._runner.precision)
             conflict.tell(self.bundle.manifest_hash, decided=bool(settings.influence or settings.region))
-            used = inputs_in(self.manifest, {modality.name: wanted[modality.name] for modality in modalities})
+            used = inputs_in(self.manifest, {modality.name: wanted.get(modality.name) for modality in modalities})
             used |= regions_in(settings, modalities, shape[1:]) | (painted.inputs if painted else {})
             used |= numbers_given(x_T, contexts)
             decoded = bool(self.manifest.image_size)
@@ -177,12 +193,13 @@ class Pipeline:
             settings, wanted = self._request(settings, conditions, given)
             strength, alphas = inversion.check(settings, strength, alphas, method)
             check_type("source", source, Mapping | None, "give a dict from names to conditions")
-            source = self._asked(source or {}, settings)
+            source = asked(source or {}, self.manifest, labels=settings.labels, snap=settings.snap)
             table = inversion.last_steps(settings.sampling().table(self.manifest.schedule), strength)
             photo = self.read_photo(image := loaded(image, "photo"))
             seeing = (lambda photo: asked(read(photo), self.manifest, given=False)) if read else None
             sides = sides_of(self.manifest, wanted, source, settings.without, seeing, photo)
-            self._tell_unused({**source, **wanted}, settings)
+            said = {**source, **wanted}
+            tell_unused(self.manifest, said, labels=settings.labels, snap=settings.snap, weighed=settings.weighed)
             region = regions.region_of(sides.seen, sides.after, keep, self.manifest)
             cells, shape = region.cells(self.manifest.latent_shape[-1]), self.manifest.latent_shape
             draw = lambda i: noise.normal(settings.seed, range(1), i, shape, noise.EDITING)
@@ -231,8 +248,7 @@ class Pipeline:
 
     def read_photo(self, image: images.Picture) -> np.ndarray:
         """A picture -> [S, S, 3] uint8, for `encode`. Raises BadInput; BadRequest if the model encodes no images."""
-        self._check_encoder("image")
-        return images.read_photo(image, self.manifest.image_size)
+        return images.read_photo(image, self._encoded_size("image"))
 
     def identity(self) -> dict[str, Any]:
         """What made the images, beside the request."""
@@ -253,13 +269,7 @@ class Pipeline:
         named = {name: value for name, value in given.items() if name in names}
         changed = {name: value for name, value in given.items() if name not in names}
         whole = with_maps(replace(settings or Settings(), **changed))
-        return whole, self._asked({**(conditions or {}), **named}, whole)
-
-    def _asked(self, conditions: Conditions, how: Settings) -> Conditions:
-        return asked(conditions, self.manifest, labels=how.labels, snap=how.snap)
-
-    def _tell_unused(self, given: Conditions, how: Settings) -> None:
-        tell_unused(self.manifest, given, labels=how.labels, snap=how.snap, weighed=how.weighed)
+        return whole, asked({**(conditions or {}), **named}, self.manifest, labels=whole.labels, snap=whole.snap)
 
     def _read(
         self, conditions: Conditions, settings: Settings, table: SolverTable
@@ -267,7 +277,7 @@ class Pipeline:
         """The modalities that run, and what their encoders take."""
         given = {name: value for name, value in conditions.items() if value is not None}
         running = modalities_of(self.manifest, given, settings, table)
-        return running, [KINDS[modality.kind].read(given[modality.name], modality, self.bundle) for modality in running]
+        return running, [KINDS[each.kind].read(given.get(each.name), each, self.bundle) for each in running]
 
     def _told(
         self, command: str, how: Settings, modalities: list[Modality], conditions: Conditions, used: Inputs
@@ -283,16 +293,8 @@ class Pipeline:
         adjustment = adjustment_of(self.manifest, modalities, table, settings)
         return Run(modalities, inputs, nothing, lambda i: nothing, table, adjustment)
 
-    def _painted(self, inpaint: Inpainting) -> Painted:
-        self._check_encoder("inpaint")
-        return inpaint.read(self.manifest.image_size, self.manifest.latent_shape[-1])
-
-    def _known(self, painted: Painted, table: SolverTable, settings: Settings) -> KnownRegion:
-        """Its noise goes by timesteps, so that it too is the same in every tier."""
-        shape, draws = self.manifest.latent_shape, table.timesteps.tolist()
-        draw = lambda i: noise.normal(settings.seed, settings.numbers, draws[i], shape, noise.INPAINTING)
-        return KnownRegion(self.encode(painted.photo), painted.keep, draw)
-
-    def _check_encoder(self, argument: str) -> None:
+    def _encoded_size(self, argument: str) -> int:
+        """Pixels per side of what the encoder takes. Raises BadRequest if there is none."""
         if not self.manifest.image_size or "vae.encode" not in self.manifest.networks:
             raise BadRequest(argument, f"{self.manifest.name} has no encoder of images", "take another model")
+        return self.manifest.image_size

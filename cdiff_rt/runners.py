@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from queue import Empty, SimpleQueue
 from threading import Thread
@@ -25,6 +26,7 @@ from cdiff_rt.process import usual_threads
 from cdiff_rt.run import OnDevice, Run, Runner
 from cdiff_rt.sampling.experts import Experts
 from cdiff_rt.sampling.loop import Callback, Progress, sample
+from cdiff_rt.sampling.superposition import Mixing
 
 MOST_THREADS = 1024
 
@@ -86,22 +88,56 @@ class SideBySide:
             call()
 
 
+@dataclass(frozen=True)
+class Routing:
+    """Who is called, and who decides, beside the experts' own logits."""
+
+    routers: bool = False  # whether there is a network "router.<m>" for each expert, which tells its logit beforehand
+    top_k: int | None = None  # how many experts an image calls, by their routers
+    mixing: Mixing | None = None  # decides in place of all logits
+
+
 class HostRunner:
+    """Runs what `load(network, threads)` gives; it is called once for each network, and number of its threads.
+
+    If `parallel`, experts run side by side and share the threads.
+    """
+
     shows_steps = True
 
     def __init__(
-        self, bundle: Bundle, backend: str, precision: Precision | None = None, threads: int | None = None
+        self,
+        load: Callable[[str, int], Engine],
+        precision: Precision = "fp32",
+        threads: int | None = None,
+        *,
+        parallel: bool,
+        routing: Routing | None = None,
     ) -> None:
-        self._bundle, self._backend, self.precision = bundle, backend, check_precision(backend, precision)
+        self._load, self.precision, self._parallel, self._routing = load, precision, parallel, routing or Routing()
         self._threads = threads or usual_threads()
         self._engines: dict[tuple[str, int], Engine] = {}
+
+    @classmethod
+    def of(
+        cls, bundle: Bundle, backend: str, precision: Precision | None = None, threads: int | None = None
+    ) -> "HostRunner":
+        """The networks of a bundle on a backend of the CPU."""
+        checked = check_precision(backend, precision)
+        load = lambda network, threads: load_engine(backend, bundle, network, threads=threads, precision=checked)
+        return cls(load, checked, threads, parallel=BACKENDS[backend].parallel)
 
     def call(self, network: str, **inputs: np.ndarray) -> dict[str, np.ndarray]:
         return self._engine(network)(**inputs)
 
     def sample(self, run: Run, callback: Callback | None = None, progress: Progress | None = None) -> np.ndarray:
+        mixing = self._routing.mixing
+        if mixing and run.adjust.controls is not None:
+            raise BadRequest(
+                "influence", "the weights of this pipeline follow from densities", "leave it out, and region"
+            )
         with self.experts(run) as experts:
-            return sample(experts, run.start, run.noise, run.table, run.adjust, callback, run.known, progress)
+            return sample(experts, run.start, run.noise, run.table, run.adjust, callback, run.known, progress, mixing)
 
     def close(self) -> None:
         for engine in self._engines.values():
@@ -112,9 +148,7 @@ class HostRunner:
         """`share` engines run at a time and share the threads."""
         threads = max(1, self._threads // share)
         if (network, threads) not in self._engines:
-            self._engines[network, threads] = load_engine(
-                self._backend, self._bundle, network, threads=threads, precision=self.precision
-            )
+            self._engines[network, threads] = self._load(network, threads)
         return self._engines[network, threads]
 
     @contextmanager
@@ -129,15 +163,15 @@ class HostRunner:
                 context = self.call(f"condition.{name}", inputs=value)["context"]
                 contexts.append(np.repeat(context, len(run.start), axis=0))
             projections.append(self.call(f"time.{name}", t=run.table.timesteps)["projections"])
-        side_by_side = len(names) if BACKENDS[self._backend].parallel else 1
+        side_by_side = len(names) if self._parallel else 1
         engines = [self._engine(f"expert.{name}", share=side_by_side) for name in names]
+        routers = [self._engine(f"router.{name}") for name in names] if self._routing.routers else []
+        ready = Experts(names, engines, contexts, projections, routers=routers, top_k=self._routing.top_k)
         if side_by_side == 1:
-            yield Experts(
-                names, engines, contexts, projections
-            )  # on this thread: a library may have threads bound to it
+            yield ready  # on this thread: a library may have threads bound to it
         else:
             with SideBySide(side_by_side - 1) as pool:
-                yield Experts(names, engines, contexts, projections, pool.map)
+                yield replace(ready, map=pool.map)
 
 
 def load_runner(bundle: Bundle, backend: str, how: OnDevice | None = None) -> Runner:
@@ -157,7 +191,7 @@ def load_runner(bundle: Bundle, backend: str, how: OnDevice | None = None) -> Ru
         raise BadRequest("device", f"{how.device} with {backend}, which runs on the CPU", "leave it out")
     check_working(backend)
     if not on_gpu:
-        return HostRunner(bundle, backend, how.precision, how.threads)
+        return HostRunner.of(bundle, backend, how.precision, how.threads)
     check_range("device", how.device, 0, device_count() - 1)
     from cdiff_rt.gpu.runner import DeviceRunner
 

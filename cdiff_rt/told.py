@@ -62,9 +62,9 @@ def numbers_given(x_T: np.ndarray | None, contexts: Mapping[str, np.ndarray] | N
 
 def place_of(backend: str, how: OnDevice | None) -> dict[str, Any]:
     """What else the bytes may depend on: the kind of machine, versions of libraries, and for some how many threads."""
-    about = BACKENDS[backend]
-    loaded_ = {name: sys.modules.get(name) for name in (*ALSO, *about.requires)}
+    about = BACKENDS.get(backend)  # none of a user's own functions
+    loaded_ = {name: sys.modules.get(name) for name in (*ALSO, *(about.requires if about else ()))}
     versions = {name: version for name, of in loaded_.items() if (version := getattr(of, "__version__", None))}
     divided = {"experts": how.experts} if how and how.experts != "separate" else {}
-    of_threads = {"threads": (how and how.threads) or usual_threads()} if about.by_threads else {}
+    of_threads = {"threads": (how and how.threads) or usual_threads()} if about and about.by_threads else {}
     return {"libraries": versions, "machine": platform.machine()} | of_threads | divided

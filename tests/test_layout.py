@@ -70,6 +70,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("editing", "engines", "errors", "extras", "inputs", "manifest", "notes", "outputs", "pipeline", "sampling"),
         *("schema", "settings", "told", "tuned", "version"),
     },
+    "composition": {"errors", "manifest", "pipeline", "runners", "sampling", "settings"},
     "doctor": {"engines", "errors", "extras", "manifest", "process", "runners", "version"},
     "jobs": {
         "controls",

@@ -26,8 +26,6 @@ DTYPES: dict[Precision, str] = {  # as numpy and torch say
 class Engine(Protocol):
     """A loaded network. Calling it takes and gives arrays by the names of its spec."""
 
-    spec: NetworkSpec
-
     def __call__(self, **inputs: np.ndarray) -> dict[str, np.ndarray]: ...
 
     def close(self) -> None: ...

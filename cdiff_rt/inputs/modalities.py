@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from numbers import Number
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -19,14 +20,15 @@ from cdiff_rt.manifest import Bundle, Manifest, Modality
 from cdiff_rt.notes import log
 
 Condition = images.Picture | LabelMap  # of words a sentence, of numbers an array
-Reader = Callable[[Condition, Modality, Bundle], np.ndarray]
+Reader = Callable[[Any, Modality, Bundle], np.ndarray]  # of a condition
 
 
 def chosen_of(manifest: Manifest, given: Collection[str], without: Collection[str] = ()) -> list[Modality]:
     """The modalities of the conditions given, in the model's order. Raises BadRequest for none, or for one it lacks."""
     check_names(manifest, given, "condition")
     check_names(manifest, without, "without")
-    chosen = [m for m in manifest.modalities if m.name in given and m.name not in without]
+    always = [modality.name for modality in manifest.modalities if modality.kind == "nothing"]
+    chosen = [m for m in manifest.modalities if m.name in (*given, *always) and m.name not in without]
     known = ", ".join(modality.name for modality in manifest.modalities)
     if given and not chosen:
         raise BadRequest("without", "it leaves no condition", f"give another one of {known}")
@@ -45,11 +47,21 @@ def asked(
 ) -> dict[str, Any]:
     """Conditions that know how a request wants them read; one that knows already stays as it is."""
     maps = {modality.name: modality.classes for modality in manifest.modalities if modality.kind == "labels"}
-    known = dict(conditions)
+    known = {name: _as_array(name, value) for name, value in conditions.items()}
     for name, value in conditions.items():
         if name in maps and value is not None and not isinstance(value, LabelMap):
             known[name] = LabelMap(value, maps[name], labels, snap, given)
     return known
+
+
+def _as_array(name: str, value: Any) -> Any:
+    """Numbers in Python's own forms as an array, and anything else as it is. Raises BadInput."""
+    if not isinstance(value, Number | list | tuple):
+        return value
+    try:
+        return np.asarray(value)
+    except ValueError:
+        raise BadInput(name, f"{value!r:.80}", "give rows of equal length") from None
 
 
 def tell_unused(
@@ -181,6 +193,17 @@ def read_numbers(value: Condition, modality: Modality, bundle: Bundle) -> np.nda
     return found
 
 
+def read_nothing(value: Condition | None, modality: Modality, bundle: Bundle) -> np.ndarray:
+    """[1, 1, 1] of zeros, in place of a condition."""
+    if value is not None:
+        raise BadInput(modality.name, "it takes no condition", "leave it out: it always takes part (without= says not)")
+    return np.zeros((1, *modality.input_shape), np.float32)
+
+
+def find_nothing(value: str, name: str, folder: Path) -> Condition:
+    raise BadInput(name, "it takes no condition", "leave it out: it always takes part")
+
+
 def find_file(value: str, name: str, folder: Path) -> Path:
     images.check_given(value, name)
     path = Path(value) if is_address(value) else folder / value
@@ -213,6 +236,7 @@ KINDS = {
     "labels": Kind(read_label_map, name_of, find_file, draw_labels, trace_of_labels, labels_of, how_it_was_read),
     "words": Kind(read_words, str.__str__, lambda value, name, folder: check_text(value, name), stays=True),
     "numbers": Kind(read_numbers, file_name_or_text, find_numbers, trace=trace_of_numbers, whole=numbers_of),
+    "nothing": Kind(read_nothing, str, find_nothing),
 }
 
 
@@ -247,4 +271,4 @@ def drawing_of(modalities: Collection[Modality], given: Mapping[str, Condition |
 
 
 def _of(modalities: Collection[Modality], given: Mapping[str, Condition | None]) -> dict[Modality, Condition]:
-    return {modality: value for modality in modalities if (value := given[modality.name]) is not None}
+    return {modality: value for modality in modalities if (value := given.get(modality.name)) is not None}

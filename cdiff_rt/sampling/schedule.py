@@ -16,22 +16,39 @@ def half_log_snr(alpha_bar: np.ndarray) -> np.ndarray:
     return np.log(alpha_bar / (1 - alpha_bar)) / 2
 
 
+Betas = Literal["scaled_linear", "linear", "squaredcos_cap_v2"]  # as diffusers calls them
+LARGEST_BETA = 0.999  # of the cosine schedule
+
+
 @dataclass(frozen=True)
 class Schedule:
-    """The training-time schedule of a model. `prediction` is what its branches predict: "eps" or "v"."""
+    """The training-time schedule of a model. `prediction` is what its branches predict: "eps" or "v".
+
+    `betas` is linear, linear in its square root, or such that alpha_bar is a squared cosine (Nichol and Dhariwal 2021,
+    eq. 17), which has no start and end; `given` are alpha_bars in place of any.
+    """
 
     train_steps: int = 1000
     beta_start: float = 0.0015
     beta_end: float = 0.0195
     prediction: Literal["eps", "v"] = "eps"
+    betas: Betas = "scaled_linear"
+    given: tuple[float, ...] = ()
 
     def alpha_bars(self) -> np.ndarray:
-        """[train_steps] float64: the cumulative products of 1 - beta, with beta linear in its square root.
+        """[train_steps] float64: the cumulative products of 1 - beta.
 
         Rounded to float32, as the reference keeps them: what a solver subtracts from 1 depends on the last digits.
         """
-        root = np.linspace(self.beta_start**0.5, self.beta_end**0.5, self.train_steps, dtype=np.float64)
-        return np.cumprod(1.0 - root**2).astype(np.float32).astype(np.float64)
+        bars = np.array(self.given, np.float64) if self.given else np.cumprod(1.0 - self._betas())
+        return bars.astype(np.float32).astype(np.float64)
+
+    def _betas(self) -> np.ndarray:
+        if self.betas == "squaredcos_cap_v2":
+            bars = np.cos((np.arange(self.train_steps + 1) / self.train_steps + 0.008) / 1.008 * np.pi / 2) ** 2
+            return np.minimum(1 - bars[1:] / bars[:-1], LARGEST_BETA)
+        power = 0.5 if self.betas == "scaled_linear" else 1.0
+        return np.linspace(self.beta_start**power, self.beta_end**power, self.train_steps) ** (1 / power)
 
     def timesteps(self, steps: int) -> np.ndarray:
         """[steps] int64, ascending: the reference's "uniform" DDIM grid, 1 + k * (train_steps // steps).

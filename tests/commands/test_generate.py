@@ -314,6 +314,7 @@ def test_nobody_watches_the_steps_but_for_what_is_to_be_saved(out, monkeypatch):
         return real(runner, run, callback, progress)
 
     monkeypatch.setattr(HostRunner, "sample", sample)
+    monkeypatch.setattr(HostRunner, "shows_steps", False)
     for saving in ((), ("--save-influence",)):
         assert run("generate", "--text", "a man", "--steps", 1, "--out", out, *saving).exit_code == 0
     assert given == [(False, True), (True, True)]

@@ -1,0 +1,186 @@
+"""N score models in, one sampler out: denoisers of any make as the experts of a pipeline, without a bundle.
+
+    pipeline = compose({"label": Expert(f, Parameterisation("eps", schedule=theirs), condition=(1,)), ...}, (3, 32, 32))
+    pipeline.generate(label=[3.0], influence={"label": 2})
+
+Each is asked in its own terms (sampling/preconditioning.py); the loop, the solvers and the controls are those of every
+pipeline.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cdiff_rt.errors import BadRequest, check_range, check_type, whole
+from cdiff_rt.manifest import Bundle, Manifest, Modality, odd
+from cdiff_rt.pipeline import Pipeline
+from cdiff_rt.runners import HostRunner, Routing
+from cdiff_rt.sampling.preconditioning import A_OUT, A_X, C_IN, TIME, Parameterisation
+from cdiff_rt.sampling.schedule import Schedule, half_log_snr
+from cdiff_rt.sampling.superposition import Mixing
+from cdiff_rt.settings import RESERVED, Influence
+
+BACKEND = "python"  # what runs the experts, as pictures carry it
+NAME, WEIGHTS = "composed", "none"  # as a manifest names them
+IN_SPACE = Schedule(1000, 1e-4, 0.02, "v", "linear")  # the host's where no expert has a schedule of timesteps
+
+Denoise = Callable[..., Any]  # (x [B, C, *latent], time [B], condition [B, *shape] if it has one) -> like x; of float32
+Logit = Callable[..., Any]  # (x of the host, alpha_bar, condition if it has one) -> what broadcasts to [B, 1, *latent]
+Decode = Callable[[np.ndarray], np.ndarray]  # latents [B, C, *latent] -> images [B, 3, S, S] in [-1, 1]
+
+
+@dataclass(frozen=True)
+class Expert:
+    """A denoiser, what it was trained as, and the shape of its condition; None if it has none, and always runs.
+
+    `logit` is the logarithm of its influence, as far as that differs between places or images: the softmax of all
+    experts' are the influence functions. Without it they share equally. `denoise` may keep what it is given only until
+    it returns.
+    """
+
+    denoise: Denoise
+    form: Parameterisation = field(default_factory=Parameterisation)
+    condition: tuple[int, ...] | None = None
+    logit: Logit | None = None
+
+
+def compose(
+    experts: Mapping[str, Expert],
+    latent_shape: Sequence[int],
+    *,
+    schedule: Schedule | None = None,
+    image_size: int = 0,
+    decode: Decode | None = None,
+    influence: Influence | None = None,
+    top_k: int | None = None,
+    mixing: Mixing | None = None,
+) -> Pipeline:
+    """A pipeline of these experts, by the names of their conditions, over latents of `latent_shape`, channels first.
+
+    Of each image, only the `top_k` experts whose `logit` gives them most influence are called. `mixing`, such as a
+    Superposition, decides the influence functions in place of logits. The loop follows `schedule`, or the experts' own that ends least noisy, so that each knows all noise it meets. With an
+    `image_size`, `decode` makes images of latents; without `decode`, latents [3, S, S] in [-1, 1] are the images. Raises
+    BadRequest.
+    """
+    check_type("experts", experts, Mapping, "give a dict from names to cdiff_rt.Expert")
+    if not experts:
+        raise BadRequest("experts", "there are none", "give one or more")
+    host = schedule or _least_noisy([expert for expert in experts.values() if isinstance(expert, Expert)])
+    host = Schedule(**{**vars(host), "prediction": "v"})
+    shape = tuple(latent_shape)
+    for name, expert in experts.items():
+        _check(name, expert, host)
+    if top_k is not None:
+        check_range("top_k", whole("top_k", top_k), 1, len(experts))
+        if not any(expert.logit for expert in experts.values()):
+            raise BadRequest("top_k", "no expert has a logit to be chosen by", "give each one, or leave top_k out")
+    if image_size and decode is None and shape != (3, image_size, image_size):
+        seen = f"latents {list(shape)} for images of {image_size} pixels"
+        raise BadRequest("decode", f"none, and {seen}", "give what decodes them, or image_size=0")
+    manifest = _manifest(experts, shape, host, image_size, influence or Influence("none", 1.0))
+    for fault in odd(manifest):
+        raise BadRequest("experts", fault, "correct it")
+    functions = {"vae.decode": lambda z: {"image": (decode(z) if decode else z)}}
+    for name, expert in experts.items():
+        functions |= _networks(name, expert, host, shape)
+    routing = Routing(any(expert.logit for expert in experts.values()), top_k, mixing)
+    runner = HostRunner(lambda network, threads: Function(functions[network]), parallel=False, routing=routing)
+    return Pipeline(Bundle(Path(NAME), manifest, "", {}), BACKEND, runner=runner)
+
+
+@dataclass(frozen=True)
+class Function:
+    """A function in the place of an engine."""
+
+    function: Callable[..., dict[str, np.ndarray]]
+
+    def __call__(self, **inputs: np.ndarray) -> dict[str, np.ndarray]:
+        return self.function(**inputs)
+
+    def close(self) -> None:
+        """Whoever made it keeps it."""
+
+
+def _least_noisy(experts: Sequence[Expert]) -> Schedule:
+    schedules = [expert.form.schedule for expert in experts if expert.form.space == "vp"]
+    return max(schedules, key=lambda each: half_log_snr(each.alpha_bars()[-1]), default=IN_SPACE)
+
+
+def _check(name: str, expert: Any, host: Schedule) -> None:
+    what = f"expert {name}"
+    if not isinstance(expert, Expert):
+        seen = f"a {type(expert).__name__}"
+        raise BadRequest(what, seen, "give a cdiff_rt.Expert, which says what it predicts of which noise")
+    if not callable(expert.denoise) or not (expert.logit is None or callable(expert.logit)):
+        raise BadRequest(what, "its denoise or logit cannot be called", "give functions")
+    if name in RESERVED:
+        raise BadRequest(what, "that is the name of a setting", "choose another name")
+    try:
+        expert.form.table(host.alpha_bars()[1:])
+    except BadRequest as error:
+        raise BadRequest(f"{what}, {error.what}", error.seen, error.remedy) from None
+
+
+def _manifest(
+    experts: Mapping[str, Expert], latent: tuple[int, ...], host: Schedule, size: int, influence: Influence
+) -> Manifest:
+    modalities = tuple(_modality(name, expert.condition) for name, expert in experts.items())
+    return Manifest(NAME, size, latent, 1.0, host, influence, modalities, {}, WEIGHTS, {}, {}, "", {WEIGHTS: ""})
+
+
+def _modality(name: str, condition: tuple[int, ...] | None) -> Modality:
+    if condition is None:
+        return Modality(name, "nothing", decays=False, anchor=False)
+    tokens, width = math.prod(condition[:-1]), condition[-1] if condition else 1
+    return Modality(name, "numbers", decays=False, anchor=False, tokens=tokens, width=width)
+
+
+def _networks(name: str, expert: Expert, host: Schedule, latent: tuple[int, ...]) -> dict[str, Callable]:
+    """The three networks of an expert, as a bundle has them."""
+    bars = host.alpha_bars()
+
+    def time(t: np.ndarray) -> dict[str, np.ndarray]:
+        return {"projections": np.column_stack([expert.form.table(bars[t]), bars[t]])}
+
+    def step(x: np.ndarray, projections: np.ndarray, context: np.ndarray) -> dict[str, np.ndarray]:
+        row = projections[0]
+        condition = [] if expert.condition is None else [context.reshape(len(x), *expert.condition)]
+        given = (np.float32(row[C_IN]) * x, np.full(len(x), row[TIME], np.float32), *condition)
+        out = _checked(name, expert.denoise(*given), x.shape)
+        logit = np.zeros((len(x), 1, *latent[1:]), np.float32)
+        return {"out": np.float32(row[A_X]) * x + np.float32(row[A_OUT]) * out, "logit": logit}
+
+    def route(x: np.ndarray, projections: np.ndarray, context: np.ndarray) -> dict[str, np.ndarray]:
+        condition = [] if expert.condition is None else [context.reshape(len(x), *expert.condition)]
+        logit = expert.logit(x, float(projections[0, -1]), *condition) if expert.logit else 0.0
+        return {"logit": _broadcast(name, logit, (len(x), 1, *latent[1:]))}
+
+    condition = lambda inputs: {"context": inputs}
+    return {f"condition.{name}": condition, f"time.{name}": time, f"expert.{name}": step, f"router.{name}": route}
+
+
+def _checked(name: str, out: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """What a denoiser returned, as float32. Raises BadRequest."""
+    found = np.asarray(out)
+    if found.shape != shape or found.dtype.kind != "f":
+        seen = f"it returned {found.dtype} of shape {found.shape}"
+        raise BadRequest(f"expert {name}", seen, f"return floating-point numbers of shape {shape}, as it was given")
+    if not np.isfinite(found).all():
+        raise BadRequest(f"expert {name}", "it returned numbers that are not finite", "correct it, or what it predicts")
+    return found.astype(np.float32, copy=False)
+
+
+def _broadcast(name: str, logit: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """A logit for each image [B], or for each place. Raises BadRequest."""
+    found = np.asarray(logit, dtype=np.float32)
+    if found.shape == shape[:1]:
+        found = found.reshape(-1, *(1,) * (len(shape) - 1))
+    try:
+        return np.broadcast_to(found, shape)
+    except ValueError:
+        seen = f"its logit has the shape {found.shape}"
+        raise BadRequest(f"expert {name}", seen, f"return {shape[:1]}, or what broadcasts to {shape}") from None
