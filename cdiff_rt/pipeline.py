@@ -70,7 +70,7 @@ class Pipeline:
         if not isinstance(bundle, Bundle):
             raise BadRequest("bundle", f"a {type(bundle).__name__}", "use Pipeline.from_pretrained, or Bundle.open")
         self.bundle, self.manifest, self._on_device = bundle, bundle.manifest, on_device
-        self.backend = backend if runner else resolve(backend, bundle.manifest, on_device and on_device.precision)
+        self.backend = backend if runner else resolve(backend, bundle.manifest, (on_device or OnDevice()).precision)
         self._runner = runner or load_runner(bundle, self.backend, on_device)
         self._turns = Turns("pipeline")
 
