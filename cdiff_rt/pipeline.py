@@ -225,8 +225,7 @@ class Pipeline:
                 "alphas": list(alphas),
                 "source": in_words(old.modalities, sides.before)["conditions"],
                 "read": sides.guessed,
-                "keep": region.labels,
-                "change": region.change(photo, edited),
+                **region.told(photo, edited),
             }
             told = self._told("edit", settings, new.modalities, sides.after, used)
             told |= {"steps": len(table.timesteps), "batch": len(alphas), "edit": edit}
