@@ -21,11 +21,13 @@ if TYPE_CHECKING:
     from cdiff_rt.errors import BadArtefact, BadEnvironment, BadInput, BadRequest, CdiffError, OutOfResource
     from cdiff_rt.inputs.inpainting import Inpainting
     from cdiff_rt.jobs.run import Outcome, run_jobs
+    from cdiff_rt.learning.calibrate import calibrate
     from cdiff_rt.outputs.generated import Generated
     from cdiff_rt.outputs.influence import InfluenceRecorder
     from cdiff_rt.outputs.recorder import Recorder
     from cdiff_rt.outputs.trajectory import TrajectoryRecorder
     from cdiff_rt.pipeline import Pipeline
+    from cdiff_rt.sampling.calibrated import Calibration
     from cdiff_rt.sampling.loop import StepState
     from cdiff_rt.sampling.preconditioning import Parameterisation
     from cdiff_rt.sampling.schedule import Schedule
@@ -39,11 +41,13 @@ _HOMES = {
     "errors": "BadArtefact BadEnvironment BadInput BadRequest CdiffError OutOfResource",
     "inputs.inpainting": "Inpainting",
     "jobs.run": "Outcome run_jobs",
+    "learning.calibrate": "calibrate",
     "outputs.generated": "Generated",
     "outputs.influence": "InfluenceRecorder",
     "outputs.recorder": "Recorder",
     "outputs.trajectory": "TrajectoryRecorder",
     "pipeline": "Pipeline",
+    "sampling.calibrated": "Calibration",
     "sampling.loop": "StepState",
     "sampling.preconditioning": "Parameterisation",
     "sampling.schedule": "Schedule",
@@ -53,9 +57,9 @@ _HOMES = {
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 __all__ = [
-    "BadArtefact", "BadEnvironment", "BadInput", "BadRequest", "CdiffError", "Expert", "Generated", "Influence", "InfluenceRecorder",
+    "BadArtefact", "BadEnvironment", "BadInput", "BadRequest", "Calibration", "CdiffError", "Expert", "Generated", "Influence", "InfluenceRecorder",
     "Inpainting", "OutOfResource", "Outcome", "Parameterisation", "Pipeline", "Recorder", "Region", "Schedule", "Settings", "StepState", "Superposition", "TrajectoryRecorder",
-    "Weight", "__version__", "compose", "run_jobs",
+    "Weight", "__version__", "calibrate", "compose", "run_jobs",
 ]  # fmt: skip
 
 

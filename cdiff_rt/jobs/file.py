@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cdiff_rt.controls import read_regions
+from cdiff_rt.controls import read_regions, read_weights
 from cdiff_rt.errors import BadInput, CdiffError
 from cdiff_rt.inputs import images
 from cdiff_rt.inputs.label_orders import order_of
@@ -155,6 +155,8 @@ def _settings(row: dict[str, Any], modalities: Collection[str], manifest: Manife
             raise BadInput("key", f"{name!r:.80}", f"a row has {known}")
     if "labels" in row:
         row["labels"] = order_of("labels", row["labels"], folder)
+    if "influence" in row:
+        row["influence"] = read_weights("influence", row["influence"], folder)
     if "region" in row:
         row["region"] = read_regions("region", row["region"], folder)
     return Settings(**row)
