@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from cdiff_rt.inputs.inpainting import Inpainting
     from cdiff_rt.jobs.run import Outcome, run_jobs
     from cdiff_rt.learning.calibrate import calibrate
+    from cdiff_rt.learning.learned import Learned
+    from cdiff_rt.learning.train import train
     from cdiff_rt.outputs.generated import Generated
     from cdiff_rt.outputs.influence import InfluenceRecorder
     from cdiff_rt.outputs.recorder import Recorder
@@ -42,6 +44,8 @@ _HOMES = {
     "inputs.inpainting": "Inpainting",
     "jobs.run": "Outcome run_jobs",
     "learning.calibrate": "calibrate",
+    "learning.learned": "Learned",
+    "learning.train": "train",
     "outputs.generated": "Generated",
     "outputs.influence": "InfluenceRecorder",
     "outputs.recorder": "Recorder",
@@ -58,8 +62,8 @@ _HOMES = {
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 __all__ = [
     "BadArtefact", "BadEnvironment", "BadInput", "BadRequest", "Calibration", "CdiffError", "Expert", "Generated", "Influence", "InfluenceRecorder",
-    "Inpainting", "OutOfResource", "Outcome", "Parameterisation", "Pipeline", "Recorder", "Region", "Schedule", "Settings", "StepState", "Superposition", "TrajectoryRecorder",
-    "Weight", "__version__", "calibrate", "compose", "run_jobs",
+    "Inpainting", "Learned", "OutOfResource", "Outcome", "Parameterisation", "Pipeline", "Recorder", "Region", "Schedule", "Settings", "StepState", "Superposition", "TrajectoryRecorder",
+    "Weight", "__version__", "calibrate", "compose", "run_jobs", "train",
 ]  # fmt: skip
 
 

@@ -63,8 +63,10 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("sampling", "settings", "turns", "version"),
     },
     "composition": {"errors", "manifest", "pipeline", "runners", "sampling", "settings"},
-    "learning": {"engines", "errors", "extras", "inputs", "manifest", "nets", "notes", "outputs", "pipeline", "run"}
-    | {"sampling", "schema", "settings"},
+    "learning": {
+        *("editing", "engines", "errors", "export", "extras", "inputs", "manifest", "nets", "notes", "outputs"),
+        *("pipeline", "process", "run", "sampling", "schema", "settings"),
+    },
     "doctor": {"engines", "errors", "extras", "manifest", "process", "runners", "version"},
     "jobs": {
         "controls",

@@ -57,8 +57,8 @@ def module_of(path):
 
 def test_the_runtime_imports_and_so_do_benchmarks_and_commands():
     with_torch = {f"cdiff_rt/engines/{name}.py" for name in ("arithmetic", "compiled", "eager", "modules")}
-    needs_torch = {*with_torch, "cdiff_rt/editing/imagic.py"}
-    rooms = {*NO_TORCH, "engines", "editing", "bench", "commands", "cli"}
+    needs_torch = {*with_torch, "cdiff_rt/editing/imagic.py", "cdiff_rt/learning/descent.py"}
+    rooms = {*NO_TORCH, "learning", "engines", "editing", "bench", "commands", "cli"}
     modules = [module_of(path) for path, room in SOURCES.items() if room in rooms and path not in needs_torch]
     code = f"import importlib\nfor name in {modules}: importlib.import_module(name)\nprint('all')"
     assert len(modules) > 60 and without_libraries(code) == (0, "all\n", "")

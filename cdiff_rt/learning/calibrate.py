@@ -18,6 +18,7 @@ from cdiff_rt.outputs.files import all_or_nothing, check_folder, check_names
 from cdiff_rt.pipeline import Pipeline
 from cdiff_rt.sampling import noise
 from cdiff_rt.sampling.calibrated import Calibration, cell_of, finest, least_error, mixed, spread
+from cdiff_rt.sampling.loop import Noise
 from cdiff_rt.settings import check_seed
 
 LEAST_PAIRS, AT_ONCE = 20, 16
@@ -66,7 +67,7 @@ def calibrate(
     if len(read.modalities) < 2:
         raise BadRequest("pairs", f"{read.names[0]} is the only expert that takes part", "give conditions of more")
     visible = read_channels(channels, read.x0.shape[1])
-    timesteps = _spread(pipeline, levels)
+    timesteps = spread_levels(pipeline, levels)
     sums = _sums(pipeline, read, timesteps, visible, seed, progress)
     found = _fitted(read, sums, pipeline.manifest.schedule.alpha_bars()[timesteps])
     tell(found.table)
@@ -109,10 +110,16 @@ def _checked_out(out: str | Path | None) -> Path | None:
     return path
 
 
-def _spread(pipeline: Pipeline, count: int) -> np.ndarray:
+def spread_levels(pipeline: Pipeline, count: int) -> np.ndarray:
     """[K] timesteps, from noise to image, the cleanest 1."""
     schedule = pipeline.manifest.schedule
     return schedule.spread(min(count, schedule.train_steps - 1), 0.5)[::-1]
+
+
+def draw_of(seed: int, rows: np.ndarray, shape: tuple[int, ...]) -> Noise:
+    """The noise of pairs at each level: each pair has its own, whichever are asked of at a time."""
+    one = lambda row, i: noise.normal(seed, range(row, row + 1), i + 1, shape, noise.CALIBRATING)
+    return lambda i: np.concatenate([one(int(row), i) for row in rows])
 
 
 def _sums(
@@ -130,9 +137,7 @@ def _sums(
     errors = np.zeros((FOLDS, len(timesteps), into.shape[1], count, count))
     for first in range(0, len(pairs.x0), AT_ONCE):
         rows = np.arange(first, min(first + AT_ONCE, len(pairs.x0)))
-        draw = lambda i, rows=rows: noise.normal(
-            seed, range(int(rows[0]), int(rows[-1]) + 1), i + 1, shape, noise.CALIBRATING
-        )
+        draw = draw_of(seed, rows, shape)
 
         def see(answer: Answer, rows: np.ndarray = rows) -> None:
             wrong = (answer.outs - answer.wanted).astype(np.float64).reshape(count, len(rows), shape[0], -1)
