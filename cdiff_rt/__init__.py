@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from cdiff_rt.controls import Region, Weight
     from cdiff_rt.errors import BadArtefact, BadEnvironment, BadInput, BadRequest, CdiffError, OutOfResource
     from cdiff_rt.inputs.inpainting import Inpainting
-    from cdiff_rt.jobs.run import Outcome, run_jobs
+    from cdiff_rt.jobs.results import Outcome
+    from cdiff_rt.jobs.run import run_jobs
     from cdiff_rt.learning.calibrate import calibrate
     from cdiff_rt.learning.learned import Learned
     from cdiff_rt.learning.train import train
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from cdiff_rt.outputs.recorder import Recorder
     from cdiff_rt.outputs.trajectory import TrajectoryRecorder
     from cdiff_rt.pipeline import Pipeline
+    from cdiff_rt.records.again import Reproduced, reproduce
+    from cdiff_rt.records.read import Record, read_record
     from cdiff_rt.sampling.calibrated import Calibration
     from cdiff_rt.sampling.loop import StepState
     from cdiff_rt.sampling.preconditioning import Parameterisation
@@ -42,7 +45,8 @@ _HOMES = {
     "controls": "Region Weight",
     "errors": "BadArtefact BadEnvironment BadInput BadRequest CdiffError OutOfResource",
     "inputs.inpainting": "Inpainting",
-    "jobs.run": "Outcome run_jobs",
+    "jobs.results": "Outcome",
+    "jobs.run": "run_jobs",
     "learning.calibrate": "calibrate",
     "learning.learned": "Learned",
     "learning.train": "train",
@@ -51,6 +55,8 @@ _HOMES = {
     "outputs.recorder": "Recorder",
     "outputs.trajectory": "TrajectoryRecorder",
     "pipeline": "Pipeline",
+    "records.again": "Reproduced reproduce",
+    "records.read": "Record read_record",
     "sampling.calibrated": "Calibration",
     "sampling.loop": "StepState",
     "sampling.preconditioning": "Parameterisation",
@@ -61,9 +67,10 @@ _HOMES = {
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 __all__ = [
-    "BadArtefact", "BadEnvironment", "BadInput", "BadRequest", "Calibration", "CdiffError", "Expert", "Generated", "Influence", "InfluenceRecorder",
-    "Inpainting", "Learned", "OutOfResource", "Outcome", "Parameterisation", "Pipeline", "Recorder", "Region", "Schedule", "Settings", "StepState", "Superposition", "TrajectoryRecorder",
-    "Weight", "__version__", "calibrate", "compose", "run_jobs", "train",
+    "BadArtefact", "BadEnvironment", "BadInput", "BadRequest", "Calibration", "CdiffError", "Expert", "Generated", "Influence",
+    "InfluenceRecorder", "Inpainting", "Learned", "OutOfResource", "Outcome", "Parameterisation", "Pipeline", "Record", "Recorder",
+    "Region", "Reproduced", "Schedule", "Settings", "StepState", "Superposition", "TrajectoryRecorder", "Weight",
+    "__version__", "calibrate", "compose", "read_record", "reproduce", "run_jobs", "train",
 ]  # fmt: skip
 
 

@@ -14,18 +14,30 @@ from cdiff_rt.engines.base import Arrangement, Precision
 from cdiff_rt.errors import BadArtefact, BadRequest, check_type, named_as
 from cdiff_rt.inputs import images
 from cdiff_rt.inputs.inpainting import Inpainting
-from cdiff_rt.inputs.modalities import KINDS, Condition, asked, in_words, tell_unused
+from cdiff_rt.inputs.modalities import KINDS, Condition, asked, drawing_of, in_words, inputs_in, tell_unused
+from cdiff_rt.inputs.traces import Input, loaded, trace_of
 from cdiff_rt.manifest import DEFAULT_MODEL, Bundle, Modality, find_model
 from cdiff_rt.memory import check_memory
 from cdiff_rt.notes import collected
 from cdiff_rt.outputs.formats import to_uint8
 from cdiff_rt.outputs.generated import Generated
-from cdiff_rt.run import OnDevice, Run, Runner, adjustment_of, given_contexts, given_start, modalities_of
+from cdiff_rt.run import (
+    OnDevice,
+    Run,
+    Runner,
+    adjustment_of,
+    check_finite,
+    given_contexts,
+    given_start,
+    known_of,
+    modalities_of,
+)
 from cdiff_rt.runners import load_runner
 from cdiff_rt.sampling import noise
 from cdiff_rt.sampling.loop import Callback, KnownRegion, Progress
 from cdiff_rt.sampling.solvers import SolverTable
 from cdiff_rt.settings import SETTINGS, Settings, unknown_argument
+from cdiff_rt.told import Inputs, arrays_of, numbers_given, place_of, regions_in, request_of, with_maps
 from cdiff_rt.turns import Turns
 from cdiff_rt.version import __version__
 
@@ -58,8 +70,7 @@ class Pipeline:
         if not isinstance(bundle, Bundle):
             raise BadRequest("bundle", f"a {type(bundle).__name__}", "use Pipeline.from_pretrained, or Bundle.open")
         self.bundle, self.manifest, self._on_device = bundle, bundle.manifest, on_device
-        precision = on_device.precision if on_device else None
-        self.backend = backend if runner else resolve(backend, bundle.manifest, precision)
+        self.backend = backend if runner else resolve(backend, bundle.manifest, (on_device or OnDevice()).precision)
         self._runner = runner or load_runner(bundle, self.backend, on_device)
         self._turns = Turns("pipeline")
 
@@ -127,6 +138,7 @@ class Pipeline:
             self._tell_unused(wanted, settings)
             modalities, inputs = self._read(wanted, settings, table)
             check_memory(self.bundle, modalities, settings.batch, self.backend, self._runner.precision)
+            painted = inpaint.read(self._encoded_size("inpaint"), shape[-1]) if inpaint else None
             run = Run(
                 modalities,
                 inputs,
@@ -134,21 +146,18 @@ class Pipeline:
                 noise.of_steps(self.manifest.schedule, table, settings.seed, numbers, shape),
                 table,
                 adjustment_of(self.manifest, modalities, table, settings),
-                self._known(inpaint, table, settings) if inpaint else None,
+                known_of(self.encode(painted.photo), painted.keep, table, settings) if painted else None,
                 given_contexts(contexts, self.manifest, modalities, settings.batch) if contexts else None,
             )
             latents = self._runner.sample(run, callback_on_step_end, progress)
-            self._check_finite(latents, "sampling", "the latents are")
-            unusual = {
-                "inpaint": inpaint and inpaint.shown(),
-                "x_T": None if x_T is None else "given",
-                "contexts": "given" if contexts else None,
-            }
-            told = settings.told() | {name: value for name, value in unusual.items() if value is not None}
+            check_finite(latents, "sampling", "the latents are", self._runner.precision)
+            used = inputs_in(self.manifest, {modality.name: wanted.get(modality.name) for modality in modalities})
+            used |= regions_in(settings, modalities, shape[1:]) | (painted.inputs if painted else {})
+            used |= numbers_given(x_T, contexts)
             decoded = bool(self.manifest.image_size)
             made = self.decode(latents, settings.rounding) if decoded else np.zeros((len(latents), 0, 0, 3), np.uint8)
-            told |= self._told(modalities, wanted) | self.identity()
-            return Generated(made, latents, told, self._drawing(modalities, wanted), warnings)
+            told = self._told("generate", settings, modalities, wanted, used)
+            return Generated(made, latents, told, drawing_of(modalities, wanted), warnings, arrays_of(used))
 
     def edit(
         self,
@@ -182,7 +191,7 @@ class Pipeline:
             check_type("source", source, Mapping | None, "give a dict from names to conditions")
             source = self._asked(source or {}, settings)
             table = inversion.last_steps(settings.sampling().table(self.manifest.schedule), strength)
-            photo = self.read_photo(image)
+            photo = self.read_photo(image := loaded(image, "photo"))
             seeing = (lambda photo: asked(read(photo), self.manifest, given=False)) if read else None
             sides = sides_of(self.manifest, wanted, source, settings.without, seeing, photo)
             self._tell_unused({**source, **wanted}, settings)
@@ -198,27 +207,31 @@ class Pipeline:
             new = replace(new, contexts=contexts, known=known if cells.any() else None)
             inverted = inversion.METHODS[method](self._runner, old, known, progress)
             latents = inverted.walk(self._runner, new, len(alphas), callback_on_step_end, progress)
-            self._check_finite(latents, "editing", "the latents are")
+            check_finite(latents, "editing", "the latents are", self._runner.precision)
             edited = region.paste(photo, self.decode(latents, settings.rounding))
+            used = regions_in(settings, [*old.modalities, *new.modalities], shape[1:])
+            used |= {"image": Input(trace_of(image), photo)}
+            for role, of in {"": wanted, "source.": source, "read.": sides.read}.items():
+                used |= inputs_in(self.manifest, of, settings.without, role)
             edit: dict = {
                 "method": method,
+                "strength": strength,
                 "of_steps": settings.sampling().steps,
                 "alphas": list(alphas),
-                "source": self._told(old.modalities, sides.before)["conditions"],
+                "source": in_words(old.modalities, sides.before)["conditions"],
                 "read": sides.guessed,
-                "keep": region.labels,
-                "change": region.change(photo, edited),
+                **region.told(photo, edited),
             }
-            told = settings.told() | {"steps": len(table.timesteps), "batch": len(alphas), "edit": edit}
-            told |= self._told(new.modalities, sides.after) | self.identity()
-            return Generated(edited, latents, told, self._drawing(new.modalities, sides.after), warnings)
+            told = self._told("edit", settings, new.modalities, sides.after, used)
+            told |= {"steps": len(table.timesteps), "batch": len(alphas), "edit": edit}
+            return Generated(edited, latents, told, drawing_of(new.modalities, sides.after), warnings, arrays_of(used))
 
     def decode(self, latents: np.ndarray, rounding: str = "truncate") -> np.ndarray:
         """[B, C, *latent] of the loop -> [B, H, W, 3] uint8."""
         with self._turns.take():
             scaled = latents / np.float32(self.manifest.latent_scale)
             decoded = self._runner.call("vae.decode", z=scaled)["image"]
-            self._check_finite(decoded, "decoding", "the image is")
+            check_finite(decoded, "decoding", "the image is", self._runner.precision)
             return to_uint8(decoded, rounding)
 
     def encode(self, pixels: np.ndarray) -> np.ndarray:
@@ -229,8 +242,7 @@ class Pipeline:
 
     def read_photo(self, image: images.Picture) -> np.ndarray:
         """A picture -> [S, S, 3] uint8, for `encode`. Raises BadInput; BadRequest if the model encodes no images."""
-        self._check_encoder("image")
-        return images.read_photo(image, self.manifest.image_size)
+        return images.read_photo(image, self._encoded_size("image"))
 
     def identity(self) -> dict[str, Any]:
         """What made the images, beside the request."""
@@ -244,15 +256,13 @@ class Pipeline:
     ) -> tuple[Settings, Conditions]:
         """What was given by name, told apart: no modality is called like a setting."""
         names = [modality.name for modality in self.manifest.modalities]
-        known = [*names, *SETTINGS, "inpaint", "progress", "callback_on_step_end"]
-        for name in given:
-            if name not in names and name not in SETTINGS:
-                raise unknown_argument(name, known)
+        if unknown := [name for name in given if name not in names and name not in SETTINGS]:
+            raise unknown_argument(unknown[0], [*names, *SETTINGS, "inpaint", "progress", "callback_on_step_end"])
         check_type("settings", settings, Settings | None, "give a cdiff_rt.Settings, and others by name")
         check_type("conditions", conditions, Mapping | None, "give a dict from names to conditions")
         named = {name: value for name, value in given.items() if name in names}
         changed = {name: value for name, value in given.items() if name not in names}
-        whole = replace(settings or Settings(), **changed)
+        whole = with_maps(replace(settings or Settings(), **changed))
         return whole, self._asked({**(conditions or {}), **named}, whole)
 
     def _asked(self, conditions: Conditions, how: Settings) -> Conditions:
@@ -267,21 +277,14 @@ class Pipeline:
         """The modalities that run, and what their encoders take."""
         given = {name: value for name, value in conditions.items() if value is not None}
         running = modalities_of(self.manifest, given, settings, table)
-        return running, [
-            KINDS[modality.kind].read(given.get(modality.name), modality, self.bundle) for modality in running
-        ]
+        return running, [KINDS[each.kind].read(given.get(each.name), each, self.bundle) for each in running]
 
-    def _told(self, modalities: list[Modality], conditions: Conditions) -> dict[str, Any]:
-        """What was asked for, in words."""
-        return in_words({m: value for m in modalities if (value := conditions.get(m.name)) is not None})
-
-    def _drawing(self, modalities: list[Modality], conditions: Conditions) -> np.ndarray | None:
-        """The first condition that can be drawn."""
-        for modality in modalities:
-            draw, value = KINDS[modality.kind].draw, conditions.get(modality.name)
-            if draw and value is not None:
-                return draw(value, modality)
-        return None
+    def _told(
+        self, command: str, how: Settings, modalities: list[Modality], conditions: Conditions, used: Inputs
+    ) -> dict[str, Any]:
+        """All that the images follow from."""
+        asked_for = request_of(command, how, self.manifest.influence, used) | in_words(modalities, conditions)
+        return asked_for | self.identity() | place_of(self.backend, self._on_device)
 
     def _run(self, conditions: Conditions, table: SolverTable, settings: Settings) -> Run:
         """One without a beginning: an inversion's."""
@@ -290,20 +293,8 @@ class Pipeline:
         adjustment = adjustment_of(self.manifest, modalities, table, settings)
         return Run(modalities, inputs, nothing, lambda i: nothing, table, adjustment)
 
-    def _known(self, inpaint: Inpainting, table: SolverTable, settings: Settings) -> KnownRegion:
-        """Its noise goes by timesteps, so that it too is the same in every tier."""
-        shape, draws = self.manifest.latent_shape, table.timesteps.tolist()
-        self._check_encoder("inpaint")
-        photo, keep = inpaint.read(self.manifest.image_size, shape[-1])
-        draw = lambda i: noise.normal(settings.seed, settings.numbers, draws[i], shape, noise.INPAINTING)
-        return KnownRegion(self.encode(photo), keep, draw)
-
-    def _check_encoder(self, argument: str) -> None:
+    def _encoded_size(self, argument: str) -> int:
+        """Pixels per side of what the encoder takes. Raises BadRequest if there is none."""
         if not self.manifest.image_size or "vae.encode" not in self.manifest.networks:
             raise BadRequest(argument, f"{self.manifest.name} has no encoder of images", "take another model")
-
-    def _check_finite(self, values: np.ndarray, what: str, subject: str) -> None:
-        if not np.isfinite(values).all():
-            half = self._runner.precision == "fp16"
-            remedy = "take precision bf16 or fp32" if half else "this bundle's weights are broken, export them again"
-            raise BadArtefact(what, f"{subject} not finite in {self._runner.precision}", remedy)
+        return self.manifest.image_size

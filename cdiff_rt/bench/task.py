@@ -18,7 +18,6 @@ from cdiff_rt.run import OnDevice, Run, adjustment_of
 from cdiff_rt.runners import HostRunner
 from cdiff_rt.sampling import noise
 from cdiff_rt.sampling.loop import sample
-from cdiff_rt.sampling.solvers import SolverTable
 from cdiff_rt.sampling.tiers import Sampling
 from cdiff_rt.settings import Settings
 

@@ -5,7 +5,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,15 +13,12 @@ from torch import Tensor, nn
 from cdiff_rt.editing.imagic import restore, save
 from cdiff_rt.export.to_onnx import OPSET, quiet_exporter
 from cdiff_rt.learning.calibrate import AT_ONCE, FOLDS, LEVELS, draw_of, spread_levels
-from cdiff_rt.learning.learned import NETWORK, time_of
+from cdiff_rt.learning.learned import NETWORK, Plan, time_of
 from cdiff_rt.learning.pairs import Answer, Pairs, ask, levels
 from cdiff_rt.nets.dynamic import DynamicDiffuser, config_of, mixing_error
 from cdiff_rt.notes import log
 from cdiff_rt.pipeline import Pipeline
 from cdiff_rt.sampling import noise
-
-if TYPE_CHECKING:
-    from cdiff_rt.learning.train import Plan
 
 ROWS, TIMES = 8, 4  # pairs of an iteration, and timesteps of each
 SAVED_EVERY, TOLD_EVERY, WARM, TIMED = 100, 100, 2, 5  # iterations; the first few are not those that are timed
@@ -33,7 +29,7 @@ AGREE = 1e-3  # of the error, that stands for the experts' variance where they a
 class Descent:
     """Of all experts' dynamic diffusers at once."""
 
-    def __init__(self, pipeline: Pipeline, pairs: Pairs, visible: np.ndarray, plan: "Plan", state: Path) -> None:
+    def __init__(self, pipeline: Pipeline, pairs: Pairs, visible: np.ndarray, plan: Plan, state: Path) -> None:
         self._pipeline, self._pairs, self._plan, self._state = pipeline, pairs, plan, state
         self._rows = np.flatnonzero(np.arange(len(pairs.x0)) % FOLDS < FOLDS - 1)
         axes = pairs.x0.ndim - 2

@@ -28,6 +28,17 @@ class About:
     ]  # squared error on pairs held out: of each alone, "plain mean", "calibrated", "collaborative"
 
 
+@dataclass(frozen=True)
+class Plan:
+    """All that the result follows from, beside pipeline and pairs."""
+
+    iterations: int | None  # or as many as `minutes` have room for
+    minutes: float
+    seed: int
+    rate: float  # of learning, falling to 0
+    channels: tuple[float, ...] | None
+
+
 def time_of(alpha_bar: float) -> float:
     """What a network is told of the noise: its half log-SNR, in the range of timesteps."""
     return MIDDLE - PER_LAMBDA * float(half_log_snr(np.clip(alpha_bar, CLEANEST, 1 - CLEANEST)))

@@ -7,14 +7,14 @@ noise follow from its number and the seed: a run that was ended goes on as if it
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from cdiff_rt.errors import BadArtefact, BadRequest, check_range, real, whole
 from cdiff_rt.extras import needed
 from cdiff_rt.learning.calibrate import LEAST_PAIRS, calibrate, read_channels, tell
-from cdiff_rt.learning.learned import ABOUT, About, Learned
+from cdiff_rt.learning.learned import ABOUT, About, Learned, Plan
 from cdiff_rt.learning.pairs import Pair, Pairs, read_pairs
 from cdiff_rt.notes import collected, hushed
 from cdiff_rt.outputs import files
@@ -26,17 +26,6 @@ CLAIM, STATE = "training.json", "state.safetensors"  # of the folder
 MOST_MINUTES, MOST_ITERATIONS, LEAST_ITERATIONS = 1e5, 10**8, 20
 KINDS = ("numbers", "nothing")  # of conditions that networks can be told
 COLLABORATIVE = "collaborative"  # a row of the table
-
-
-@dataclass(frozen=True)
-class Plan:
-    """All that the result follows from, beside pipeline and pairs."""
-
-    iterations: int | None  # or as many as `minutes` have room for
-    minutes: float
-    seed: int
-    rate: float  # of learning, falling to 0
-    channels: tuple[float, ...] | None
 
 
 def train(

@@ -12,7 +12,9 @@ from cdiff_rt.controls import Region, Weight
 from cdiff_rt.errors import BadRequest
 
 ROUNDING = 1e-6  # of sums of float32
+NOTHING = 1e-12  # a smaller weight is none: times the share that a softmax leaves it would underflow
 SCALE, LEAST, MOST = range(3)  # of `Controls.values`
+NEUTRAL = (1.0, 0.0, 1.0)  # of each, where nothing is asked for
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,8 @@ def controls(
         return Controls(None, np.ones((len(places), len(names)), bool))
     along = (slice(None), *(None,) * len(latent))  # [S] -> [S, 1, ...]
     values = np.zeros((len(places), 3, len(names), *latent))
-    values[:, SCALE] = values[:, MOST] = 1.0
+    for row, nothing_asked in enumerate(NEUTRAL):
+        values[:, row] = nothing_asked
     if scales is not None:
         values[:, SCALE] = scales
     for weight in weights:
@@ -66,6 +69,7 @@ def controls(
             of[:, LEAST] = np.maximum(of[:, LEAST], region.value * painted)
         else:
             of[:, MOST] = np.minimum(of[:, MOST], 1 - (1 - region.value) * painted)
+    values[:, SCALE] *= np.abs(values[:, SCALE]) >= NOTHING
     decides = values[:, SCALE] > 0  # who weighs nothing at a place, or leads away from it, has no share there
     values[:, LEAST:] *= decides[:, None]
     _check(names, values)

@@ -164,6 +164,10 @@ def test_a_bundle_is_calibrated_as_it_is_and_the_command_line_takes_the_file(pip
     (tmp_path / "jobs.jsonl").write_text(json.dumps({"text": text, "influence": out.name}))
     (job,) = read_jobs(tmp_path / "jobs.jsonl", pipeline.manifest)
     assert job.settings.found == found
+    before = job.request({})
+    out.write_text(out.read_text().replace('"pull": ', '"pull": 1'))
+    (job,) = read_jobs(tmp_path / "jobs.jsonl", pipeline.manifest)
+    assert job.request({}) != before
 
 
 GOOD = pairs(20, CASES["independent"][0])
