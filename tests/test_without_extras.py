@@ -64,6 +64,20 @@ def test_the_runtime_imports_and_so_do_benchmarks_and_commands():
     assert len(modules) > 60 and without_libraries(code) == (0, "all\n", "")
 
 
+def test_training_without_pytorch_names_its_extra(tmp_path):
+    code = f"""
+import numpy as np, cdiff_rt
+expert = cdiff_rt.Expert(lambda x, time, c: x, condition=(1,))
+pairs = [(np.zeros((1, 4)), {{"a": [0.0], "b": [1.0]}})] * 20
+pipeline = cdiff_rt.compose({{"a": expert, "b": expert}}, (1, 4))
+cdiff_rt.calibrate(pipeline, pairs, levels=2)
+try: cdiff_rt.train(pipeline, pairs, {str(tmp_path / "out")!r}, iterations=1)
+except cdiff_rt.BadEnvironment as error: print(error)"""
+    status, told, notes = without_libraries(code)
+    assert status == 0, notes
+    assert told.startswith("train: torch is not installed; run `pip install '.[train]'") and not any(tmp_path.iterdir())
+
+
 def test_doctor_says_what_is_missing_and_what_it_is_for():
     status, told, _ = without_libraries("from cdiff_rt.commands import main\nmain(['doctor'])")
     assert status == 5
@@ -193,13 +207,14 @@ MAKES = {  # what works on an extra alone, of what takes the longest not to
         "gpu",
         "quality",
         "export",
+        "train",
         "openvino",
         "tensorrt",
         "tensorrt-rtx",
     },  # others are told to say what the picture shows
     "bench budget of a model": {"tensorrt-rtx"},
-    "imagic": {"torch", "test-gpu", "gpu", "export", "tensorrt", "tensorrt-rtx"},
-    "generate by default": {"cpu", "gpu", "quality", "export", "tensorrt", "tensorrt-rtx"},
+    "imagic": {"torch", "test-gpu", "gpu", "export", "train", "tensorrt", "tensorrt-rtx"},
+    "generate by default": {"cpu", "gpu", "quality", "export", "train", "tensorrt", "tensorrt-rtx"},
 }
 
 
