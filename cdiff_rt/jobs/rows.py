@@ -55,9 +55,8 @@ class Job:
     def inputs(self) -> dict[str, str]:
         """sha256 of each file that was given, by what it is. Raises BadInput."""
         regions = {f"region.{place}": each.map for place, each in enumerate(self.settings.region)}
-        weights = (
-            {"influence": Path(str(self.settings.found))} if self.settings.found else {}
-        )  # a row gives none but a file
+        found = self.settings.found  # of a row, that of a file
+        weights = {"influence": Path(str(found))} if found else {}
         given = self.conditions | regions | weights
         return {name: _hash(value) for name, value in given.items() if isinstance(value, Path)}
 

@@ -14,7 +14,7 @@ import numpy as np
 from cdiff_rt.errors import BadRequest, check_range, whole
 from cdiff_rt.learning.pairs import Answer, Pair, Pairs, ask, levels, read_pairs
 from cdiff_rt.notes import collected, log
-from cdiff_rt.outputs.files import all_or_nothing, check_folder, check_names
+from cdiff_rt.outputs.files import all_or_nothing, check_folder, check_free, check_names
 from cdiff_rt.pipeline import Pipeline
 from cdiff_rt.sampling import noise
 from cdiff_rt.sampling.calibrated import Calibration, cell_of, finest, least_error, mixed, spread
@@ -106,6 +106,7 @@ def _checked_out(out: str | Path | None) -> Path | None:
     if path.suffix != ".json":
         raise BadRequest("out", f"{str(out)!r:.80}", "give the name of a .json file")
     check_names(path)
+    check_free(path)
     check_folder(path.parent)
     return path
 
@@ -181,6 +182,8 @@ def _chosen(sums: Sums, latent: tuple[int, ...]) -> tuple[int, float]:
 def _coarser(sums: Sums, latent: tuple[int, ...], cells: int) -> Sums:
     """The same over so many places along each axis."""
     most = finest(latent)
+    if cells == most:
+        return sums
     fine = np.indices((most,) * len(latent)).reshape(len(latent), -1)  # [axes, cells]
     into = np.ravel_multi_index(tuple(fine * cells // most), (cells,) * len(latent))
     together = np.eye(cells ** len(latent))[into]  # [finest, cells]

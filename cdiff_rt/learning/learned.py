@@ -9,6 +9,7 @@ import numpy as np
 
 from cdiff_rt.engines.ort import OrtFile
 from cdiff_rt.errors import BadArtefact, BadRequest, without_file
+from cdiff_rt.extras import needed
 from cdiff_rt.process import usual_threads
 from cdiff_rt.sampling.schedule import half_log_snr
 from cdiff_rt.schema import from_json, parse
@@ -78,7 +79,9 @@ class Logit:
 
     def __init__(self, learned: Learned, name: str) -> None:
         self._condition, self._latent = learned.about.conditions[name], tuple(learned.about.latent)
-        self._network, self._name = OrtFile(learned.folder / f"{name}{NETWORK}", usual_threads()), name
+        self._name = name
+        with needed(f"learned influence of {name}", "cpu"):
+            self._network = OrtFile(learned.folder / f"{name}{NETWORK}", usual_threads())
 
     def __call__(self, x: np.ndarray, alpha_bar: float, condition: np.ndarray | None = None) -> np.ndarray:
         """[B, 1, *latent]."""

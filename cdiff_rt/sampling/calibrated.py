@@ -64,7 +64,7 @@ class Calibration:
         count, levels, bars = len(self.names), len(self.alpha_bars), self.alpha_bars
         if not 0 < count == len(set(self.names)) or not levels or any(a >= b for a, b in pairwise(bars)):
             raise ValueError("its names or levels are none, or not apart")
-        if not (bars[0] > 0 and bars[-1] < 1 and self.pull > 0 and self.latent and min(self.latent) > 0):
+        if not (bars[0] > 0 and bars[-1] < 1 and self.pull > 0 and min(self.latent, default=1) > 0):
             raise ValueError("its levels, its pull or its places are out of range")
         places = self.cells ** len(self.latent) if 0 < self.cells <= MOST_CELLS else 0
         if not 0 < places <= MOST_CELLS or len(self.errors) != levels * places * count**2:
@@ -98,12 +98,16 @@ class Calibration:
 
 def cell_of(latent: Sequence[int], cells: int) -> np.ndarray:
     """[*latent]: the number of the cell at each place, of so many along each axis; those of `2 cells` lie within."""
+    if not latent:
+        return np.zeros((), int)
     axes = np.meshgrid(*(np.arange(size) * cells // size for size in latent), indexing="ij")
     return np.ravel_multi_index(tuple(axes), (cells,) * len(axes))
 
 
 def finest(latent: Sequence[int]) -> int:
     """The most cells along an axis, a power of 2."""
+    if not latent:
+        return 1
     most = min(min(latent), int(MOST_CELLS ** (1 / len(latent)) + 1e-9))
     return 2 ** int(math.log2(most))
 

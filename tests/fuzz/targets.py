@@ -32,6 +32,7 @@ from cdiff_rt.outputs.formats import inputs_text, npz_bytes, parameters_text, pn
 from cdiff_rt.records.find import inputs_of
 from cdiff_rt.records.read import read_record
 from cdiff_rt.records.show import lines
+from cdiff_rt.sampling.calibrated import Calibration
 
 EMBEDDED = MODELS / DEFAULT_MODEL
 CORPUS = Path(__file__).parent / "corpus"  # what once raised something else, by target
@@ -218,6 +219,21 @@ def results() -> list[bytes]:
     ]
 
 
+def calibrations() -> list[bytes]:
+    errors = tuple(float(i % 5) for i in range(16))
+    table = {"a": 1.0, "b": 0.5, "plain mean": 0.4, "calibrated": 0.3}
+    found = Calibration(("a", "b"), (4, 4), (0.1, 0.9), 1, 0.1, errors[:8], 20, table)
+    finer = Calibration(("a", "b"), (4,), (0.5,), 4, 1.0, errors, 20, table)
+    return [found.to_json().encode(), finer.to_json().encode()]
+
+
+def read_weights(path: Path) -> None:
+    found = Calibration.load(path)
+    if len(found.names) < 9 and np.prod(found.latent, dtype=float) < LARGEST:
+        scales = found.scales(found.names, np.array([0.2, 0.5]), found.latent)
+        np.testing.assert_allclose(scales.sum(1), 1, atol=1e-3 * np.abs(scales).max())
+
+
 # --- files on disk ---------------------------------------------------------------------------------------------------
 
 
@@ -303,6 +319,7 @@ TARGETS = {
     ),
     "jobs": Target(on_disk(lambda path: read_jobs(path, embedded()), "jobs.jsonl"), jobs),
     "table": Target(on_disk(lambda path: read_jobs(path, embedded()), "jobs.csv"), tables),
+    "calibration": Target(on_disk(read_weights, "weights.json"), calibrations),
     "results": Target(on_disk(read_results, "results.jsonl"), results),
     "checkpoint": Target(on_disk(read_tensors, "checkpoint.ckpt"), checkpoints, repair_zip),
     "safetensors": Target(on_disk(read_tensors, "weights.safetensors"), safetensors),

@@ -77,6 +77,19 @@ def test_each_level_of_noise_has_its_own():
     assert found.table["calibrated"] < 0.01 * found.table["plain mean"]
 
 
+@pytest.mark.parametrize("shape", [(3,), (2, 5), (1, 2, 3, 4)], ids=str)
+def test_latents_may_have_any_axes(shape, tmp_path):
+    errors, best = CASES["of three"]
+    made, given = pipeline(*errors, shape=shape), pairs(400, errors, shape)
+    found = calibrate(made, given, tmp_path / "w.json", levels=2)
+    np.testing.assert_allclose(found.weights(list(errors)).mean((0, 1)), best, atol=0.1)
+    seen = []
+    made.generate(**given[0][1], influence=found.file, steps=1, callback_on_step_end=seen.append)
+    assert seen[0].influence.shape == (3, 1, 1, *shape[1:])
+    with pytest.raises(BadRequest, match=r"out: .*w.json exists"):
+        calibrate(made, given, tmp_path / "w.json")
+
+
 def test_channels_say_which_errors_count():
     first = np.array([1.0, 0.0])[:, None, None]  # a is right in the second channel, b in the first
     errors = {"a": lambda d: first * d[0], "b": lambda d: (1 - first) * d[1]}
@@ -262,7 +275,7 @@ def change(**fields):
         (change(pull=-1.0), "out of range"),
         (change(cells=0), "numbers for 3 experts"),
         (change(cells=10**15), "numbers for 3 experts"),
-        (change(latent=[]), "out of range"),
+        (change(latent=[0]), "out of range"),
         (change(latent=[8] * 60, cells=10**6), "numbers for 3 experts"),
         (change(errors=[0.0]), "it has 1 numbers for 3 experts at 3 levels"),
         (lambda text: text.replace('"errors": [', '"errors": [1e999, '), "can be used"),
