@@ -11,11 +11,13 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from cdiff_rt.errors import BadRequest, check_type
+from cdiff_rt.errors import BadRequest, check_type, named_as
+from cdiff_rt.extras import needed
+from cdiff_rt.foreign.modules import as_function
 from cdiff_rt.manifest import Bundle, Manifest, Modality, odd
 from cdiff_rt.pipeline import Pipeline
 from cdiff_rt.runners import HostRunner
@@ -23,11 +25,15 @@ from cdiff_rt.sampling.preconditioning import A_OUT, A_X, C_IN, TIME, Parameteri
 from cdiff_rt.sampling.schedule import Schedule, half_log_snr
 from cdiff_rt.settings import RESERVED, Influence
 
+if TYPE_CHECKING:
+    from torch import nn
+
 BACKEND = "python"  # what runs the experts, as pictures carry it
 NAME, WEIGHTS = "composed", "none"  # as a manifest names them
 IN_SPACE = Schedule(1000, 1e-4, 0.02, "v", "linear")  # the host's where no expert has a schedule of timesteps
 
-Denoise = Callable[..., Any]  # (x [B, C, *latent], time [B], condition [B, *shape] if it has one) -> like x; of float32
+# (x [B, C, *latent], time [B], condition [B, *shape] if it has one) -> like x; float32. Or a torch.nn.Module that does so.
+Denoise = Callable[..., Any]
 Logit = Callable[..., Any]  # (x of the host, alpha_bar, condition if it has one) -> what broadcasts to [B, 1, *latent]
 Decode = Callable[[np.ndarray], np.ndarray]  # latents [B, C, *latent] -> images [B, 3, S, S] in [-1, 1]
 
@@ -38,25 +44,81 @@ class Expert:
 
     `logit` is the logarithm of its influence, as far as that differs between places or images: the softmax of all
     experts' are the influence functions. Without it they share equally. `denoise` may keep what it is given only until
-    it returns.
+    it returns; a module of PyTorch is put into its mode of evaluation. With `fixed`, an array of the condition's shape,
+    that is always the condition, and none is asked for: an empty prompt's embedding makes the expert without condition.
+    `latent_shape` is what it was trained on, if that is known.
     """
 
     denoise: Denoise
     form: Parameterisation = field(default_factory=Parameterisation)
     condition: tuple[int, ...] | None = None
     logit: Logit | None = None
+    fixed: np.ndarray | None = None
+    latent_shape: tuple[int, ...] | None = None
+
+    @classmethod
+    def from_diffusers(
+        cls,
+        model: "str | Path | nn.Module",
+        *,
+        form: Parameterisation | None = None,
+        tokens: int | None = None,
+        time_ids: int = 6,
+        logit: Logit | None = None,
+        fixed: np.ndarray | None = None,
+    ) -> Self:
+        """A network of diffusers, or the folder of one or of its pipeline, with the scheduler beside it if no `form` is given.
+
+        Its condition is what it is called with beside x and time: encoder_hidden_states [tokens, width], class_labels,
+        pooled embeddings, `time_ids` of SDXL (6; 5 of its refiner); of several, all their numbers one behind the other.
+        `tokens` are those of the tokenizer beside it. Raises BadRequest, BadArtefact, BadEnvironment.
+        """
+        with needed("from_diffusers", "compose"):
+            from cdiff_rt.foreign.from_diffusers import bring
+        brought = bring(model, form, tokens, time_ids)
+        return cls(brought.denoise, brought.form, brought.condition, logit, fixed, brought.latent_shape)
+
+    @classmethod
+    def from_onnx(
+        cls,
+        path: str | Path,
+        form: Parameterisation,
+        *,
+        names: Mapping[str, str] | None = None,
+        logit: Logit | None = None,
+        fixed: np.ndarray | None = None,
+    ) -> Self:
+        """An ONNX file of a network in float32, whose sizes are fixed but for the batch.
+
+        `names` are those of its inputs x, time and condition, and of its output out, where they are not usual ones; its
+        weights may lie beside it. Raises BadRequest, BadArtefact, BadEnvironment.
+        """
+        from cdiff_rt.foreign.onnx_files import open_onnx
+
+        found = open_onnx(Path(path), names or {})
+        return cls(found, form, found.condition.shape if found.condition else None, logit, fixed, found.x.shape)
+
+
+@dataclass(frozen=True)
+class Composition:
+    """What a pipeline was composed of, for its export."""
+
+    experts: Mapping[str, Expert]
+    decode: Any
+    functions: Mapping[str, Callable[..., dict[str, np.ndarray]]]  # its networks, by their names in a bundle
 
 
 def compose(
     experts: Mapping[str, Expert],
-    latent_shape: Sequence[int],
+    latent_shape: Sequence[int] | None = None,
     *,
     schedule: Schedule | None = None,
     image_size: int = 0,
     decode: Decode | None = None,
     influence: Influence | None = None,
 ) -> Pipeline:
-    """A pipeline of these experts, by the names of their conditions, over latents of `latent_shape`, channels first.
+    """A pipeline of these experts, by the names of their conditions, over latents of `latent_shape`, channels first: by
+    default what the experts were trained on.
 
     The loop follows `schedule`, or the experts' own that ends least noisy, so that each knows all noise it meets. With an
     `image_size`, `decode` makes images of latents; without `decode`, latents [3, S, S] in [-1, 1] are the images. Raises
@@ -67,20 +129,24 @@ def compose(
         raise BadRequest("experts", "there are none", "give one or more")
     host = schedule or _least_noisy([expert for expert in experts.values() if isinstance(expert, Expert)])
     host = Schedule(**{**vars(host), "prediction": "v"})
-    shape = tuple(latent_shape)
     for name, expert in experts.items():
         _check(name, expert, host)
+    shape = agreed_shape(experts, latent_shape)
+    image_size = image_size or getattr(decode, "factor", 0) * shape[-1]
     if image_size and decode is None and shape != (3, image_size, image_size):
         seen = f"latents {list(shape)} for images of {image_size} pixels"
         raise BadRequest("decode", f"none, and {seen}", "give what decodes them, or image_size=0")
     manifest = _manifest(experts, shape, host, image_size, influence or Influence("none", 1.0))
     for fault in odd(manifest):
         raise BadRequest("experts", fault, "correct it")
-    functions = {"vae.decode": lambda z: {"image": (decode(z) if decode else z)}}
+    decoder = as_function(decode) if decode else lambda z: z
+    functions = {"vae.decode": lambda z: {"image": decoder(z)}}
     for name, expert in experts.items():
-        functions |= _networks(name, expert, host, shape)
+        functions |= networks_of(name, expert, host, shape)
     runner = HostRunner(lambda network, threads: Function(functions[network]), "fp32", parallel=False)
-    return Pipeline(Bundle(Path(NAME), manifest, "", {}), BACKEND, runner=runner)
+    made = Pipeline(Bundle(Path(NAME), manifest, "", {}), BACKEND, runner=runner)
+    made.composed = Composition(dict(experts), decode, functions)
+    return made
 
 
 @dataclass(frozen=True)
@@ -116,10 +182,24 @@ def _check(name: str, expert: Any, host: Schedule) -> None:
         raise BadRequest(f"{what}, {error.what}", error.seen, error.remedy) from None
 
 
+def agreed_shape(experts: Mapping[str, Expert], given: Sequence[int] | None) -> tuple[int, ...]:
+    """The shape of the latents. Raises BadRequest for experts of other channels or axes, or if nobody says one."""
+    known = {name: expert.latent_shape for name, expert in experts.items() if expert.latent_shape}
+    if given is None and not known:
+        raise BadRequest("latent_shape", "none is given, and no expert says its own", "give one, channels first")
+    shape = tuple(next(iter(known.values())) if given is None else given)
+    for name, own in known.items():
+        if (len(own), own[0]) != (len(shape), shape[0]) or (given is None and own != shape):
+            first = "those asked for" if given is not None else next(iter(known))
+            seen = f"its latents are {list(own)}, {first} {list(shape)}"
+            raise BadRequest(f"expert {name}", seen, "compose models of one latent space, or give latent_shape")
+    return shape
+
+
 def _manifest(
     experts: Mapping[str, Expert], latent: tuple[int, ...], host: Schedule, size: int, influence: Influence
 ) -> Manifest:
-    modalities = tuple(_modality(name, expert.condition) for name, expert in experts.items())
+    modalities = tuple(_modality(name, None if e.fixed is not None else e.condition) for name, e in experts.items())
     return Manifest(NAME, size, latent, 1.0, host, influence, modalities, {}, WEIGHTS, {}, {}, "", {WEIGHTS: ""})
 
 
@@ -130,9 +210,12 @@ def _modality(name: str, condition: tuple[int, ...] | None) -> Modality:
     return Modality(name, "numbers", decays=False, anchor=False, tokens=tokens, width=width)
 
 
-def _networks(name: str, expert: Expert, host: Schedule, latent: tuple[int, ...]) -> dict[str, Callable]:
+def networks_of(name: str, expert: Expert, host: Schedule, latent: tuple[int, ...]) -> dict[str, Callable]:
     """The three networks of an expert, as a bundle has them."""
-    bars = host.alpha_bars()
+    bars, denoise, always = host.alpha_bars(), as_function(expert.denoise), fixed_condition(name, expert)
+
+    def condition(inputs: np.ndarray) -> dict[str, np.ndarray]:
+        return {"context": inputs if always is None else np.repeat(always.reshape(1, 1, -1), len(inputs), 0)}
 
     def time(t: np.ndarray) -> dict[str, np.ndarray]:
         return {"projections": np.column_stack([expert.form.table(bars[t]), bars[t]])}
@@ -141,13 +224,26 @@ def _networks(name: str, expert: Expert, host: Schedule, latent: tuple[int, ...]
         row = projections[0]
         condition = [] if expert.condition is None else [context.reshape(len(x), *expert.condition)]
         given = (np.float32(row[C_IN]) * x, np.full(len(x), row[TIME], np.float32), *condition)
-        out = _checked(name, expert.denoise(*given), x.shape)
+        with named_as(f"expert {name},"):
+            answer = denoise(*given)
+        out = _checked(name, answer, x.shape)
         logit = np.zeros((len(x), 1, *latent[1:]), np.float32)
         if expert.logit:
             logit = _broadcast(name, expert.logit(x, float(row[-1]), *condition), logit.shape)
         return {"out": np.float32(row[A_X]) * x + np.float32(row[A_OUT]) * out, "logit": logit}
 
-    return {f"condition.{name}": lambda inputs: {"context": inputs}, f"time.{name}": time, f"expert.{name}": step}
+    return {f"condition.{name}": condition, f"time.{name}": time, f"expert.{name}": step}
+
+
+def fixed_condition(name: str, expert: Expert) -> np.ndarray | None:
+    """Its condition, if that is always the same. Raises BadRequest."""
+    if expert.fixed is None:
+        return None
+    found = np.asarray(expert.fixed, np.float32)
+    if expert.condition is None or found.size != math.prod(expert.condition) or not np.isfinite(found).all():
+        seen = f"it is of shape {found.shape}, its condition of {expert.condition}"
+        raise BadRequest(f"expert {name}, fixed", seen, "give finite numbers of the condition's shape")
+    return found
 
 
 def _checked(name: str, out: Any, shape: tuple[int, ...]) -> np.ndarray:

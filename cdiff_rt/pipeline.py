@@ -62,6 +62,7 @@ class Pipeline:
         self.backend = backend if runner else resolve(backend, bundle.manifest, precision)
         self._runner = runner or load_runner(bundle, self.backend, on_device)
         self._turns = Turns("pipeline")
+        self.composed: object = None  # what composition.py made it of
 
     def __reduce__(self) -> tuple:
         """Another process opens the bundle anew, and loads its own engines."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from cdiff_rt.engines.base import Placement, check_inputs, check_outputs, check_signature, failure
 from cdiff_rt.engines.graphs import Graph, graph_of
-from cdiff_rt.errors import BadEnvironment
+from cdiff_rt.errors import BadArtefact, BadEnvironment, BadRequest
 from cdiff_rt.extras import install
 from cdiff_rt.manifest import Bundle, NetworkSpec
 from cdiff_rt.process import startable
@@ -73,6 +73,30 @@ class OrtDeviceEngine:
         del self._session
 
 
+class OrtFile:
+    """Somebody's own ONNX file on the CPU, whatever it takes: name -> type and sizes, a name or None where one is open."""
+
+    def __init__(self, path: Path, threads: int) -> None:
+        import onnxruntime as ort
+
+        options = ort.SessionOptions()
+        options.intra_op_num_threads, options.log_severity_level = startable(threads), 3
+        try:
+            self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # see above
+            reason = " ".join(str(error).split())[:200]
+            raise BadArtefact(f"file {path.name}", f"onnxruntime refuses it ({reason})", "export it again") from error
+        self.inputs = {t.name: (_DTYPES.get(t.type, t.type), tuple(t.shape)) for t in self._session.get_inputs()}
+        self.outputs = {t.name: (_DTYPES.get(t.type, t.type), tuple(t.shape)) for t in self._session.get_outputs()}
+
+    def __call__(self, out: str, inputs: dict[str, np.ndarray]) -> np.ndarray:
+        try:
+            return self._session.run([out], inputs)[0]
+        except Exception as error:  # see above
+            reason = " ".join(str(error).split())[:200]
+            raise BadRequest("its graph", f"onnxruntime cannot run it ({reason})", "export it again") from error
+
+
 def _provider(device: str) -> "str | tuple[str, dict[str, str]]":
     """On CUDA, work goes to torch's current stream, so that both keep one order."""
     if not device.startswith("cuda"):
@@ -120,7 +144,7 @@ def _why_no(provider: str) -> tuple[str, str]:
     return f"{provider} does not start, it fell back to the CPU{cause}", remedy
 
 
-_DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(int64)": "int64"}
+_DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(int64)": "int64", "tensor(int32)": "int32"}
 
 
 def load(bundle: Bundle, network: str, placement: Placement) -> OrtEngine:
