@@ -16,6 +16,7 @@ report_to_nobody()  # before anything imports a library that would
 remember_forks()
 
 if TYPE_CHECKING:
+    from cdiff_rt.composed_bundle import export_composition
     from cdiff_rt.composition import Expert, compose
     from cdiff_rt.controls import Region, Weight
     from cdiff_rt.errors import BadArtefact, BadEnvironment, BadInput, BadRequest, CdiffError, OutOfResource
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from cdiff_rt.version import __version__
 
 _HOMES = {
+    "composed_bundle": "export_composition",
     "composition": "Expert compose",
     "controls": "Region Weight",
     "errors": "BadArtefact BadEnvironment BadInput BadRequest CdiffError OutOfResource",
@@ -53,7 +55,7 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split
 __all__ = [
     "BadArtefact", "BadEnvironment", "BadInput", "BadRequest", "CdiffError", "Expert", "Generated", "Influence", "InfluenceRecorder",
     "Inpainting", "OutOfResource", "Outcome", "Parameterisation", "Pipeline", "Recorder", "Region", "Schedule", "Settings", "StepState", "TrajectoryRecorder",
-    "Weight", "__version__", "compose", "run_jobs",
+    "Weight", "__version__", "compose", "export_composition", "run_jobs",
 ]  # fmt: skip
 
 
