@@ -21,12 +21,15 @@ if TYPE_CHECKING:
     from cdiff_rt.controls import Region, Weight
     from cdiff_rt.errors import BadArtefact, BadEnvironment, BadInput, BadRequest, CdiffError, OutOfResource
     from cdiff_rt.inputs.inpainting import Inpainting
-    from cdiff_rt.jobs.run import Outcome, run_jobs
+    from cdiff_rt.jobs.results import Outcome
+    from cdiff_rt.jobs.run import run_jobs
     from cdiff_rt.outputs.generated import Generated
     from cdiff_rt.outputs.influence import InfluenceRecorder
     from cdiff_rt.outputs.recorder import Recorder
     from cdiff_rt.outputs.trajectory import TrajectoryRecorder
     from cdiff_rt.pipeline import Pipeline
+    from cdiff_rt.records.again import Reproduced, reproduce
+    from cdiff_rt.records.read import Record, read_record
     from cdiff_rt.sampling.loop import StepState
     from cdiff_rt.sampling.preconditioning import Parameterisation
     from cdiff_rt.sampling.schedule import Schedule
@@ -39,12 +42,15 @@ _HOMES = {
     "controls": "Region Weight",
     "errors": "BadArtefact BadEnvironment BadInput BadRequest CdiffError OutOfResource",
     "inputs.inpainting": "Inpainting",
-    "jobs.run": "Outcome run_jobs",
+    "jobs.results": "Outcome",
+    "jobs.run": "run_jobs",
     "outputs.generated": "Generated",
     "outputs.influence": "InfluenceRecorder",
     "outputs.recorder": "Recorder",
     "outputs.trajectory": "TrajectoryRecorder",
     "pipeline": "Pipeline",
+    "records.again": "Reproduced reproduce",
+    "records.read": "Record read_record",
     "sampling.loop": "StepState",
     "sampling.preconditioning": "Parameterisation",
     "sampling.schedule": "Schedule",
@@ -54,8 +60,9 @@ _HOMES = {
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 __all__ = [
     "BadArtefact", "BadEnvironment", "BadInput", "BadRequest", "CdiffError", "Expert", "Generated", "Influence", "InfluenceRecorder",
-    "Inpainting", "OutOfResource", "Outcome", "Parameterisation", "Pipeline", "Recorder", "Region", "Schedule", "Settings", "StepState", "TrajectoryRecorder",
-    "Weight", "__version__", "compose", "export_composition", "run_jobs",
+    "Inpainting", "OutOfResource", "Outcome", "Parameterisation", "Pipeline", "Record", "Recorder", "Region", "Reproduced",
+    "Schedule", "Settings", "StepState", "TrajectoryRecorder", "Weight", "__version__", "compose", "export_composition",
+    "read_record", "reproduce", "run_jobs",
 ]  # fmt: skip
 
 

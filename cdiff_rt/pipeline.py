@@ -13,8 +13,9 @@ from cdiff_rt.engines.backends import resolve
 from cdiff_rt.engines.base import Arrangement, Precision
 from cdiff_rt.errors import BadArtefact, BadRequest, check_type, named_as
 from cdiff_rt.inputs import images
-from cdiff_rt.inputs.inpainting import Inpainting
-from cdiff_rt.inputs.modalities import KINDS, Condition, asked, in_words, tell_unused
+from cdiff_rt.inputs.inpainting import Inpainting, Painted
+from cdiff_rt.inputs.modalities import KINDS, Condition, asked, drawing_of, in_words, inputs_in, tell_unused
+from cdiff_rt.inputs.traces import Input, loaded, trace_of
 from cdiff_rt.manifest import DEFAULT_MODEL, Bundle, Modality, find_model
 from cdiff_rt.memory import check_memory
 from cdiff_rt.notes import collected
@@ -26,6 +27,7 @@ from cdiff_rt.sampling import noise
 from cdiff_rt.sampling.loop import Callback, KnownRegion, Progress
 from cdiff_rt.sampling.solvers import SolverTable
 from cdiff_rt.settings import SETTINGS, Settings, unknown_argument
+from cdiff_rt.told import Inputs, arrays_of, numbers_given, place_of, regions_in, request_of, with_maps
 from cdiff_rt.turns import Turns
 from cdiff_rt.version import __version__
 
@@ -128,6 +130,7 @@ class Pipeline:
             self._tell_unused(wanted, settings)
             modalities, inputs = self._read(wanted, settings, table)
             check_memory(self.bundle, modalities, settings.batch, self.backend, self._runner.precision)
+            painted = self._painted(inpaint) if inpaint else None
             run = Run(
                 modalities,
                 inputs,
@@ -135,21 +138,18 @@ class Pipeline:
                 noise.of_steps(self.manifest.schedule, table, settings.seed, numbers, shape),
                 table,
                 adjustment_of(self.manifest, modalities, table, settings),
-                self._known(inpaint, table, settings) if inpaint else None,
+                self._known(painted, table, settings) if painted else None,
                 given_contexts(contexts, self.manifest, modalities, settings.batch) if contexts else None,
             )
             latents = self._runner.sample(run, callback_on_step_end, progress)
             self._check_finite(latents, "sampling", "the latents are")
-            unusual = {
-                "inpaint": inpaint and inpaint.shown(),
-                "x_T": None if x_T is None else "given",
-                "contexts": "given" if contexts else None,
-            }
-            told = settings.told() | {name: value for name, value in unusual.items() if value is not None}
+            used = inputs_in(self.manifest, {modality.name: wanted.get(modality.name) for modality in modalities})
+            used |= regions_in(settings, modalities, shape[1:]) | (painted.inputs if painted else {})
+            used |= numbers_given(x_T, contexts)
             decoded = bool(self.manifest.image_size)
             made = self.decode(latents, settings.rounding) if decoded else np.zeros((len(latents), 0, 0, 3), np.uint8)
-            told |= self._told(modalities, wanted) | self.identity()
-            return Generated(made, latents, told, self._drawing(modalities, wanted), warnings)
+            told = self._told("generate", settings, modalities, wanted, used)
+            return Generated(made, latents, told, drawing_of(modalities, wanted), warnings, arrays_of(used))
 
     def edit(
         self,
@@ -183,7 +183,7 @@ class Pipeline:
             check_type("source", source, Mapping | None, "give a dict from names to conditions")
             source = self._asked(source or {}, settings)
             table = inversion.last_steps(settings.sampling().table(self.manifest.schedule), strength)
-            photo = self.read_photo(image)
+            photo = self.read_photo(image := loaded(image, "photo"))
             seeing = (lambda photo: asked(read(photo), self.manifest, given=False)) if read else None
             sides = sides_of(self.manifest, wanted, source, settings.without, seeing, photo)
             self._tell_unused({**source, **wanted}, settings)
@@ -201,18 +201,23 @@ class Pipeline:
             latents = inverted.walk(self._runner, new, len(alphas), callback_on_step_end, progress)
             self._check_finite(latents, "editing", "the latents are")
             edited = region.paste(photo, self.decode(latents, settings.rounding))
+            used = regions_in(settings, [*old.modalities, *new.modalities], shape[1:])
+            used |= {"image": Input(trace_of(image), photo)}
+            for role, of in {"": wanted, "source.": source, "read.": sides.read}.items():
+                used |= inputs_in(self.manifest, of, settings.without, role)
             edit: dict = {
                 "method": method,
+                "strength": strength,
                 "of_steps": settings.sampling().steps,
                 "alphas": list(alphas),
-                "source": self._told(old.modalities, sides.before)["conditions"],
+                "source": in_words(old.modalities, sides.before)["conditions"],
                 "read": sides.guessed,
                 "keep": region.labels,
                 "change": region.change(photo, edited),
             }
-            told = settings.told() | {"steps": len(table.timesteps), "batch": len(alphas), "edit": edit}
-            told |= self._told(new.modalities, sides.after) | self.identity()
-            return Generated(edited, latents, told, self._drawing(new.modalities, sides.after), warnings)
+            told = self._told("edit", settings, new.modalities, sides.after, used)
+            told |= {"steps": len(table.timesteps), "batch": len(alphas), "edit": edit}
+            return Generated(edited, latents, told, drawing_of(new.modalities, sides.after), warnings, arrays_of(used))
 
     def decode(self, latents: np.ndarray, rounding: str = "truncate") -> np.ndarray:
         """[B, C, *latent] of the loop -> [B, H, W, 3] uint8."""
@@ -245,15 +250,13 @@ class Pipeline:
     ) -> tuple[Settings, Conditions]:
         """What was given by name, told apart: no modality is called like a setting."""
         names = [modality.name for modality in self.manifest.modalities]
-        known = [*names, *SETTINGS, "inpaint", "progress", "callback_on_step_end"]
-        for name in given:
-            if name not in names and name not in SETTINGS:
-                raise unknown_argument(name, known)
+        if unknown := [name for name in given if name not in names and name not in SETTINGS]:
+            raise unknown_argument(unknown[0], [*names, *SETTINGS, "inpaint", "progress", "callback_on_step_end"])
         check_type("settings", settings, Settings | None, "give a cdiff_rt.Settings, and others by name")
         check_type("conditions", conditions, Mapping | None, "give a dict from names to conditions")
         named = {name: value for name, value in given.items() if name in names}
         changed = {name: value for name, value in given.items() if name not in names}
-        whole = replace(settings or Settings(), **changed)
+        whole = with_maps(replace(settings or Settings(), **changed))
         return whole, self._asked({**(conditions or {}), **named}, whole)
 
     def _asked(self, conditions: Conditions, how: Settings) -> Conditions:
@@ -272,17 +275,12 @@ class Pipeline:
             KINDS[modality.kind].read(given.get(modality.name), modality, self.bundle) for modality in running
         ]
 
-    def _told(self, modalities: list[Modality], conditions: Conditions) -> dict[str, Any]:
-        """What was asked for, in words."""
-        return in_words({m: value for m in modalities if (value := conditions.get(m.name)) is not None})
-
-    def _drawing(self, modalities: list[Modality], conditions: Conditions) -> np.ndarray | None:
-        """The first condition that can be drawn."""
-        for modality in modalities:
-            draw, value = KINDS[modality.kind].draw, conditions.get(modality.name)
-            if draw and value is not None:
-                return draw(value, modality)
-        return None
+    def _told(
+        self, command: str, how: Settings, modalities: list[Modality], conditions: Conditions, used: Inputs
+    ) -> dict[str, Any]:
+        """All that the images follow from."""
+        asked_for = request_of(command, how, self.manifest.influence, used) | in_words(modalities, conditions)
+        return asked_for | self.identity() | place_of(self.backend, self._on_device)
 
     def _run(self, conditions: Conditions, table: SolverTable, settings: Settings) -> Run:
         """One without a beginning: an inversion's."""
@@ -291,13 +289,15 @@ class Pipeline:
         adjustment = adjustment_of(self.manifest, modalities, table, settings)
         return Run(modalities, inputs, nothing, lambda i: nothing, table, adjustment)
 
-    def _known(self, inpaint: Inpainting, table: SolverTable, settings: Settings) -> KnownRegion:
+    def _painted(self, inpaint: Inpainting) -> Painted:
+        self._check_encoder("inpaint")
+        return inpaint.read(self.manifest.image_size, self.manifest.latent_shape[-1])
+
+    def _known(self, painted: Painted, table: SolverTable, settings: Settings) -> KnownRegion:
         """Its noise goes by timesteps, so that it too is the same in every tier."""
         shape, draws = self.manifest.latent_shape, table.timesteps.tolist()
-        self._check_encoder("inpaint")
-        photo, keep = inpaint.read(self.manifest.image_size, shape[-1])
         draw = lambda i: noise.normal(settings.seed, settings.numbers, draws[i], shape, noise.INPAINTING)
-        return KnownRegion(self.encode(photo), keep, draw)
+        return KnownRegion(self.encode(painted.photo), painted.keep, draw)
 
     def _check_encoder(self, argument: str) -> None:
         if not self.manifest.image_size or "vae.encode" not in self.manifest.networks:

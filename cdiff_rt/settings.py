@@ -204,18 +204,17 @@ class Settings:
         return range(self.first, self.first + self.batch)
 
     def told(self) -> dict[str, Any]:
-        """As pictures carry them: what was resolved, and beside it what is unlike the default."""
+        """As pictures carry them: each as it was resolved, so that another default later changes nothing."""
         how = self.sampling()
         unusual = {
             "tier": how.tier,
-            "rounding": self.rounding if self.rounding != "truncate" else None,
-            "labels": self.labels if self.labels != SETTINGS["labels"].default else None,
-            "snap": self.snap or None,
             "influence": [str(each) for each in self.influence] or None,
             "region": [str(each) for each in self.region] or None,
+            "without": list(self.without) or None,
             **{name: getattr(self, name) for name in INFLUENCES},
         }
-        numbers = {"seed": self.seed, "first": self.first, "batch": self.batch}
+        given = ("seed", "first", "batch", "rounding", "labels", "snap")
+        numbers = {name: getattr(self, name) for name in given}
         return asdict(how) | numbers | {name: value for name, value in unusual.items() if value is not None}
 
 

@@ -59,7 +59,7 @@ class Painter:
     def identity(self) -> dict[str, str]:
         return {"model_hash": "0"}
 
-    def generate(self, settings: Settings, conditions: object) -> Generated:
+    def generate(self, settings: Settings, conditions: object, callback_on_step_end: object) -> Generated:
         return generated(settings.seed)
 
 

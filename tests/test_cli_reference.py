@@ -36,7 +36,8 @@ def test_the_page_is_what_help_says():
 
 
 def test_every_option_says_what_it_does_in_a_sentence():
-    told = [(name, option) for name, command in commands(main, "cdiff-rt") for option in command.params]
+    parameters = [(name, each) for name, command in commands(main, "cdiff-rt") for each in command.params]
+    told = [(name, each) for name, each in parameters if isinstance(each, click.Option)]
     assert len(told) > 80
     for name, option in told:
         text = getattr(option, "help", None)

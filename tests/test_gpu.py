@@ -9,6 +9,7 @@ from cdiff_rt.bench.cases import Case, able
 from cdiff_rt.bench.latency import compare
 from cdiff_rt.bench.task import Task
 from cdiff_rt.bench.worker import launches_among
+from cdiff_rt.controls import Region
 from cdiff_rt.engines.backends import BACKENDS, why_not
 from cdiff_rt.engines.cuda import why_no_device
 from cdiff_rt.export.gpu_engines import build_engines
@@ -92,7 +93,7 @@ def test_a_replayed_graph_gives_what_launching_each_time_gives(backend, pipeline
     for settings in ({}, {"seed": 1}, {"seed": 2, "mask": mask[::-1].copy()}, {"text": "A woman in her twenties."}):
         np.testing.assert_array_equal(run(captured, mask, **settings).latents, run(launched, mask, **settings).latents)
     (loop,) = captured._runner._loops
-    assert loop._step.graph is not None
+    assert all(step.graph is not None for step in loop._steps)
 
 
 @pytest.mark.parametrize("backend", ON_A_GPU)
@@ -129,10 +130,39 @@ def test_another_number_of_steps_records_nothing_anew(backend, pipelines, mask):
     pipeline = pipelines(backend)
     run(pipeline, mask)
     (loop,) = pipeline._runner._loops
-    recorded = loop._step.graph
+    recorded = [step.graph for step in loop._steps]
     launched = run(pipelines(backend, graphs=False), mask, steps=10)
     np.testing.assert_array_equal(run(pipeline, mask, steps=10).latents, launched.latents)
-    assert [*pipeline._runner._loops] == [loop] and loop._step.graph is recorded
+    assert [*pipeline._runner._loops] == [loop] and [step.graph for step in loop._steps] == recorded
+
+
+@pytest.mark.parametrize("backend", ON_A_GPU)
+def test_weights_and_regions_give_what_the_cpu_gives(backend, pipelines, pipeline, mask):
+    """For the same experts at every step, and for others at some."""
+    soft = np.linspace(0, 1, 256, dtype=np.float32).reshape(16, 16)
+    region = [Region("text", soft, "at-least", 0.8), Region("mask", soft.T, "weight", 3.0)]
+    for influence in ({"text": "0.5@0,2@1", "mask": -0.3}, {"mask": "1.5@0-0.6"}):
+        how = {"influence": influence, "region": region}
+        ours, reference = run(pipelines(backend), mask, **how), run(pipeline, mask, **how)
+        assert difference(ours, reference) < LIMITS["fp16"]
+
+
+@pytest.mark.parametrize("backend", CAPTURED)
+def test_other_weights_and_regions_record_nothing_anew(backend, pipelines, mask):
+    """But for other experts that a step calls, and that once."""
+    captured, launched, recorded = pipelines(backend), pipelines(backend, graphs=False), []
+    for influence in (
+        {"text": 2},
+        {"mask": "0.1@0,3@0.5,-1@1"},
+        {"text": 0.5},
+        {"mask": "1@0-0.6"},
+        {"mask": "1@0-0.5"},
+    ):
+        ours, expected = (run(each, mask, influence=influence, steps=10) for each in (captured, launched))
+        np.testing.assert_array_equal(ours.latents, expected.latents)
+        (loop,) = (loop for loop in captured._runner._loops if loop.shape.controlled)
+        recorded.append({id(step.graph) for step in loop._steps})
+    assert recorded[0] == recorded[1] == recorded[2] <= recorded[3] == recorded[4]
 
 
 @pytest.mark.parametrize("backend", CAPTURED)

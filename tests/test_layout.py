@@ -52,6 +52,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "runners": {"engines", "errors", "manifest", "process", "run", "sampling", "gpu"},
     "gpu": {"engines", "errors", "manifest", "nets", "process", "run", "sampling", "notes"},
     "outputs": {"errors", "manifest", "notes", "sampling"},
+    "told": {"engines", "inputs", "manifest", "process", "run", "settings"},
     "exam": {"engines", "errors", "intact", "manifest", "schema"},
     "export": {
         *("engines", "errors", "inputs", "manifest", "nets", "notes", "outputs", "process", "sampling", "schema"),
@@ -63,7 +64,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "pipeline": {
         *("editing", "engines", "errors", "inputs", "manifest", "memory", "notes", "outputs", "run", "runners"),
-        *("sampling", "settings", "turns", "version"),
+        *("sampling", "settings", "told", "turns", "version"),
+    },
+    "tuned": {
+        *("editing", "engines", "inputs", "outputs", "pipeline", "process", "run", "sampling", "settings", "told"),
+    },
+    "records": {
+        *("editing", "engines", "errors", "extras", "inputs", "manifest", "notes", "outputs", "pipeline", "sampling"),
+        *("schema", "settings", "told", "tuned", "version"),
     },
     "foreign": {"engines", "errors", "extras", "process", "sampling"},
     "composition": {"errors", "extras", "foreign", "manifest", "pipeline", "runners", "sampling", "settings"},
@@ -82,6 +90,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "notes",
         "outputs",
         "pipeline",
+        "run",
         "sampling",
         "schema",
         "settings",
@@ -107,6 +116,8 @@ NO_TORCH = {
     "runners",
     "outputs",
     "pipeline",
+    "told",
+    "records",
     "doctor",
     "jobs",
     "exam",

@@ -13,6 +13,8 @@ from cdiff_rt.commands.export import export
 from cdiff_rt.commands.generate import generate
 from cdiff_rt.commands.options import HELP_NAMES
 from cdiff_rt.commands.palette import palette
+from cdiff_rt.commands.reproduce import reproduce
+from cdiff_rt.commands.show import show
 from cdiff_rt.commands.terminal import Commands, OneLine
 from cdiff_rt.notes import log
 from cdiff_rt.version import __version__
@@ -33,5 +35,5 @@ def main(debug: bool, quiet: bool) -> None:
     log.setLevel(logging.WARNING if quiet else logging.INFO)
 
 
-for command in (generate, edit, palette, export, compose, bench, doctor):
+for command in (generate, edit, show, reproduce, palette, export, compose, bench, doctor):
     main.add_command(command)

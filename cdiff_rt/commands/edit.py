@@ -105,6 +105,7 @@ def edit(
     model: str,
     save_influence: bool,
     save_latent: bool,
+    embed_inputs: bool,
     scale: int,
     force: bool,
     **options: Any,
@@ -136,13 +137,14 @@ def edit(
         watch = recorders[0] if recorders else None
         if method == "imagic":
             place = work or out.with_name(f"{out.stem or 'edit'}.imagic")
-            result = by_imagic(pipeline, image, place, iterations, conditions, wished, values, watch, threads)
+            how = {"alphas": values, "threads": threads, "callback_on_step_end": watch}
+            result = by_imagic(pipeline, image, place, iterations, wished, conditions, **how)
         else:
             more = {**options, **changed, "conditions": conditions, "source": source, "alphas": values}
             result = by_inversion(pipeline, image, wished.sampling().steps, callback_on_step_end=watch, **more)
         inversion.tell_change(result)
         result = inversion.side_by_side(result) if strip else result
-        save(result, out, recorders, force=force, latent=save_latent, scale=scale)
+        save(result, out, recorders, force=force, latent=save_latent, scale=scale, embed=embed_inputs)
 
 
 def by_inversion(pipeline: Any, image: Path, length: int, *, strength: float, **more: Any) -> Any:
@@ -159,31 +161,19 @@ def by_imagic(
     image: Path,
     work: Path,
     iterations: tuple[int, int],
-    conditions: dict,
     settings: Settings,
-    alphas: list[float],
-    watch: Any,
-    threads: int | None,
+    conditions: dict,
+    **how: Any,
 ) -> Any:
     from cdiff_rt.extras import needed
-    from cdiff_rt.inputs.modalities import asked, chosen_of
-    from cdiff_rt.pipeline import Pipeline
-    from cdiff_rt.process import usual_threads
-    from cdiff_rt.run import OnDevice
 
     with needed("imagic", "torch"):
-        from cdiff_rt.editing import imagic
-        from cdiff_rt.engines.eager import use_threads
+        from cdiff_rt.editing.imagic import Tuning
+        from cdiff_rt.tuned import edit_by_imagic
 
-    settings.sampling().table(pipeline.manifest.schedule)  # before it learns for an hour
-    chosen_of(pipeline.manifest, conditions, settings.without)
-    use_threads(threads or usual_threads())
-    wanted = asked(conditions, pipeline.manifest, labels=settings.labels, snap=settings.snap)
-    tuning = imagic.Tuning(*iterations, seed=settings.seed)
+    tuning = Tuning(*iterations, seed=settings.seed)
     with Progress(len(conditions) * tuning.iterations, "tuning") as progress:
-        tuned = imagic.tune(pipeline.bundle, pipeline.read_photo(image), wanted, work, tuning, progress)
-    generate = Pipeline(tuned.bundle, pipeline.backend, OnDevice(threads=threads)).generate
-    return imagic.edit(tuned, generate, settings, wanted, alphas=alphas, callback_on_step_end=watch)
+        return edit_by_imagic(pipeline, image, settings, conditions, work, tuning, progress=progress, **how)
 
 
 def check_method(method: str, strip: bool, count: int) -> None:

@@ -26,11 +26,11 @@ from cdiff_rt.commands.options import (
     settings,
     threads_option,
 )
-from cdiff_rt.commands.terminal import Progress, follow, save
+from cdiff_rt.commands.terminal import Progress, follow, resumable, save
 from cdiff_rt.settings import Settings
 
 WITH_JOBS = ("resume", "shard", "workers", "ray_address")
-ALSO_WITH_JOBS = ("jobs", "out", "backend", "precision", "experts", "threads", "device", "model", "force")
+NOT_WITH_JOBS = ("batch", "inpaint", "keep")
 
 
 @click.command(
@@ -71,7 +71,12 @@ Examples:
     default="separate",
 )
 @option(MODEL, "--device", "Run on this GPU, counted from 0 as PyTorch does.", type=click.IntRange(0), default=0)
-@option(MANY, "--jobs", "Make an image for each row of this JSON Lines file (docs/jobs.md).", type=PATH)
+@option(
+    MANY,
+    "--jobs",
+    "Make an image for each row of this JSON Lines or CSV file; other options are what rows leave out (docs/jobs.md).",
+    type=PATH,
+)
 @option(MANY, "--resume", "Skip the rows whose image exists and is up to date.", is_flag=True)
 @option(MANY, "--shard", "Make only every N-th row, starting from row I, e.g. 2/8.", metavar="I/N", default="1/1")
 @option(MANY, "--ray", "workers", "Run on this many Ray workers; needs `pip install '.[ray]'`.", type=click.IntRange(1))
@@ -88,7 +93,8 @@ def generate(jobs: Path | None, **options: Any) -> None:
     opened = {name: options.pop(name) for name in ("model", "backend", "precision", "experts", "threads", "device")}
     many = {name: options.pop(name) for name in WITH_JOBS}
     if jobs:
-        return run_jobs(opened, jobs, options["out"], force=options["force"], **many)
+        how = {"defaults": conditions | changed} | {name: many.pop(name) for name in ("resume", "shard")}
+        return run_jobs(opened, jobs, how | {"force": options.pop("force")}, **many, **options)
     if (options["inpaint"] is None) != (options["keep"] is None):
         raise click.UsageError("--inpaint and --keep go together")
     one_request(opened, changed, conditions, **options)
@@ -104,6 +110,7 @@ def one_request(
     out: Path,
     force: bool,
     scale: int,
+    embed_inputs: bool,
     **saving: bool,
 ) -> None:
     """Images of one request, recorded and saved as asked for."""
@@ -111,13 +118,10 @@ def one_request(
     from cdiff_rt.inputs.inpainting import Inpainting
     from cdiff_rt.inputs.modalities import KINDS, chosen_of
     from cdiff_rt.outputs.generated import IMAGE, LATENT, NO_OVERLAY, Beside, output_paths
-    from cdiff_rt.outputs.influence import InfluenceRecorder
-    from cdiff_rt.outputs.trajectory import TrajectoryRecorder
     from cdiff_rt.pipeline import Pipeline
     from cdiff_rt.sampling.loop import StepState
 
-    usual = Settings(**changed)
-    kinds = [kind for kind in (InfluenceRecorder, TrajectoryRecorder) if saving[f"save_{kind.suffix[1:]}"]]
+    usual, kinds = Settings(**changed), recorders_of(saving)
     more = {"latent": saving["save_latent"], "overlay": saving["save_overlay"]}
     if out.suffix != ".npz":  # before the model loads; what it writes, unless its latents are the data
         output_paths(out, usual.seed, usual.numbers, beside=Beside(tuple(kinds), **more), force=force)
@@ -139,14 +143,20 @@ def one_request(
         more_of = {"conditions": conditions, "inpaint": painted, **changed}
         result = pipeline.generate(progress=progress, callback_on_step_end=record if recorders else None, **more_of)
         progress.end()
-        save(result, out, recorders, force=force, scale=scale, **more)
+        save(result, out, recorders, force=force, scale=scale, embed=embed_inputs, **more)
+
+
+def recorders_of(saving: dict[str, bool]) -> list[Any]:
+    from cdiff_rt.outputs.influence import InfluenceRecorder
+    from cdiff_rt.outputs.trajectory import TrajectoryRecorder
+
+    return [kind for kind in (InfluenceRecorder, TrajectoryRecorder) if saving[f"save_{kind.suffix[1:]}"]]
 
 
 def check_jobs(jobs: Path | None) -> None:
-    """Options that are a row's affair, or that only a file of rows gives a meaning to."""
-    ours = [str(parameter.name) for parameter in click.get_current_context().command.params]
-    if jobs and (stray := given(name for name in ours if name not in (*WITH_JOBS, *ALSO_WITH_JOBS))):
-        raise click.UsageError(f"{stray} does not go with --jobs; what differs by image stands in its rows")
+    """Options that no row can have, or that only a file of rows gives a meaning to."""
+    if jobs and (stray := given(NOT_WITH_JOBS)):
+        raise click.UsageError(f"{stray} does not go with --jobs, of which each row is one whole image")
     if not jobs and (stray := given(WITH_JOBS)):
         raise click.UsageError(f"{stray} goes with --jobs")
     if given(("ray_address",)) and not given(("workers",)):
@@ -154,12 +164,24 @@ def check_jobs(jobs: Path | None) -> None:
 
 
 def run_jobs(
-    opened: dict[str, Any], jobs: Path, out: Path, *, workers: int | None, ray_address: str | None, **how: Any
+    opened: dict[str, Any],
+    jobs: Path,
+    how: dict[str, Any],
+    *,
+    out: Path,
+    workers: int | None,
+    ray_address: str | None,
+    scale: int,
+    **saving: bool,
 ) -> None:
     """A file of jobs, on this process or on `workers` of Ray Data."""
-    from cdiff_rt.jobs import on_ray
+    from cdiff_rt.jobs import assignment, on_ray
     from cdiff_rt.jobs import run as many
+    from cdiff_rt.outputs.generated import Beside
     from cdiff_rt.pipeline import Pipeline
 
-    work = many.prepare(pipeline := Pipeline.from_pretrained(**opened), jobs, out, **how)
-    follow(work, on_ray.run(work, pipeline, workers, ray_address) if workers else many.run(work, pipeline))
+    beside = Beside(tuple(recorders_of(saving)), saving["save_latent"], saving["save_overlay"])
+    with resumable(how["defaults"].get("seed")):
+        pipeline = Pipeline.from_pretrained(**opened)
+        work = assignment.prepare(pipeline, jobs, out, beside=beside, scale=scale, **how)
+        follow(work, on_ray.run(work, pipeline, workers, ray_address) if workers else many.run(work, pipeline))

@@ -160,6 +160,12 @@ output_options = together(
     ),
     option(OUTPUT, "--save-latent", "Write the latent (the model's internal image) to NAME.npz.", is_flag=True),
     option(
+        OUTPUT,
+        "--embed-inputs",
+        "Store mask and photo inside the image's file, so that `cdiff-rt reproduce` needs no other.",
+        is_flag=True,
+    ),
+    option(
         OUTPUT, "--scale", "Enlarge the pictures that the --save options write by this factor.", type=SCALES, default=1
     ),
 )

@@ -4,22 +4,24 @@ import contextlib
 import io
 import logging
 import os
+import shlex
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 import click
 
-from cdiff_rt.errors import BadInput, as_told
+from cdiff_rt.errors import BadInput, CdiffError, as_told
 from cdiff_rt.notes import log
 
 if TYPE_CHECKING:
-    from cdiff_rt.jobs.run import Assignment, Outcome
+    from cdiff_rt.jobs.assignment import Assignment
+    from cdiff_rt.jobs.results import Outcome
 
 MINUTE = 60.0  # seconds
 
@@ -43,10 +45,10 @@ class Commands(click.Group):
         except click.UsageError as error:
             path = error.ctx.command_path if error.ctx else "cdiff-rt"
             fail(f"{error.format_message().rstrip('.')}; see `{path} --help`", 2)
-        except (KeyboardInterrupt, click.Abort):
-            fail("interrupted", 130)
+        except (KeyboardInterrupt, click.Abort) as ended:
+            fail(told_with("interrupted", ended.__cause__ or ended), 130)
         except Terminated as ended:
-            fail("terminated", ended.code)
+            fail(told_with("terminated", ended), ended.code)
         except Exception as error:  # noqa: BLE001 - what nobody foresaw is one line too
             told = as_told(error)
             fail(str(told), told.exit_code)
@@ -115,6 +117,11 @@ def forgiving(name: str) -> Iterator[None]:
             log.warning("%s: some of it is lost: %s", name, raw.lost.strerror)
 
 
+def told_with(message: str, ended: BaseException) -> str:
+    """And what was noted on the way, such as how to go on."""
+    return "; ".join((message, *getattr(ended, "__notes__", ())))
+
+
 def fail(message: str, code: int) -> NoReturn:
     if "--debug" in sys.argv:
         log.exception("the error came from")
@@ -134,7 +141,7 @@ def say(text: object) -> None:
 
 class OneLine(logging.Formatter):
     def formatMessage(self, record: logging.LogRecord) -> str:
-        kind = "warning" if record.levelno >= logging.WARNING else "note"
+        kind = "note" if record.levelno < logging.WARNING else record.levelname.lower()
         return f"{kind}: {shown(' '.join(super().formatMessage(record).split()))}"
 
     def formatException(self, ei: Any) -> str:
@@ -175,6 +182,17 @@ class Progress:
         self.end()
 
 
+def raise_first(failed: Sequence[CdiffError], of: int) -> None:
+    """Of errors of several files, the first; where there was more than one file, the others are told."""
+    if not failed:
+        return
+    for error in failed[1:]:
+        log.warning("%s", error)
+    first = failed[0]
+    what = first.what if of == 1 else f"{len(failed)} of {of} pictures, the first: {first.what}"
+    raise type(first)(what, first.seen, first.remedy)
+
+
 def save(result: Any, out: Path, recorders: list, **how: Any) -> None:
     """Writes a result and what was recorded, and prints the paths."""
     for path in result.save(out, recorders=recorders, **how):
@@ -183,20 +201,48 @@ def save(result: Any, out: Path, recorders: list, **how: Any) -> None:
             say(recorder.folder_of(path))
 
 
-def follow(work: "Assignment", outcomes: Iterable["Outcome"]) -> None:
-    """A bar while jobs run, then how many came to what. Raises BadInput if any failed.
+@contextlib.contextmanager
+def resumable(seed: int | None) -> Iterator[None]:
+    """Whoever ends what is done within the block is told how to go on, with the seed that may have been drawn."""
+    try:
+        yield
+    except (KeyboardInterrupt, Terminated) as ended:
+        words = [word for word in sys.argv[1:] if word not in ("--resume", "--force")]
+        drawn = ["--seed", str(seed)] if seed is not None and {"random", "--seed=random"} & {*words} else []
+        ended.add_note(f"go on with `{shlex.join(['cdiff-rt', *words, *drawn, '--resume'])}`")
+        raise
 
-    What the library says of a row stands in its outcome, and would stand between the bar's lines here.
-    """
-    log.handlers[:] = [logging.NullHandler()]  # with none, Python would print warnings itself
+
+def follow(work: "Assignment", outcomes: Iterable["Outcome"]) -> None:
+    """A bar while jobs run, then how many came to what, and which failed. Raises BadInput if any did."""
+    from cdiff_rt.jobs.file import MOST_NAMED  # where it is needed, for the libraries of jobs are slow to load
+
     failed: list[str] = []
+    lines = {job.id: job.line for job in work.jobs}
     out = contextlib.redirect_stdout(sys.stderr)  # where Ray tells of its workers
     with Progress(len(work.jobs), "images") as progress, out:
-        for outcome in outcomes:
+        for outcome in _quietly(outcomes):
             progress()
-            failed += [outcome.error] if outcome.error else []
+            if outcome.error:
+                failed.append(f"line {lines[outcome.id]}, {outcome.id}: {outcome.error}")
     made = len(work.jobs) - len(failed)
     say(f"{work.results}: {made} made, {len(work.kept)} there already, {len(failed)} failed")
+    for error in failed[:MOST_NAMED] if len(failed) > 1 else ():
+        log.error("%s", error)
     if failed:
         remedy = f"correct these rows, whose errors are in {work.results}, and go on with --resume"
         raise BadInput("jobs", f"{len(failed)} of {len(work.jobs)} failed, the first by: {failed[0]}", remedy)
+
+
+def _quietly(outcomes: Iterable["Outcome"]) -> Iterator["Outcome"]:
+    """What the library says of a row stands in its outcome, and would stand between the bar's lines here."""
+    handlers, waiting = log.handlers[:], iter(outcomes)
+    while True:
+        log.handlers[:] = [logging.NullHandler()]  # with none, Python would print warnings itself
+        try:
+            outcome = next(waiting, None)
+        finally:
+            log.handlers[:] = handlers
+        if outcome is None:
+            return
+        yield outcome

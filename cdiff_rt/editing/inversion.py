@@ -159,7 +159,9 @@ def walked(steps: int, strength: float) -> int:
 
 def side_by_side(result: Generated) -> Generated:
     """All images of a run as one: a strip."""
-    return replace(result, images=np.concatenate(result.images, axis=1)[None], latents=result.latents[:1])
+    told = result.parameters | {"edit": result.parameters["edit"] | {"strip": True}}
+    strip = np.concatenate(result.images, axis=1)[None]
+    return replace(result, images=strip, latents=result.latents[:1], parameters=told)
 
 
 def tell_change(result: Generated) -> None:

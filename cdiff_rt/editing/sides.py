@@ -20,6 +20,7 @@ class Sides:
     after: Conditions
     seen: Conditions  # in the photo, whether or not it is asked for
     guessed: list[str]  # names of what of `before` was only seen
+    read: Conditions  # what the reading said, whether or not it was needed
 
 
 def sides_of(
@@ -34,7 +35,7 @@ def sides_of(
     seen = {name: value for name, value in read(photo).items() if name in kinds} if read and open_ else {}
     before, after = fill_in(wanted, source, seen, [name for name, kind in kinds.items() if kind.stays])
     note_gaps(before, after, source)
-    return Sides(before, after, seen | before, [name for name in before if name not in source])
+    return Sides(before, after, seen | before, [name for name in before if name not in source], seen)
 
 
 def fill_in(

@@ -34,6 +34,7 @@ class Backend:
     precisions: tuple[Precision, ...] = ("fp32",)  # the first is the default
     experts: tuple[Arrangement, ...] = ("separate",)  # how its engines divide them; the first is the default
     programs: tuple[str, ...] = ()  # of which it needs one, whichever
+    by_threads: bool = False  # whether sums are rounded otherwise on another number of threads
 
 
 def _cuda(
@@ -53,13 +54,20 @@ BACKENDS: dict[str, Backend] = {
     "openvino": Backend(
         "cdiff_rt.engines.vino:load", ("openvino",), "openvino", parallel=True, precisions=("fp32", "bf16")
     ),
-    "torch": Backend("cdiff_rt.engines.eager:load", ("torch", "safetensors"), "torch", precisions=("fp32", "bf16")),
+    "torch": Backend(
+        "cdiff_rt.engines.eager:load",
+        ("torch", "safetensors"),
+        "torch",
+        precisions=("fp32", "bf16"),
+        by_threads=True,
+    ),
     "torch-compiled": Backend(
         "cdiff_rt.engines.eager:load_compiled",
         ("torch", "safetensors"),
         "torch",
         precisions=("fp32", "bf16"),
         programs=("g++", "clang++"),
+        by_threads=True,
     ),
     "tensorrt": _cuda("cdiff_rt.engines.trt:load_tensorrt", ("tensorrt",), "tensorrt", experts=BUILT),
     "tensorrt-rtx": _cuda("cdiff_rt.engines.trt:load_rtx", ("tensorrt_rtx",), "tensorrt-rtx", experts=BUILT),

@@ -31,18 +31,26 @@ class _Fusion(nn.Module):
         self._boosted = boosted
 
     def forward(
-        self, x: Tensor, hist: Tensor, noise: Tensor, numbers: Tensor, outs: list[Tensor], logits: list[Tensor]
+        self,
+        x: Tensor,
+        hist: Tensor,
+        noise: Tensor,
+        numbers: Tensor,
+        controls: Tensor,
+        outs: list[Tensor],
+        logits: list[Tensor],
     ) -> tuple[Tensor, Tensor, Tensor]:
-        row, adjust = unpack(numbers, len(outs), x.ndim, self._boosted)
+        row, adjust = unpack(numbers, len(outs), x.ndim, self._boosted, controls)
         weights = influence(torch.stack(logits), adjust)
-        following, hist = update(x, fuse(torch.stack(outs), weights), hist, noise, row)
+        following, hist = update(x, fuse(torch.stack(outs), weights, adjust.present), hist, noise, row)
         return following, hist, weights
 
 
 def whole_step_graph(
     bundle: Bundle, modalities: Sequence[str], placement: Placement, *, boosted: bool = False
 ) -> Typed:
-    """x, hist, noise [B, C, *latent], `numbers` [WIDTH], each expert's projections and context -> next x and hist, weights.
+    """x, hist, noise [B, C, *latent], `numbers` [WIDTH], `controls` [3, M, *latent], each expert's projections and context
+    -> next x and hist, weights.
 
     `boosted` is whether there is a second softmax (`Adjustment.boost`), which changes the graph.
     """
@@ -71,6 +79,7 @@ def _step_spec(bundle: Bundle, experts: dict[str, Typed], boosted: bool) -> Netw
     latent, logit = first["x"].shape, first["logit"].shape
     inputs = [TensorSpec(tensor, latent, "float32") for tensor in ("x", "hist", "noise")]
     inputs.append(TensorSpec("numbers", (WIDTH,), "float32"))
+    inputs.append(TensorSpec("controls", (3, len(specs), *latent[2:]), "float32"))
     for modality, tensors in specs.items():
         for kind in ("projections", "context"):
             inputs.append(TensorSpec(f"{kind}.{modality}", tensors[kind].shape, tensors[kind].dtype))
@@ -108,14 +117,15 @@ def _in_fp32(modality: str, m: int, output: str) -> "onnx.NodeProto":
 def _fusion_graph(spec: NetworkSpec, count: int, boosted: bool) -> "onnx.GraphProto":
     """Its inputs are named as the step's, and out.0, logit.0 and so on."""
     shapes = {tensor.name: [int(d) for d in tensor.shape] for tensor in (*spec.inputs, *spec.outputs)}
-    names = ["x", "hist", "noise", "numbers", *(f"{output}.{m}" for output in ("out", "logit") for m in range(count))]
+    names = ["x", "hist", "noise", "numbers", "controls"]
+    names += [f"{output}.{m}" for output in ("out", "logit") for m in range(count)]
     # Each a tensor of its own: the exporter takes two arguments that are one tensor for one input.
     latents = [torch.zeros(shapes["x"]) for _ in range(3 + count)]
     logits = [torch.zeros(shapes["weights"][1:]) for _ in range(count)]
     with quiet_exporter():
         program = torch.onnx.export(
             _Fusion(boosted).eval(),
-            (*latents[:3], torch.zeros(WIDTH), latents[3:], logits),
+            (*latents[:3], torch.zeros(WIDTH), torch.zeros(shapes["controls"]), latents[3:], logits),
             input_names=names,
             output_names=[tensor.name for tensor in spec.outputs],
             opset_version=OPSET,

@@ -20,6 +20,7 @@ def fuse_step(
     *,
     hist: Tensor | None = None,
     noise: Tensor | None = None,
+    controls: Tensor | None = None,
     weights: Tensor | None = None,
     boosted: bool = False,
 ) -> None:
@@ -28,10 +29,11 @@ def fuse_step(
     outs [M, B, C, *latent] and logits [M, B, 1, *latent] are the experts'; over M their stride may be any.
     x [B, C, *latent] becomes the next x, and `hist`, of that shape, the solver's next one. Without `hist`, or without
     `noise`, its terms are left out. `numbers` [WIDTH] is a row of `pack`, whose boost counts if `boosted`.
+    `controls` [3, M, *latent] float32 steer the influence functions, those of a modality that is not present being 0.
     `weights` [M, B, 1, *latent] float32 receives the influence functions after the adjustment.
     Storage may be fp16, bf16 or fp32, mixed at will; the arithmetic is fp32 and stores round to nearest.
     """
-    fuse_step_op(outs, logits, x, hist, noise, numbers, weights, boosted)
+    fuse_step_op(outs, logits, x, hist, noise, numbers, controls, weights, boosted)
 
 
 def on_cpu(
@@ -41,17 +43,18 @@ def on_cpu(
     hist: Tensor | None,
     noise: Tensor | None,
     numbers: Tensor,
+    controls: Tensor | None,
     weights: Tensor | None,
     boosted: bool,
 ) -> None:
     """The definition itself."""
-    check(outs, logits, x, hist, noise, numbers, weights, boosted)
-    row, adjust = unpack(numbers, len(outs), x.ndim, boosted)
+    check(outs, logits, x, hist, noise, numbers, controls, weights, boosted)
+    row, adjust = unpack(numbers, len(outs), x.ndim, boosted, controls)
     shares = influence(logits.float(), adjust)
     absent = torch.zeros(())
     following, kept = update(
         x.float(),
-        fuse(outs.float(), shares),
+        fuse(outs.float(), shares, adjust.present),
         absent if hist is None else hist.float(),
         absent if noise is None else noise.float(),
         row,
@@ -79,6 +82,7 @@ def check(
     hist: Tensor | None,
     noise: Tensor | None,
     numbers: Tensor,
+    controls: Tensor | None,
     weights: Tensor | None,
     boosted: bool,
 ) -> None:
@@ -92,16 +96,18 @@ def check(
         "hist": (hist, (batch, channels, *latent)),
         "noise": (noise, (batch, channels, *latent)),
         "numbers": (numbers, (WIDTH,)),
+        "controls": (controls, (3, modalities, *latent)),
         "weights": (weights, of_modalities),
     }
     for name, (tensor, shape) in shapes.items():
         assert tensor is None or tuple(tensor.shape) == shape, f"{name} is {tuple(tensor.shape)}, not {shape}"
-    parts = {"outs": outs[0], "logits": logits[0], "x": x, "hist": hist, "noise": noise, "numbers": numbers}
-    for name, tensor in (parts | {"weights": weights}).items():
+    single = {"numbers": numbers, "controls": controls, "weights": weights}
+    parts = {"outs": outs[0], "logits": logits[0], "x": x, "hist": hist, "noise": noise}
+    for name, tensor in (parts | single).items():
         assert tensor is None or tensor.is_contiguous(), f"{name} is not contiguous"
         assert tensor is None or tensor.device == x.device, f"{name} is on {tensor.device}, x on {x.device}"
         assert tensor is None or tensor.dtype in STORED, f"{name} is {tensor.dtype}"
-    for name, tensor in (("numbers", numbers), ("weights", weights)):
+    for name, tensor in single.items():
         assert tensor is None or tensor.dtype == torch.float32, f"{name} is {tensor.dtype}, not torch.float32"
 
 

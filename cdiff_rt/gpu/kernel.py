@@ -10,16 +10,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from cdiff_rt.sampling import controls as rows
+from cdiff_rt.sampling import fusion, solvers
 from cdiff_rt.sampling import numbers as columns
-from cdiff_rt.sampling import solvers
 
 # A jitted function sees only such globals as are constants.
 C_X, C_OUT = tl.constexpr(solvers.C_X), tl.constexpr(solvers.C_OUT)
 C_HIST, C_NOISE = tl.constexpr(solvers.C_HIST), tl.constexpr(solvers.C_NOISE)
 D_X, D_OUT = tl.constexpr(solvers.D_X), tl.constexpr(solvers.D_OUT)
 GAINS, ANCHOR = tl.constexpr(columns.GAINS), tl.constexpr(columns.ANCHOR)
-FACTORS = tl.constexpr(columns.FACTORS)
+FACTORS, PRESENT = tl.constexpr(columns.FACTORS), tl.constexpr(columns.PRESENT)
 SHARPNESS, BOOST = tl.constexpr(columns.SHARPNESS), tl.constexpr(columns.BOOST)
+SCALE, LEAST, MOST = tl.constexpr(rows.SCALE), tl.constexpr(rows.LEAST), tl.constexpr(rows.MOST)
+ABSENT, NO_LESS = tl.constexpr(fusion.ABSENT), tl.constexpr(fusion.LEAST)
 
 LARGEST_WARPS = 4
 
@@ -31,6 +34,7 @@ def launch(
     hist: Tensor | None,
     noise: Tensor | None,
     numbers: Tensor,
+    controls: Tensor | None,
     weights: Tensor | None,
     boosted: bool,
 ) -> None:
@@ -45,6 +49,7 @@ def launch(
         hist,
         noise,
         numbers,
+        controls,
         weights,
         outs.stride(0),
         logits.stride(0),
@@ -78,6 +83,7 @@ def fuse_step_kernel(
     hist: tl.tensor | None,  # [B, C, size]
     noise: tl.tensor | None,  # [B, C, size]
     numbers: tl.tensor,  # [WIDTH]
+    controls: tl.tensor | None,  # [3, M, size]
     weights: tl.tensor | None,  # [M, B, 1, size]
     outs_stride: int,
     logits_stride: int,
@@ -93,10 +99,14 @@ def fuse_step_kernel(
     pixel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = pixel < size
 
+    present: tl.tuple = ()
     read_logits: tl.tuple = ()
     for m in tl.static_range(M):
+        present = present + (tl.load(numbers + PRESENT + m) > 0.0,)
         read_logits = read_logits + (read(logits + at(m, logits_stride) + b * size + pixel, inside),)
-    shares = influence(read_logits, numbers, M, BOOSTED)
+    shares = influence(read_logits, present, numbers, M, BOOSTED)
+    if controls is not None:
+        shares = steered(shares, numbers, controls, size, pixel, M)
     if weights is not None:
         for m in tl.static_range(M):
             tl.store(weights + (at(m, tl.num_programs(1)) + b) * size + pixel, shares[m], mask=inside)
@@ -109,9 +119,10 @@ def fuse_step_kernel(
     image = b * channels
     for c in tl.static_range(C):
         here = (image + c) * size + pixel
-        out = shares[0] * read(outs + here, inside)
+        # Of a modality that is not present 0, whatever an earlier step has left in its place.
+        out = shares[0] * tl.where(present[0], read(outs + here, inside), 0.0)
         for m in tl.static_range(1, M):
-            out += shares[m] * read(outs + at(m, outs_stride) + here, inside)
+            out += shares[m] * tl.where(present[m], read(outs + at(m, outs_stride) + here, inside), 0.0)
         now = read(x + here, inside)
         following = c_x * now + c_out * out
         if noise is not None:
@@ -123,9 +134,11 @@ def fuse_step_kernel(
 
 
 @triton.jit
-def influence(logits: tl.tuple, numbers: tl.tensor, M: tl.constexpr, BOOSTED: tl.constexpr) -> tl.tuple:
+def influence(
+    logits: tl.tuple, present: tl.tuple, numbers: tl.tensor, M: tl.constexpr, BOOSTED: tl.constexpr
+) -> tl.tuple:
     """`fusion.influence` of each modality's logits, with the gains, anchor, factors and so on of this step."""
-    weights = softmax(logits, tl.load(numbers + SHARPNESS), M)
+    weights = softmax(logits, present, tl.load(numbers + SHARPNESS), M)
     kept: tl.tuple = ()
     remainder = 1.0
     for m in tl.static_range(M):
@@ -138,14 +151,16 @@ def influence(logits: tl.tuple, numbers: tl.tensor, M: tl.constexpr, BOOSTED: tl
         weighed = weighed + (with_remainder * tl.load(numbers + FACTORS + m),)
     weights = normalised(weighed, M)
     if BOOSTED:
-        weights = softmax(weights, tl.load(numbers + BOOST), M)
+        weights = softmax(weights, present, tl.load(numbers + BOOST), M)
     return weights
 
 
 @triton.jit
-def softmax(logits: tl.tuple, sharpness: tl.tensor, M: tl.constexpr) -> tl.tuple:
-    """Over the modalities, of the logits times `sharpness`."""
-    scores = [sharpness * logit for logit in logits]
+def softmax(logits: tl.tuple, present: tl.tuple, sharpness: tl.tensor, M: tl.constexpr) -> tl.tuple:
+    """Over the modalities that are present, of the logits times `sharpness`."""
+    scores: tl.tuple = ()
+    for m in tl.static_range(M):
+        scores = scores + (tl.where(present[m], sharpness * logits[m], ABSENT),)
     largest = scores[0]
     for m in tl.static_range(1, M):
         largest = tl.maximum(largest, scores[m])
@@ -153,13 +168,73 @@ def softmax(logits: tl.tuple, sharpness: tl.tensor, M: tl.constexpr) -> tl.tuple
 
 
 @triton.jit
+def steered(
+    shares: tl.tuple, numbers: tl.tensor, controls: tl.tensor, size: int, pixel: tl.tensor, M: tl.constexpr
+) -> tl.tuple:
+    """`fusion.steered` of each modality's shares."""
+    count = 0.0
+    for m in tl.static_range(M):
+        count += tl.load(numbers + PRESENT + m)
+    wanted: tl.tuple = ()
+    away: tl.tuple = ()
+    for m in tl.static_range(M):
+        scale = mapped(controls, SCALE * M + m, size, pixel)
+        wanted = wanted + (tl.maximum(scale, 0.0) * tl.maximum(shares[m], NO_LESS),)
+        away = away + (tl.minimum(scale, 0.0) * shares[m] * count,)
+    held = bounded(normalised(wanted, M), controls, size, pixel, M)
+    towards = 1.0 - summed(away, M)
+    result: tl.tuple = ()
+    for m in tl.static_range(M):
+        result = result + (held[m] * towards + away[m],)
+    return result
+
+
+@triton.jit
+def bounded(shares: tl.tuple, controls: tl.tensor, size: int, pixel: tl.tensor, M: tl.constexpr) -> tl.tuple:
+    """Held within least and most; the others give or take what is then missing, by the room that they have."""
+    held: tl.tuple = ()
+    below: tl.tuple = ()
+    above: tl.tuple = ()
+    for m in tl.static_range(M):
+        least = mapped(controls, LEAST * M + m, size, pixel)
+        most = mapped(controls, MOST * M + m, size, pixel)
+        part = tl.minimum(tl.maximum(shares[m], least), most)
+        held = held + (part,)
+        below = below + (part - least,)
+        above = above + (most - part,)
+    missing = 1.0 - summed(held, M)
+    room: tl.tuple = ()
+    for m in tl.static_range(M):
+        room = room + (tl.where(missing > 0.0, above[m], below[m]),)
+    rate = missing / tl.maximum(summed(room, M), NO_LESS)
+    result: tl.tuple = ()
+    for m in tl.static_range(M):
+        result = result + (held[m] + rate * room[m],)
+    return result
+
+
+@triton.jit
+def mapped(controls: tl.tensor, map: tl.constexpr, size: int, pixel: tl.tensor) -> tl.tensor:
+    """That map of the controls [3 M, size] at these pixels."""
+    # Not map * size, for the reason that `image` has: the first map would be aligned better than the others. The grid is
+    # 1 deep, so what is added is 0, which Triton does not know.
+    number = tl.program_id(2).to(tl.int64) + map
+    return read(controls + number * size + pixel, pixel < size)
+
+
+@triton.jit
 def normalised(parts: tl.tuple, M: tl.constexpr) -> tl.tuple:
     """Brought to the sum 1; one division per pixel."""
+    scale = 1.0 / summed(parts, M)
+    return [part * scale for part in parts]
+
+
+@triton.jit
+def summed(parts: tl.tuple, M: tl.constexpr) -> tl.tensor:
     total = parts[0]
     for m in tl.static_range(1, M):
         total += parts[m]
-    scale = 1.0 / total
-    return [part * scale for part in parts]
+    return total
 
 
 @triton.jit

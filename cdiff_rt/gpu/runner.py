@@ -22,10 +22,11 @@ from cdiff_rt.manifest import Bundle
 from cdiff_rt.notes import log
 from cdiff_rt.process import cores
 from cdiff_rt.run import OnDevice, Run
+from cdiff_rt.sampling.controls import NEUTRAL
 from cdiff_rt.sampling.loop import Callback, Progress, StepState
 from cdiff_rt.sampling.noise import ahead
 from cdiff_rt.sampling.numbers import pack
-from cdiff_rt.sampling.solvers import C_HIST, C_NOISE, E_OUT, E_X, SolverTable
+from cdiff_rt.sampling.solvers import C_HIST, C_NOISE, E_OUT, E_X
 
 MOST_LOOPS, MOST_CALLS = 8, 32  # that are kept, each with buffers of its own
 MOST_HELPERS = 8  # threads that draw noise; more would wait for the interpreter
@@ -81,8 +82,6 @@ class DeviceRunner:
             ahead(partial(_of_step, run), steps, helpers) as drawn,
             self._loop(self._shape(run)) as loop,
         ):
-            if run.adjust.controls is not None:
-                raise BadRequest("influence", f"{self._backend} does not weigh conditions yet", "take a CPU backend")
             if callback and loop.outs is None:
                 remedy = "choose experts separate or stacked"
                 raise BadRequest("callback_on_step_end", "this engine shows no branch's own prediction", remedy)
@@ -96,9 +95,9 @@ class DeviceRunner:
             if callback:
                 for i in range(steps):
                     stage(i)
-                    callback(_watched(loop, run.table, i))
+                    callback(_watched(loop, run, i))
             else:
-                loop.run(steps, stage)
+                loop.run(steps, stage, run.adjust.present)
             return _host(loop.buffers.x)
 
     def close(self) -> None:
@@ -158,6 +157,7 @@ class DeviceRunner:
             two_step=bool(table.coefficients[:, C_HIST].any()),
             boosted=adjust.boost is not None,
             known=run.known is not None,
+            controlled=adjust.controls is not None,
         )
 
     def _new_loop(self, shape: LoopShape) -> Loop:
@@ -191,6 +191,11 @@ class DeviceRunner:
             of_steps = rows[f"projections.{modality.name}"][:steps]
             of_steps.copy_(projections.view_as(of_steps))
         upload(pack(run.table, run.adjust), rows["numbers"][:steps])
+        if run.adjust.controls is not None:
+            upload(run.adjust.controls, rows["controls"][:steps])
+        elif "controls" in rows:  # of an engine that takes them in any case
+            for row, nothing_asked in enumerate(NEUTRAL):
+                rows["controls"][:steps, row] = nothing_asked
         if b.free is not None and run.known:
             upload(1 - run.known.keep, b.free)
         loop.restart(run.start)
@@ -221,16 +226,17 @@ def _stream(device: torch.device) -> torch.cuda.Stream:
         raise BadEnvironment("torch", reason, remedy) from error
 
 
-def _watched(loop: Loop, table: SolverTable, i: int) -> StepState:
+def _watched(loop: Loop, run: Run, i: int) -> StepState:
     """Does step i and tells what happened."""
-    b, row = loop.buffers, table.coefficients[i].astype(np.float32)
+    b, row, present = loop.buffers, run.table.coefficients[i].astype(np.float32), run.adjust.present[i]
     assert loop.outs is not None
     loop.begin()
     before = _host(b.x)
-    loop.advance(True)
+    loop.advance(True, loop.called(present))
     weights, outs = _host(b.weights), _host(loop.outs)
+    outs[present == 0] = 0  # as on the CPU; what is there may be of another step
     x0 = row[E_X] * before + row[E_OUT] * (weights * outs).sum(0)
-    return StepState(i, int(table.timesteps[i]), _host(b.x), x0, loop.shape.modalities, weights, outs)
+    return StepState(i, int(run.table.timesteps[i]), _host(b.x), x0, loop.shape.modalities, weights, outs)
 
 
 def _host(value: Tensor) -> np.ndarray:

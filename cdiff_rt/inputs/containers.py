@@ -17,16 +17,8 @@ MOST_SCANS = 64  # of a JPEG; usual scripts have 10, and each takes as long as t
 LARGEST_TEXT = 16 * 2**20  # bytes, unpacked, of all texts of a PNG
 
 _PNG, _JPEG, _BROKEN_EXIF = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"MM\0*\0"
-_KEPT = {
-    b"tRNS",
-    b"iCCP",
-    b"gAMA",
-    b"cHRM",
-    b"sRGB",
-    b"acTL",
-    b"fcTL",
-    b"fdAT",
-}  # beside chunks that decoders must know
+_KEPT = set(b"tRNS iCCP gAMA cHRM sRGB acTL fcTL fdAT".split())  # beside chunks that decoders must know
+_TEXTS = (b"tEXt", b"zTXt", b"iTXt")
 _ICC = b"ICC_PROFILE\0"
 _NEXT_MARKER = re.compile(rb"\xff[^\0\xd0-\xd7\xff]")
 _IN_XMP = re.compile(rb'tiff:Orientation(?:="|>)([1-8])')
@@ -70,6 +62,18 @@ def read(data: bytes) -> Content:
     return _read_bmp(data) if name == "BMP" else Content(name)
 
 
+def texts_of(data: bytes) -> dict[str, str]:
+    """What the texts of a PNG say, by keyword. Raises ValueError for a damaged file, and for one that is no PNG."""
+    found, room = dict[str, str](), LARGEST_TEXT
+    if not data.startswith(_PNG):
+        raise ValueError("it is no PNG")
+    for kind, content in ((kind, content) for kind, content, _ in _chunks(data) if kind in _TEXTS):
+        keyword, text = _text(kind, bytes(content), room)
+        room -= len(text)
+        found.setdefault(keyword.decode("latin-1"), text.decode("utf-8" if kind == b"iTXt" else "latin-1", "replace"))
+    return found
+
+
 # --- PNG -------------------------------------------------------------------------------------------------------------
 
 
@@ -105,7 +109,7 @@ def _read_png(data: bytes) -> Content:
             exif = bytes(content)
         elif kind == b"cICP" and bytes(content[:2]) != b"\1\x0d":
             remarks.append(f"cICP says its colours are of kind {'-'.join(map(str, content[:4]))}")
-        elif kind in (b"tEXt", b"zTXt", b"iTXt"):
+        elif kind in _TEXTS:
             keyword, text = _text(kind, bytes(content), room)
             room -= len(text)
             exif = exif or (_hex(text) if keyword == b"Raw profile type exif" else b"")

@@ -53,7 +53,7 @@ def name_of(picture: Picture) -> str:
     if isinstance(picture, Image.Image):
         return f"image {picture.width}x{picture.height}"
     if isinstance(picture, bytes):
-        return f"{len(picture)} bytes"
+        return getattr(picture, "name", f"{len(picture)} bytes")  # traces.py names what it read of a file
     return Path(picture).name if isinstance(picture, str | Path) else f"a {type(picture).__name__}"
 
 

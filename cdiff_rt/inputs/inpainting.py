@@ -1,11 +1,21 @@
 """Inpainting: a region of a photo is kept, the rest is made anew."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from cdiff_rt.inputs import images
 from cdiff_rt.inputs.region_maps import read_region
+from cdiff_rt.inputs.traces import Input, loaded, trace_of
+
+
+class Painted(NamedTuple):
+    """An inpainting as it was read, and what it was read from."""
+
+    photo: np.ndarray  # [size, size, 3] uint8
+    keep: np.ndarray  # [latent, latent] float32: what to keep of the latents
+    inputs: dict[str, Input]
 
 
 @dataclass(frozen=True, eq=False)
@@ -15,10 +25,9 @@ class Inpainting:
     photo: images.Picture
     keep: images.Picture
 
-    def read(self, size: int, latent: int) -> tuple[np.ndarray, np.ndarray]:
-        """The photo [size, size, 3] uint8, and what to keep of its latents [latent, latent] float32. Raises BadInput."""
-        return images.read_photo(self.photo, size), images.nearest(read_region(self.keep), latent)
-
-    def shown(self) -> dict[str, str]:
-        """As it stands in a picture's parameters."""
-        return {"photo": images.name_of(self.photo), "keep": images.name_of(self.keep)}
+    def read(self, size: int, latent: int) -> Painted:
+        """Raises BadInput."""
+        photo, region = loaded(self.photo, "photo"), loaded(self.keep, "region")
+        pixels, keep = images.read_photo(photo, size), images.nearest(read_region(region), latent)
+        whole = {"inpaint.photo": (photo, pixels), "inpaint.keep": (region, keep.astype(np.uint8))}
+        return Painted(pixels, keep, {role: Input(trace_of(given), array) for role, (given, array) in whole.items()})

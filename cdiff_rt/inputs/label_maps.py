@@ -16,6 +16,7 @@ from cdiff_rt.inputs.label_meaning import numbers_of, redraw, strange_label
 from cdiff_rt.inputs.label_orders import labels_by_number
 from cdiff_rt.inputs.label_snap import snapped
 from cdiff_rt.inputs.palette import USUAL_ORDER
+from cdiff_rt.inputs.traces import loaded
 from cdiff_rt.notes import log
 
 FORMATS = ("PNG", None)  # None is a picture that was never a file
@@ -33,9 +34,18 @@ class LabelMap:
     given: bool = True  # by somebody, who is told what is doubtful; not seen in a photo or made for a benchmark
 
     @cached_property
+    def content(self) -> Picture:
+        """The picture, of a file what it holds. Raises BadInput."""
+        return loaded(self.picture, "mask")
+
+    @cached_property
     def labels(self) -> np.ndarray:
         """[H, W] uint8. Raises BadInput."""
         return self._read[0]
+
+    @property
+    def was_read(self) -> bool:
+        return "_read" in vars(self)
 
     @property
     def how(self) -> str:
@@ -44,7 +54,7 @@ class LabelMap:
 
     @cached_property
     def _read(self) -> tuple[np.ndarray, str]:
-        return read_labels(self.picture, self.classes, self.order, self.snap)
+        return read_labels(self.content, self.classes, self.order, self.snap)
 
 
 def read_labels(picture: Picture, classes: int, order: str = USUAL_ORDER, snap: bool = False) -> tuple[np.ndarray, str]:

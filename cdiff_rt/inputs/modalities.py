@@ -5,12 +5,12 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from numbers import Number
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
 from cdiff_rt.errors import BadArtefact, BadInput, BadRequest, is_address
-from cdiff_rt.inputs import images
+from cdiff_rt.inputs import images, traces
 from cdiff_rt.inputs.label_doubts import doubts
 from cdiff_rt.inputs.label_maps import LabelMap
 from cdiff_rt.inputs.palette import PALETTE, USUAL_ORDER
@@ -47,11 +47,21 @@ def asked(
 ) -> dict[str, Any]:
     """Conditions that know how a request wants them read; one that knows already stays as it is."""
     maps = {modality.name: modality.classes for modality in manifest.modalities if modality.kind == "labels"}
+    rows = {modality.name for modality in manifest.modalities if modality.kind == "numbers"}
     known = dict(conditions)
     for name, value in conditions.items():
         if name in maps and value is not None and not isinstance(value, LabelMap):
             known[name] = LabelMap(value, maps[name], labels, snap, given)
+        if name in rows and isinstance(value, Number | list | tuple):
+            known[name] = _array(name, value)
     return known
+
+
+def _array(name: str, value: Any) -> np.ndarray:
+    try:
+        return np.asarray(value)
+    except ValueError:
+        raise BadInput(name, f"{value!r:.80}", "give rows of equal length") from None
 
 
 def tell_unused(
@@ -109,6 +119,26 @@ def draw_labels(value: Condition, modality: Modality) -> np.ndarray:
     return np.array(PALETTE, np.uint8)[images.centre_square(label_map(value, modality).labels) % len(PALETTE)]
 
 
+def trace_of_labels(value: Condition) -> traces.Trace:
+    return traces.trace_of(value.content if isinstance(value, LabelMap) else value, "mask")
+
+
+def trace_of_numbers(value: Condition) -> traces.Trace:
+    return {} if _is_text(value) else traces.trace_of(picture_of(value))
+
+
+def labels_of(value: Condition, modality: Modality) -> np.ndarray | None:
+    return value.labels if isinstance(value, LabelMap) and value.was_read else None
+
+
+def numbers_of(value: Condition, modality: Modality) -> np.ndarray | None:
+    return None if _is_text(value) else images.read_array(picture_of(value), modality.name)
+
+
+def _is_text(value: Condition) -> TypeGuard[str]:
+    return isinstance(value, str) and not value.endswith(".npy")
+
+
 def picture_of(value: Condition) -> images.Picture:
     return value.picture if isinstance(value, LabelMap) else value
 
@@ -147,12 +177,7 @@ def vocabulary_of(modality: Modality, bundle: Bundle) -> WordPiece:
 def read_numbers(value: Condition, modality: Modality, bundle: Bundle) -> np.ndarray:
     """A number, several, an array, a .npy file's path, or numbers with commas between them -> [1, tokens, width] float32."""
     name, shape = modality.name, modality.input_shape
-    if isinstance(value, Number | list | tuple):
-        try:
-            value = np.asarray(value)
-        except ValueError:
-            raise BadInput(name, f"{value!r:.80}", "give rows of equal length") from None
-    if not isinstance(value, str) or value.endswith(".npy"):
+    if not _is_text(value):
         numbers = images.read_array(picture_of(value), name)
     else:
         try:
@@ -192,7 +217,7 @@ def find_numbers(value: str, name: str, folder: Path) -> Condition:
 
 
 def file_name_or_text(value: Condition) -> str:
-    return str(value) if isinstance(value, str) and not value.endswith(".npy") else name_of(value)
+    return str(value) if _is_text(value) else name_of(value)
 
 
 @dataclass(frozen=True)
@@ -202,21 +227,49 @@ class Kind:
     # Of a text, by its name: a Path if it names a file, from this folder on.
     find: Callable[[str, str, Path], Condition]
     draw: Callable[[Condition, Modality], np.ndarray] | None = None  # [S, S, 3] uint8, to lay over an image
+    trace: Callable[[Condition], traces.Trace] = lambda value: {}  # of what its words do not say whole
+    whole: Callable[[Condition, Modality], np.ndarray | None] = lambda value, modality: None  # as an array, of such
     how: Callable[[Condition], str] = lambda value: ""  # it was read, where that had to be found out
     stays: bool = False  # what a photo shows of it is wanted of the edited one too, unless told otherwise
 
 
 KINDS = {
-    "labels": Kind(read_label_map, name_of, find_file, draw_labels, how_it_was_read),
+    "labels": Kind(read_label_map, name_of, find_file, draw_labels, trace_of_labels, labels_of, how_it_was_read),
     "words": Kind(read_words, str.__str__, lambda value, name, folder: check_text(value, name), stays=True),
-    "numbers": Kind(read_numbers, file_name_or_text, find_numbers),
+    "numbers": Kind(read_numbers, file_name_or_text, find_numbers, trace=trace_of_numbers, whole=numbers_of),
     "nothing": Kind(read_nothing, str, find_nothing),
 }
 
 
-def in_words(conditions: Mapping[Modality, Condition]) -> dict[str, Any]:
+def in_words(modalities: Collection[Modality], given: Mapping[str, Condition | None]) -> dict[str, Any]:
     """What was asked for, as parameters tell it, and how it was read."""
+    conditions = _of(modalities, given)
     shown = {modality.name: KINDS[modality.kind].show(value) for modality, value in conditions.items()}
     told = {"conditions": shown, "prompt": " ".join(shown[m.name] for m in conditions if m.kind == "words")}
     read = {modality.name: how for modality, value in conditions.items() if (how := KINDS[modality.kind].how(value))}
     return told | ({"read_as": read} if read else {})
+
+
+def inputs_in(
+    manifest: Manifest, conditions: Mapping[str, Condition | None], without: Collection[str] = (), role: str = ""
+) -> dict[str, traces.Input]:
+    """The conditions that were read, by name behind the `role` that they had."""
+    found = {}
+    for modality in manifest.modalities:
+        kind, value = KINDS[modality.kind], conditions.get(modality.name)
+        read = value is not None and (modality.name not in without or isinstance(value, LabelMap) and value.was_read)
+        if value is not None and read:
+            told = kind.trace(value)
+            whole = kind.whole(value, modality) if told else None
+            found[role + modality.name] = traces.Input(told or {"text": kind.show(value)}, whole)
+    return found
+
+
+def drawing_of(modalities: Collection[Modality], given: Mapping[str, Condition | None]) -> np.ndarray | None:
+    """The first condition that can be drawn."""
+    draws = ((KINDS[modality.kind].draw, value, modality) for modality, value in _of(modalities, given).items())
+    return next((draw(value, modality) for draw, value, modality in draws if draw), None)
+
+
+def _of(modalities: Collection[Modality], given: Mapping[str, Condition | None]) -> dict[Modality, Condition]:
+    return {modality: value for modality in modalities if (value := given.get(modality.name)) is not None}

@@ -37,7 +37,7 @@ def read_map(picture: Picture, what: str, latent: tuple[int, ...]) -> np.ndarray
     A picture's centre square is brought to the latents' size by the mean of what each covers, and so is an array [H, W]
     of shares (uint8: of 255); one of the latents' own shape stays as it is. Raises BadInput.
     """
-    of_numbers = isinstance(picture, np.ndarray) or str(picture).endswith(".npy")
+    of_numbers = isinstance(picture, np.ndarray) or name_of(picture).endswith(".npy")
     shares = _shares(picture, what) if of_numbers else _grey(picture, what, SHADES) / np.float32(255)
     if shares.shape != latent:
         shares = _scaled(shares, what, latent)

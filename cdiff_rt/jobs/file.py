@@ -1,80 +1,87 @@
-"""A file of jobs: one row of JSON for each image, checked as a whole before any of it runs.
+"""A file of jobs, as JSON Lines or a table: checked as a whole before any of it runs.
 
-    {"id": "man-01", "mask": "masks/1.png", "text": "This man has a long beard.", "seed": 7}
-
-A row's keys are the model's modalities, and the settings that `cdiff-rt generate` has for one image.
+{"id": "man-01", "mask": "masks/1.png", "text": "This man has a long beard.", "seed": 7}
 """
 
 import codecs
-import functools
-import hashlib
 import json
 import re
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cdiff_rt.controls import read_regions
 from cdiff_rt.errors import BadInput, CdiffError
 from cdiff_rt.inputs import images
-from cdiff_rt.inputs.label_orders import order_of
-from cdiff_rt.inputs.modalities import KINDS, Condition, chosen_of
-from cdiff_rt.manifest import Manifest, sha256
-from cdiff_rt.sampling.schedule import Schedule
-from cdiff_rt.sampling.tiers import Sampling
+from cdiff_rt.jobs import table
+from cdiff_rt.jobs.rows import Defaults, Job, Row, check_keys, job_of, number_of
+from cdiff_rt.manifest import Manifest
+from cdiff_rt.notes import log
 from cdiff_rt.schema import unique
-from cdiff_rt.settings import SETTINGS, Settings
 
 LARGEST_FILE, LONGEST_LINE = 2**30, 2**20  # bytes
-PLAIN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+TOO_LONG = (f"it is longer than {LONGEST_LINE} bytes", "a row is one image's, and ends with its line")
+MOST_NAMED = 20  # of what is wrong, each in a line of its own
 
 
-@dataclass(frozen=True)
-class Job:
-    """One image."""
+def read_jobs(path: Path, manifest: Manifest, usual: Defaults | None = None) -> list[Job]:
+    """All rows. Paths in them start at the file's own folder.
 
-    id: str  # its file's name without the suffix
-    conditions: dict[str, Condition]  # by modality; a Path where it is a file
-    settings: Settings
-
-    def request(self, identity: dict) -> str:
-        """sha256 of all that the image follows from: settings, conditions, the files' content, and what makes it."""
-        conditions = {name: _content(value) for name, value in self.conditions.items()}
-        settings = self.settings.told() | {"without": self.settings.without}
-        settings.pop("tier", None)  # a name, and what it stands for may change
-        whole = {"conditions": conditions, "settings": settings, "identity": identity}
-        return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
-
-
-def _content(value: Condition) -> str | list[str]:
-    if not isinstance(value, Path):
-        return str(value)
-    try:
-        return [value.name, sha256(value)]
-    except OSError as error:
-        raise BadInput(str(value), f"it cannot be read ({error.strerror})", "check the path") from None
-
-
-def read_jobs(path: Path, manifest: Manifest) -> list[Job]:
-    """All rows. Paths in them start at the file's own folder. Raises BadInput, naming the line, if any row is wrong."""
+    Raises BadInput if any row is wrong: with its line if it is one, else each of the first is told, and then all
+    are counted.
+    """
     images.check_plain_file(path, "jobs", LARGEST_FILE)
     jobs: list[Job] = []
+    wrong: list[BadInput] = []
     lines: dict[str, int] = {}  # by id; some disks do not tell capital letters from small ones
-    for number, line in enumerate(_lines(path), 1):
-        if not line.strip():
-            continue
+    read = partial(_job, path, manifest, usual or Defaults(), lines)
+    for row in _rows(path, manifest):
         try:
-            job = _read_row(line, number, path.absolute().parent, manifest)
-            if job.id.casefold() in lines:
-                raise BadInput("id", f"{job.id!r} is that of line {lines[job.id.casefold()]} too", "give each its own")
+            jobs.append(read(row))
         except CdiffError as error:
-            raise BadInput(f"{path}, line {number}: {error.what}", error.seen, error.remedy) from None
-        lines[job.id.casefold()] = number
-        jobs.append(job)
-    if not jobs:
-        raise BadInput(f"jobs {path}", "it has no row", "write one object a line")
+            told = BadInput(f"{path}, line {row.line}: {error.what}", error.seen, error.remedy)
+            wrong.append(told if len(wrong) < MOST_NAMED else wrong[-1])  # of a million, few stay
+    rows = len(jobs) + len(wrong)
+    if not rows:
+        raise BadInput(f"jobs {path}", "it has no row", "write one object a line, or one row below a table's header")
+    _check(path, wrong, rows)
     return jobs
+
+
+def _check(path: Path, wrong: list[BadInput], rows: int) -> None:
+    if len(wrong) == 1:
+        raise wrong[0]
+    for error in wrong[:MOST_NAMED]:
+        log.error("%s", error)
+    if wrong:
+        these = "the first of them are named above" if len(wrong) > MOST_NAMED else "they are named above"
+        raise BadInput(f"jobs {path}", f"{len(wrong)} of {rows} rows are wrong", f"correct them, {these}")
+
+
+def _job(path: Path, manifest: Manifest, usual: Defaults, lines: dict[str, int], row: Row) -> Job:
+    """`lines` are those of the rows before, by id."""
+    job = job_of(row, path.absolute().parent, manifest, usual)
+    before = lines.setdefault(job.id.casefold(), row.line)
+    if before != row.line:
+        raise BadInput("id", f"{job.id!r} is that of line {before} too", "give each its own")
+    return job
+
+
+def _rows(path: Path, manifest: Manifest) -> Iterator[Row]:
+    delimiters = table.DELIMITERS.get(path.suffix.lower())
+    if not delimiters:
+        for number, line in enumerate(_lines(path), 1):
+            if line.strip():
+                yield Row(number, number, partial(_parse, line))
+        return
+    yield from table.rows_of(_texts(path), delimiters, str(path), partial(check_keys, manifest=manifest))
+
+
+def _texts(path: Path) -> Iterator[str]:
+    for number, line in enumerate(_lines(path), 1):
+        if len(line) > LONGEST_LINE:
+            raise BadInput(f"{path}, line {number}", *TOO_LONG)
+        yield line.decode(errors="surrogateescape")
 
 
 def _lines(path: Path) -> Iterator[bytes]:
@@ -84,6 +91,8 @@ def _lines(path: Path) -> Iterator[bytes]:
             file.seek(0)
             while line := file.readline(LONGEST_LINE + 1):
                 yield line.removeprefix(codecs.BOM_UTF8)  # Windows begins a file with one
+                while len(line) > LONGEST_LINE and not line.endswith(b"\n"):  # the rest of it is no line
+                    line = file.readline(LONGEST_LINE + 1) or b"\n"
     except OSError as error:
         raise BadInput(f"jobs {path}", f"it cannot be read ({error.strerror})", "check the path") from None
 
@@ -93,29 +102,12 @@ def _check_encoding(path: Path, start: bytes) -> None:
         raise BadInput(f"jobs {path}", "it is UTF-16 or UTF-32, as some editors and shells write", "save it as UTF-8")
 
 
-def _read_row(line: bytes, number: int, folder: Path, manifest: Manifest) -> Job:
-    row = _parse(line)
-    name = row.pop("id", f"{number:06d}")
-    name = str(name) if type(name) is int else name
-    if not isinstance(name, str) or not PLAIN_ID.fullmatch(name):
-        remedy = "take up to 200 letters, digits, dots, dashes and underscores, and begin with a letter or digit"
-        raise BadInput("id", f"{name!r:.80}", remedy)
-    modalities = {modality.name: modality for modality in manifest.modalities}
-    written = {key: row.pop(key) for key in modalities if key in row}
-    conditions = {key: value for key, value in written.items() if value is not None}
-    job = Job(name, conditions, _settings(row, modalities, manifest, folder))
-    _check(job, manifest)
-    return replace(
-        job, conditions={key: _find(value, key, modalities[key].kind, folder) for key, value in conditions.items()}
-    )
-
-
 def _parse(line: bytes) -> dict[str, Any]:
     if len(line) > LONGEST_LINE:
-        raise BadInput("row", f"it is longer than {LONGEST_LINE} bytes", "a row is one image's, and ends with its line")
+        raise BadInput("row", *TOO_LONG)
     try:
         text = line.decode("utf-8").strip()
-        row = json.loads(text, object_pairs_hook=unique, parse_constant=_no_number, parse_float=_number)
+        row = json.loads(text, object_pairs_hook=unique, parse_constant=_no_number, parse_float=number_of)
     except UnicodeDecodeError:
         raise BadInput("row", "not UTF-8 text", "save the file as UTF-8") from None
     except (ValueError, RecursionError) as error:
@@ -134,44 +126,9 @@ def _remedy(text: str) -> str:
     if text[:1] in ("[", "]"):
         return "write one object a line, without a list around them"
     if text == "{" or not text.endswith("}"):
-        return "write each object whole on one line"
+        return "write each object whole on one line (a table is a file whose name ends in .csv or .tsv)"
     return "write one object a line"
-
-
-def _number(text: str) -> float:
-    """7.0 is 7, which is how other programs write a whole number."""
-    number = float(text)
-    return int(number) if number.is_integer() and abs(number) < 2**53 else number
 
 
 def _no_number(text: str) -> None:
     raise ValueError(f"{text} is no number")
-
-
-def _settings(row: dict[str, Any], modalities: Collection[str], manifest: Manifest, folder: Path) -> Settings:
-    for name in row:
-        if name not in SETTINGS or name == "batch":
-            known = ", ".join(("id", *modalities, *(setting for setting in SETTINGS if setting != "batch")))
-            raise BadInput("key", f"{name!r:.80}", f"a row has {known}")
-    if "labels" in row:
-        row["labels"] = order_of("labels", row["labels"], folder)
-    if "region" in row:
-        row["region"] = read_regions("region", row["region"], folder)
-    return Settings(**row)
-
-
-def _find(value: Any, name: str, kind: str, folder: Path) -> Condition:
-    if not isinstance(value, str):
-        raise BadInput(name, f"{value!r:.80}", "give a string")
-    return KINDS[kind].find(value, name, folder)
-
-
-def _check(job: Job, manifest: Manifest) -> None:
-    """Raises what `Pipeline.generate` would, but for the content of files."""
-    _check_sampling(job.settings.sampling(), manifest.schedule)
-    chosen_of(manifest, job.conditions, job.settings.without)
-
-
-@functools.lru_cache
-def _check_sampling(how: Sampling, schedule: Schedule) -> None:
-    how.table(schedule)  # not for each of a million rows

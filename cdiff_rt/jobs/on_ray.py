@@ -19,8 +19,10 @@ import numpy as np
 from cdiff_rt.engines.backends import BACKENDS
 from cdiff_rt.errors import BadEnvironment, CdiffError, check_range
 from cdiff_rt.extras import needed
-from cdiff_rt.jobs.file import Job
-from cdiff_rt.jobs.run import Assignment, How, Outcome, make, prepare, write_outcomes
+from cdiff_rt.jobs.assignment import Assignment, How, prepare
+from cdiff_rt.jobs.results import Outcome
+from cdiff_rt.jobs.rows import Job
+from cdiff_rt.jobs.run import make, write_outcomes
 from cdiff_rt.outputs.files import disk_errors
 from cdiff_rt.pipeline import Pipeline
 
@@ -95,7 +97,9 @@ class RayWorker:
             with begun.open("ab") as file:
                 file.write(b".")
             if begun.stat().st_size > DEATHS:
-                return Outcome(job.id, job.settings.seed, 0.0, error=f"ray: {DEATHS} workers died at this row")
+                return Outcome(
+                    job.id, job.settings.seed, 0.0, meta=job.meta, error=f"ray: {DEATHS} workers died at this row"
+                )
         outcome = make(self.pipeline, job, self._work)
         begun.unlink(missing_ok=True)  # of a run that ended, a new one has swept it
         return outcome
@@ -112,7 +116,10 @@ def _outcomes(work: Assignment, pipeline: Pipeline, workers: int, address: str |
         with _cluster(workers, address):
             done = ray.data.from_items(rows, override_num_blocks=min(len(rows), MOST_BLOCKS)).map_batches(
                 RayWorker,
-                fn_constructor_args=(ray.cloudpickle.dumps(pipeline), replace(work, jobs=[], kept=[])),
+                fn_constructor_args=(
+                    ray.cloudpickle.dumps(pipeline),
+                    replace(work, jobs=[], kept=[], elsewhere=frozenset()),
+                ),
                 batch_size=1,
                 num_gpus=0 if BACKENDS[pipeline.backend].device == "cpu" else 1,
                 compute=ray.data.ActorPoolStrategy(size=workers),

@@ -16,7 +16,7 @@ from PIL import Image
 from cdiff_rt.errors import BadRequest, check_range, check_type, whole
 from cdiff_rt.outputs import files
 from cdiff_rt.outputs.files import all_or_nothing
-from cdiff_rt.outputs.formats import FORMATS, as_json, parameters_text, png_bytes
+from cdiff_rt.outputs.formats import FORMATS, inputs_text, npz_bytes, parameters_text, png_bytes
 from cdiff_rt.outputs.recorder import Recorder
 
 IMAGE, LATENT, OVERLAY = next(iter(FORMATS)), ".npz", ".overlay.png"
@@ -35,20 +35,23 @@ class Generated:
     parameters: dict[str, Any]  # all of the run, as stored in its files
     drawing: np.ndarray | None = field(default=None, repr=False)  # [S, S, 3] uint8: the mask, if there is one
     warnings: list[str] = field(default_factory=list)  # what was warned of on the way
+    inputs: dict[str, np.ndarray] = field(
+        default_factory=dict, repr=False
+    )  # what was given, by its role, as it was read
 
     @property
     def numbers(self) -> range:
         """Those of the images, of their seed."""
         return range(self.parameters["first"], self.parameters["first"] + len(self.latents))
 
-    def png_bytes(self, i: int) -> bytes:
-        """Image number `i` of the batch as the content of a PNG file, with all parameters inside."""
+    def png_bytes(self, i: int, *, embed: bool = False) -> bytes:
+        """Image number `i` of the batch as the content of a PNG file, with all parameters inside; see `save`."""
         i = whole("image", i)
         if not 0 <= i < len(self.latents):
             raise BadRequest("image", str(i), f"give the number of one of the {len(self.latents)}, from 0 on")
         if not self.images.size:
             raise BadRequest("image", "this model's latents are the data", "take latents, or save to .npz")
-        return png_bytes(self.images[i], parameters_text(self._parameters_of(i)))
+        return png_bytes(self.images[i], self._texts_of(i, embed))
 
     def save(
         self,
@@ -59,12 +62,14 @@ class Generated:
         latent: bool = False,
         overlay: bool = False,
         scale: int = 1,
+        embed: bool = False,
     ) -> list[Path]:
         """Writes one file per image, each with all parameters of the run inside, and returns their paths.
 
         `out` is a file's name, or a folder, where each gets the next free name (`output_paths`). Beside each: a folder
         of every recorder that saw the run, the latent as .npz, the mask laid over the image; their pictures are
-        enlarged `scale` times. They appear all or not at all. Raises BadRequest or OutOfResource.
+        enlarged `scale` times. With `embed` each file also holds the inputs, so that it can be made again without them
+        (`reproduce`). They appear all or not at all. Raises BadRequest or OutOfResource.
         """
         check_type("out", out, str | Path, "give the path of a folder or file")
         if not out:
@@ -84,12 +89,12 @@ class Generated:
         ):
             paths = names()  # whoever saved in the meantime has some of them
             for i, path in enumerate(paths):
-                self._save(path, i, beside, scale)
+                self._save(path, i, beside, scale, embed)
         return paths
 
-    def _save(self, path: Path, i: int, beside: "Beside", scale: int) -> None:
+    def _save(self, path: Path, i: int, beside: "Beside", scale: int, embed: bool) -> None:
         with all_or_nothing(path) as folder:
-            self._write(folder / path.name, i, beside, scale)
+            self._write(folder / path.name, i, beside, scale, embed)
             for recorder in beside.recorders:
                 assert isinstance(recorder, Recorder)
                 its_folder = recorder.folder_of(folder / path.name)
@@ -99,17 +104,19 @@ class Generated:
     def _parameters_of(self, i: int) -> dict[str, Any]:
         return self.parameters | {"image": self.numbers[i]}
 
-    def _write(self, path: Path, i: int, beside: "Beside", scale: int) -> None:
-        parameters = self._parameters_of(i)
-        texts = parameters_text(parameters)
+    def _texts_of(self, i: int, embed: bool, **more: Any) -> dict[str, str]:
+        return parameters_text(self._parameters_of(i) | more) | (inputs_text(self.inputs) if embed else {})
+
+    def _write(self, path: Path, i: int, beside: "Beside", scale: int, embed: bool) -> None:
+        texts = self._texts_of(i, embed)
         if self.images.size:
             path.write_bytes(FORMATS[path.suffix.lower()](self.images[i], texts))
             if beside.overlay:
                 assert self.drawing is not None
                 drawn = laid_over(self.images[i], self.drawing, scale)
-                path.with_suffix(OVERLAY).write_bytes(png_bytes(drawn, texts))
+                path.with_suffix(OVERLAY).write_bytes(png_bytes(drawn, self._texts_of(i, embed, overlay=scale)))
         if beside.latent or not self.images.size:
-            np.savez(path.with_suffix(LATENT), latent=self.latents[i], parameters=as_json(parameters))
+            path.with_suffix(LATENT).write_bytes(npz_bytes(self.latents[i], texts))
 
 
 def laid_over(image: np.ndarray, drawing: np.ndarray, scale: int = 1) -> np.ndarray:

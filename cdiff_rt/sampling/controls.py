@@ -13,6 +13,7 @@ from cdiff_rt.errors import BadRequest
 
 ROUNDING = 1e-6  # of sums of float32
 SCALE, LEAST, MOST = range(3)  # of `Controls.values`
+NEUTRAL = (1.0, 0.0, 1.0)  # of each, where nothing is asked for
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,8 @@ def controls(
         return Controls(None, np.ones((len(places), len(names)), bool))
     along = (slice(None), *(None,) * len(latent))  # [S] -> [S, 1, ...]
     values = np.zeros((len(places), 3, len(names), *latent))
-    values[:, SCALE] = values[:, MOST] = 1.0
+    for row, nothing_asked in enumerate(NEUTRAL):
+        values[:, row] = nothing_asked
     for weight in weights:
         values[:, SCALE, names.index(weight.condition)] *= weight_at(weight, places)[along]
     for region, map_ in regions:

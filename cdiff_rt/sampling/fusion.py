@@ -115,9 +115,13 @@ def steered(shares: Array, adjust: Adjustment[Array]) -> Array:
     return held * (1 - xp.sum(away, axis=0, keepdims=True)) + away
 
 
-def fuse(outs: Array, weights: Array) -> Array:
-    """outs [M, B, C, *latent], weights [M, B, 1, *latent] -> the collaborative prediction [B, C, *latent]."""
+def fuse(outs: Array, weights: Array, present: Array | None = None) -> Array:
+    """outs [M, B, C, *latent], weights [M, B, 1, *latent] -> the collaborative prediction [B, C, *latent].
+
+    What stands in the place of a modality that is not present may be no number.
+    """
     xp = array_api_compat.array_namespace(outs)
+    outs = outs if present is None else xp.where(present > 0, outs, 0)
     return xp.sum(weights * outs, axis=0)
 
 

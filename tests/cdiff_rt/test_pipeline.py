@@ -1,7 +1,9 @@
 import dataclasses
+import hashlib
 import json
 import os
 import pickle
+import platform
 import shutil
 import subprocess
 import sys
@@ -180,7 +182,8 @@ def test_a_run_can_begin_with_given_noise(pipeline):
     np.testing.assert_array_equal(given.latents, pipeline.generate(text=TEXT, steps=2, batch=2, seed=5).latents)
     other = pipeline.generate(text=TEXT, steps=2, batch=2, seed=5, x_T=-start)
     assert np.abs(other.latents - given.latents).max() > 0.1
-    assert given.parameters["x_T"] == "given"
+    hashed = hashlib.sha256(start.tobytes()).hexdigest()
+    assert given.parameters["inputs"]["x_T"] == {"array": f"{start.dtype} 2x16x16x16", "sha256": hashed}
 
 
 def test_pixels_are_truncated_as_by_the_reference_or_rounded(pipeline):
@@ -198,7 +201,8 @@ def test_inpainting_keeps_a_region_of_the_photo(pipeline, mask):
     difference = np.abs(made.images[0].astype(int) - photo).mean(-1)
     assert difference[:, :56].mean() < 8
     assert difference[:, 72:].mean() > 16
-    assert made.parameters["inpaint"] == {"photo": "array 128x128x3", "keep": "array 16x16"}
+    told = {role: trace.get("array") for role, trace in made.parameters["inputs"].items()}
+    assert told == {"text": None, "inpaint.photo": "uint8 128x128x3", "inpaint.keep": "float64 16x16"}
 
 
 def test_a_photo_becomes_latents_and_the_photo_again(pipeline):
@@ -265,6 +269,8 @@ def test_the_backends_agree_over_all_steps(steps, bundle, pipeline, mask):
 def test_the_record_tells_the_whole_run(pipeline, bundle, mask):
     result = pipeline.generate(mask=mask, text=TEXT, steps=4, seed=9, first=2, batch=2, eta=0.5)
     assert result.parameters == {
+        "record": 2,
+        "command": "generate",
         "solver": "ddim",
         "steps": 4,
         "eta": 0.5,
@@ -272,6 +278,14 @@ def test_the_record_tells_the_whole_run(pipeline, bundle, mask):
         "seed": 9,
         "first": 2,
         "batch": 2,
+        "rounding": "truncate",
+        "labels": "celebamask",
+        "snap": False,
+        "adjustment": dataclasses.asdict(pipeline.manifest.influence),
+        "inputs": {
+            "mask": {"array": "uint8 128x128", "sha256": hashlib.sha256(mask.tobytes()).hexdigest()},
+            "text": {"text": TEXT},
+        },
         "prompt": TEXT,
         "conditions": {"mask": "array 128x128", "text": TEXT},
         "model": "faces-128",
@@ -280,6 +294,8 @@ def test_the_record_tells_the_whole_run(pipeline, bundle, mask):
         "backend": "onnxruntime",
         "precision": "fp32",
         "version": __version__,
+        "libraries": {name: sys.modules[name].__version__ for name in ("numpy", "PIL", "onnxruntime")},
+        "machine": platform.machine(),
     }
 
 

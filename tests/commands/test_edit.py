@@ -222,7 +222,10 @@ def test_an_edit_by_imagic_is_one_command_and_goes_on_in_its_folder(photo, mask_
     assert result.exit_code == 0 and out.exists()
     assert "mask: iteration 4 of 4, loss 0." in result.stderr
     assert result.stderr.count("mask face.png: 128x128") == 1  # read to learn and to generate
-    assert record_of(out)["edit"] == {"method": "imagic", "alphas": [1.0]}
+    told = record_of(out)
+    assert told["edit"].items() >= {"method": "imagic", "alphas": [1.0]}.items()
+    assert told["edit"]["tuning"]["branch_iterations"] == 2 and told["edit"]["threads"] >= 1
+    assert told["model_hash"] != told["edit"]["tuned"] and set(told["inputs"]) == {"image", "mask", "text"}
     again = run(*arguments, "--alphas", "0,1", "--force", "--backend", "torch")
     assert again.exit_code == 0 and "iteration" not in again.stderr
     with Image.open(out) as image:

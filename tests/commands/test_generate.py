@@ -281,7 +281,8 @@ def test_every_setting_reaches_the_loop_and_the_record(mask_file, out):
     record = json.loads(texts_of(out / "a.png")["cdiff_rt"])
     assert [record[name] for name in ("decay", "factor", "sharpness", "boost")] == ["linear", 3.0, 0.5, 2.0]
     assert (record["temperature"], record["rounding"]) == (0.5, "nearest")
-    assert record["inpaint"] == {"photo": "photo.png", "keep": "keep.png"}
+    files = {role: trace.get("file") for role, trace in record["inputs"].items()}
+    assert files == {"mask": "face.png", "text": None, "inpaint.photo": "photo.png", "inpaint.keep": "keep.png"}
     assert record["conditions"] == {"mask": "face.png", "text": TEXT}
 
 

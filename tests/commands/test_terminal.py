@@ -5,11 +5,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 
 from cdiff_rt.commands import terminal
+from cdiff_rt.jobs.results import Outcome
+from cdiff_rt.jobs.rows import Job
+from cdiff_rt.notes import log
+from cdiff_rt.settings import Settings
 from tests.command_line import run
 
 
@@ -36,6 +41,24 @@ def test_what_is_quick_or_quiet_says_nothing(clock, caplog, capfd):
         clock[0] = 1000.0
         progress()
     assert caplog.messages == [] and capfd.readouterr() == ("", "")
+
+
+def test_jobs_tell_a_line_a_minute_and_nothing_of_their_rows(clock, caplog, capfd):
+    def outcomes():
+        for number in range(1, 4):
+            log.warning("of row %d", number)
+            clock[0] += 61
+            yield Outcome(f"i{number}", 0, 61.0)
+
+    work = SimpleNamespace(jobs=[Job(f"i{n}", {}, Settings()) for n in range(1, 4)], kept=[], results="results.jsonl")
+    written = logging.StreamHandler()
+    log.addHandler(written)
+    with caplog.at_level(logging.INFO, "cdiff_rt"):
+        terminal.follow(work, outcomes())
+    log.removeHandler(written)
+    told, notes = capfd.readouterr()
+    assert notes.splitlines() == ["images: 1 of 3", "images: 2 of 3", "images: 3 of 3"]
+    assert told == "results.jsonl: 3 made, 0 there already, 0 failed\n"
 
 
 STRANGE = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202egnp.exe\u2066\udcff\u200b\r"
@@ -136,7 +159,8 @@ def test_a_signal_ends_a_run_in_order_and_keeps_what_is_whole(name, code, word, 
         process.send_signal(getattr(signal, name))
         sent = time.monotonic()
         told, notes = process.communicate()
-    assert (process.returncode, told, notes.strip()) == (code, "", f"error: {word}")
+    again = shlex.join(["cdiff-rt", *map(str, command[3:]), "--resume"])
+    assert (process.returncode, told, notes.strip()) == (code, "", f"error: {word}; go on with `{again}`")
     assert time.monotonic() - sent < 5
     left = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert left[0] == "0.png" and len(left) < 9 and not left[-1].startswith(".")

@@ -1,4 +1,5 @@
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -29,6 +30,7 @@ from examples.motion.paths import (
     line,
 )
 from examples.motion.plot import REQUESTS, draw
+from tests.command_line import run
 
 SMALL = {"model_channels": 32, "channel_mult": (1,), "num_res_blocks": 0, "attention_resolutions": (1,)}
 STEPS = {"endpoints": 3, "style": 3, "diffusers": 3}
@@ -310,3 +312,20 @@ def test_the_plot_is_small_and_of_requests_that_are_not_in_the_table(motion, tmp
     draw(motion, requests).save(tmp_path / "motion.png")
     assert 10_000 < (tmp_path / "motion.png").stat().st_size < 200_000
     assert set(requests.styles[list(REQUESTS)]) == set(range(len(NAMES)))
+
+
+@pytest.mark.slow
+def test_a_movement_is_made_again_from_what_its_npz_says(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.save("ends.npy", GIVEN["endpoints"])
+    given = ("--condition", "endpoints=ends.npy", "--condition", "style=loop", "--steps", 10, "--batch", 2)
+    for more, out in (((), "plain"), (("--embed-inputs",), "whole")):
+        assert run("generate", "--model", folder, *given, *more, "--out", out).exit_code == 0
+    Path("ends.npy").rename("renamed.npy")
+    made = [f"{out}/seed0-{number:03d}.npz" for out in ("plain", "whole") for number in range(2)]
+    result = run("reproduce", *made, "--model", folder)
+    assert result.stdout.splitlines() == [f"{name}: the same to the byte" for name in made], result.stderr
+    Path("renamed.npy").unlink()
+    assert run("reproduce", made[0], "--model", folder).exit_code == 3
+    assert run("reproduce", made[3], "--model", folder).exit_code == 0
+    assert "--condition endpoints=ends.npy --condition style=loop" in run("show", made[0]).stdout

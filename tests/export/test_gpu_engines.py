@@ -76,11 +76,15 @@ def test_every_attention_of_the_step_is_fused(network, built):
 
 
 @pytest.mark.slow
-def test_the_fusion_of_the_step_is_one_kernel(built):
+def test_the_fusion_of_the_step_is_two_kernels_of_which_one_takes_the_predictions(built):
+    """And one of the step's numbers alone; the first of the two makes influence functions of the logits."""
     report = built[1][STEP].report
     fusing = [layer for layer in report.kernels if any(name.startswith("fusion/") for name in layer.made_of)]
-    outputs = [layer for layer in fusing if "Exp" in layer.operations]
-    assert len(outputs) == 1, [layer.name for layer in fusing]
+    summing, exponentials = (
+        [layer for layer in fusing if {*names} & {*layer.made_of}]
+        for names in (("out.0", "out.1"), ["fusion/node_exp"])
+    )
+    assert len(summing) == len(exponentials) == 1 and len(fusing) <= 3, [layer.name for layer in fusing]
 
 
 @pytest.mark.slow

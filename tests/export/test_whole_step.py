@@ -12,9 +12,11 @@ from cdiff_rt.engines.base import Placement
 from cdiff_rt.export.typed import write_typed
 from cdiff_rt.export.whole_step import whole_step_graph
 from cdiff_rt.sampling import fusion, solvers
+from cdiff_rt.sampling.controls import NEUTRAL
 from cdiff_rt.sampling.fusion import PER_MODALITY, Adjustment
 from cdiff_rt.sampling.numbers import WIDTH, pack
 from tests.export.test_typed import BUDGETS, assert_strongly_typed, inputs_for, relative, written
+from tests.gpu.test_fused_step import of_all
 
 RNG = np.random.default_rng(0)
 BATCH = 2
@@ -27,12 +29,19 @@ ADJUSTMENTS = {
         np.array([[0.3, 1.0]]), np.array([[0.0, 1.0]]), np.array([[2.0, 1.0]]), np.ones((1, 2)), 0.5, 3.0
     ),
 }
+ADJUSTMENTS["controlled"] = replace(ADJUSTMENTS["anchored"], controls=of_all(2, [0, 1], (16, 16))[:1])
+ADJUSTMENTS["boosted, one absent"] = replace(
+    ADJUSTMENTS["boosted"], present=np.array([[0.0, 1.0]]), controls=of_all(2, [1], (16, 16))[:1]
+)
+NOTHING_ASKED = np.array(NEUTRAL, np.float32).reshape(3, 1, 1, 1)
 TABLE = solvers.SolverTable(np.array([7]), np.array([0.5]), RNG.standard_normal((1, 8)))
 
 
 def of_some(adjust, count):
-    """That of the first modalities."""
-    return replace(adjust, **{name: getattr(adjust, name)[:, :count] for name in PER_MODALITY})
+    """That of the first modalities; the engine takes controls in any case."""
+    controls = np.broadcast_to(NOTHING_ASKED, (1, 3, 2, 16, 16)) if adjust.controls is None else adjust.controls
+    parts = {name: getattr(adjust, name)[:, :count] for name in PER_MODALITY}
+    return replace(adjust, **parts, controls=np.ascontiguousarray(controls[:, :, :count]))
 
 
 def expected(bundle, modalities, inputs, adjust):
@@ -43,7 +52,8 @@ def expected(bundle, modalities, inputs, adjust):
         for engine, name in zip(engines, modalities, strict=True)
     ]
     outs, logits = (np.stack([result[kind] for result in results]) for kind in ("out", "logit"))
-    weights = fusion.influence(logits, fusion.of_step(of_some(adjust, len(modalities)), 0, outs.ndim - 1))
+    taken = fusion.of_step(replace(of_some(adjust, len(modalities)), controls=adjust.controls), 0, outs.ndim - 1)
+    weights = fusion.influence(logits, taken)
     x, hist = fusion.update(
         inputs["x"],
         fusion.fuse(outs, weights),
@@ -56,7 +66,8 @@ def expected(bundle, modalities, inputs, adjust):
 
 def given(spec, adjust, modalities):
     inputs = inputs_for(spec)
-    return inputs | {"numbers": pack(TABLE, of_some(adjust, len(modalities)))[0]}
+    taken = of_some(adjust, len(modalities))
+    return inputs | {"numbers": pack(TABLE, taken)[0], "controls": taken.controls[0]}
 
 
 def computed(typed, bundle, folder, inputs):
@@ -100,6 +111,7 @@ def test_latents_stay_fp32_and_what_the_experts_take_is_theirs(step, bundle):
         assert (shapes.pop(name), kinds.pop(name)) == (latent, "float32")
     assert (shapes.pop("weights"), kinds.pop("weights")) == ((2, BATCH, 1, 16, 16), "float32")
     assert (shapes.pop("numbers"), kinds.pop("numbers")) == ((WIDTH,), "float32")
+    assert (shapes.pop("controls"), kinds.pop("controls")) == ((3, 2, 16, 16), "float32")
     assert set(kinds.values()) == {"float16"}
     assert shapes == {
         "projections.mask": (1, 1088),

@@ -26,8 +26,12 @@ from cdiff_rt.inputs.palette import PALETTE
 from cdiff_rt.inputs.region_maps import read_map, read_region
 from cdiff_rt.inputs.wordpiece import WordPiece
 from cdiff_rt.jobs.file import read_jobs
-from cdiff_rt.jobs.run import read_results
+from cdiff_rt.jobs.results import read_results
 from cdiff_rt.manifest import DEFAULT_MODEL, MODELS, NAME, Manifest, digest
+from cdiff_rt.outputs.formats import inputs_text, npz_bytes, parameters_text, png_bytes
+from cdiff_rt.records.find import inputs_of
+from cdiff_rt.records.read import read_record
+from cdiff_rt.records.show import lines
 
 EMBEDDED = MODELS / DEFAULT_MODEL
 CORPUS = Path(__file__).parent / "corpus"  # what once raised something else, by target
@@ -94,6 +98,40 @@ def photos() -> list[bytes]:
 def regions() -> list[bytes]:
     white = Image.fromarray((LABELS > 9).astype(np.uint8) * 255)
     return [saved(white.convert(mode), "PNG") for mode in ("1", "L", "P", "RGB", "LA", "RGBA")]
+
+
+def records() -> list[bytes]:
+    """Files that hold how they were made, by us of today and before, and by others."""
+    pixels, shares = np.zeros((8, 8, 3), np.uint8), np.zeros((2, 2), np.float32)
+    told = {
+        "record": 2, "command": "edit", "solver": "ddim", "steps": 4, "eta": 1.0, "temperature": 1.0, "seed": 7, "first": 0,
+        "batch": 1, "rounding": "truncate", "labels": "celebamask", "snap": False, "without": ["mask"], "image": 0,
+        "influence": ["mask-first", "text=1.5@0.2-1"], "region": ["text=b.png:only"], "decay": "cosine", "size": 8,
+        "adjustment": {"decay": "cosine", "boost": None}, "conditions": {"mask": "m.png", "text": "a man"},
+        "inputs": {"mask": {"file": "m.png", "bytes": 3, "sha256": "0"}, "text": {"text": "-a"}, "region.0": {"array": "x"}},
+        "prompt": "a man", "read_as": {"mask": "grey"}, "model": "faces-128", "model_hash": "0" * 64, "version": "0.1.0",
+        "backend": "onnxruntime", "precision": "fp32", "threads": 2, "libraries": {"numpy": "2"}, "machine": "x86_64",
+        "edit": {"method": "imagic", "of_steps": 4, "strength": 0.5, "alphas": [0, 1], "keep": [1], "tuning": {"seed": 1}},
+    }  # fmt: skip
+    old = {name: value for name, value in told.items() if name not in ("record", "inputs", "command", "influence")}
+    made = []
+    for parameters in (told, old | {"influence": {"decay": "cosine"}}):
+        texts = parameters_text(parameters) | inputs_text({"mask": LABELS, "region.0": shares})
+        made += [png_bytes(pixels, texts), npz_bytes(shares, texts)]
+    return [
+        *made,
+        png_bytes(pixels, {"parameters": "a man\nSteps: 20"}),
+        png_bytes(pixels, {"workflow": "{}", "é": "ü"}),
+    ]
+
+
+def read_whole_record(data: bytes) -> None:
+    record = read_record(data)
+    list(lines(record))
+    record.embedded()
+    if record.parameters:
+        record.settings()
+        inputs_of(record, embedded(), folder(), [])
 
 
 def repair_png(data: bytes) -> bytes:
@@ -165,10 +203,17 @@ def jobs() -> list[bytes]:
     return [json.dumps(row).encode(), b'{"text": "x"}\n{"text": "y", "tier": "fast"}\n', b"\xef\xbb\xbf{}\r\n"]
 
 
+def tables() -> list[bytes]:
+    return [
+        b'id,mask,text,seed,without,meta.a\na,m.png,"A ""man"", old.",7,"[""mask""]",x\n',
+        b"\xef\xbb\xbftext;snap;eta\r\nA man;TRUE;0.5\r\n\r\n",
+    ]
+
+
 def results() -> list[bytes]:
     line = {"id": "a", "seed": 7, "seconds": 0.5, "file": "a.png", "sha256": "0" * 64, "request": "0" * 64}
     return [
-        json.dumps(line | {"warnings": ["w"]}).encode() + b"\n",
+        json.dumps(line | {"warnings": ["w"], "meta": {"a": [1]}, "parameters": {"steps": 5}}).encode() + b"\n",
         b'{"id": "b", "seed": 1, "seconds": 1, "error": "e"}\n',
     ]
 
@@ -248,6 +293,7 @@ TARGETS = {
     "photo": Target(lambda data: read_photo(data, 8), photos, repair_png),
     "region": Target(read_region, regions, repair_png),
     "map": Target(lambda data: read_map(data, "region of text", (4, 4)), regions, repair_png),
+    "record": Target(read_whole_record, records, lambda data: repair_zip(repair_png(data))),
     "npy": Target(lambda data: read_array(data, "sketch"), arrays),
     "text": Target(read_text, texts),
     "manifest": Target(
@@ -256,6 +302,7 @@ TARGETS = {
         sign,
     ),
     "jobs": Target(on_disk(lambda path: read_jobs(path, embedded()), "jobs.jsonl"), jobs),
+    "table": Target(on_disk(lambda path: read_jobs(path, embedded()), "jobs.csv"), tables),
     "results": Target(on_disk(read_results, "results.jsonl"), results),
     "checkpoint": Target(on_disk(read_tensors, "checkpoint.ckpt"), checkpoints, repair_zip),
     "safetensors": Target(on_disk(read_tensors, "weights.safetensors"), safetensors),

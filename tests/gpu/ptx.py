@@ -196,6 +196,7 @@ RULES: list[tuple[str, Callable[..., np.ndarray], str]] = [
     ("rsqrt.approx.ftz.f32", rsqrt, "f4"),
     ("div.full.f32", np.divide, "f4 f4"),
     ("max.f32", np.fmax, "f4 f4"),
+    ("min.f32", np.fmin, "f4 f4"),
     ("min.s32", np.minimum, "i4 i4"),
     ("max.s32", np.maximum, "i4 i4"),
     ("add.s32", np.add, "i4 i4"),
@@ -212,6 +213,7 @@ RULES: list[tuple[str, Callable[..., np.ndarray], str]] = [
     ("or.b32", np.bitwise_or, "u4 u4"),
     *((f"setp.{name}.s32", compare, "i4 i4") for name, compare in COMPARISONS.items()),
     *((f"setp.{name}.u32", compare, "u4 u4") for name, compare in COMPARISONS.items()),
+    *((f"setp.{name}.f32", COMPARISONS[name], "f4 f4") for name in ("lt", "gt", "le", "ge")),  # false of no number
     *((f"setp.{name}.b32", COMPARISONS[name], "u4 u4") for name in ("eq", "ne")),
     *((f"setp.{name}.b64", COMPARISONS[name], "u8 u8") for name in ("eq", "ne")),
     ("and.pred", np.logical_and, "? ?"),
@@ -274,7 +276,11 @@ class Threads:
         self.parameters, self.memory = parameters, memory
         self.block, thread = np.divmod(np.arange(self.count), of_a_block)
         special = {"%tid.x": thread, "%ctaid.x": self.block % grid[0], "%ctaid.y": self.block // grid[0]}
-        special |= {"%nctaid.x": np.full(self.count, grid[0]), "%nctaid.y": np.full(self.count, grid[1])}
+        special |= {
+            "%ctaid.z": np.zeros(self.count),
+            "%nctaid.x": np.full(self.count, grid[0]),
+            "%nctaid.y": np.full(self.count, grid[1]),
+        }
         self.registers = {name: value.astype(np.uint32) for name, value in special.items()}
         self.shared = Buffer("shared memory", unknown(np.empty(grid[0] * grid[1] * shared, np.uint8)), agreed=True)
         self.of_shared = shared

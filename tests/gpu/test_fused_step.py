@@ -6,6 +6,7 @@ import torch
 
 from cdiff_rt.gpu.fused_step import STORED, fuse_step, fuse_step_op, on_cuda
 from cdiff_rt.sampling import fusion
+from cdiff_rt.sampling.controls import MOST, SCALE
 from cdiff_rt.sampling.fusion import Adjustment
 from cdiff_rt.sampling.numbers import LARGEST, WIDTH, pack
 from cdiff_rt.sampling.solvers import C_HIST, C_NOISE, D_OUT, D_X, SolverTable
@@ -13,6 +14,7 @@ from cdiff_rt.sampling.solvers import C_HIST, C_NOISE, D_OUT, D_X, SolverTable
 HALF, BRAIN, SINGLE = STORED
 STEPS = 3
 TAKEN = 1  # of the table's rows
+STARVED = -100.0  # a logit whose influence underflows in float32
 
 
 @dataclass
@@ -25,6 +27,7 @@ class Step:
     hist: torch.Tensor | None
     noise: torch.Tensor | None
     numbers: torch.Tensor
+    controls: torch.Tensor | None
     weights: torch.Tensor | None
     table: SolverTable
     adjust: Adjustment
@@ -43,20 +46,28 @@ class Step:
         return replace(self, **{name: moved(part) for name, part in self.tensors.items() if part is not None})
 
     def run(self):
-        outs, logits, x, hist, noise, numbers, weights = self.tensors.values()
-        boosted = self.adjust.boost is not None
-        fuse_step(outs, logits, x, numbers, hist=hist, noise=noise, weights=weights, boosted=boosted)
+        given = self.tensors
+        needed = [given.pop(name) for name in ("outs", "logits", "x", "numbers")]
+        fuse_step(*needed, **given, boosted=self.adjust.boost is not None)
 
 
 def step(modalities=2, latent=(8, 8), *, batch=2, channels=3, predicted=SINGLE, stored=SINGLE, padded=False, **choices):
-    """`predicted` is the type of outs and logits, `stored` of x, hist and noise; `padded` leaves gaps over M."""
+    """`predicted` is the type of outs and logits, `stored` of x, hist and noise; `padded` leaves gaps over M.
+
+    In the place of modalities that are `absent` stands no number.
+    """
     rng = np.random.default_rng(modalities)
+    absent = list(choices.get("absent", ()))
+    there = np.setdiff1d(np.arange(modalities), absent)
 
     def tensor(dtype, *shape, scale=1.0, offset=0.0):
         return torch.from_numpy(offset + scale * rng.standard_normal(shape)).to(dtype)
 
     def of_modalities(channels, **scale):
         whole = tensor(predicted, modalities, batch + padded, channels, *latent, **scale)
+        whole[absent] = torch.tensor([torch.nan, torch.inf], dtype=predicted)[torch.arange(len(absent)) % 2].view(
+            -1, *(1,) * (whole.ndim - 1)
+        )
         return whole[:, :batch]
 
     def present(name, value):
@@ -67,24 +78,52 @@ def step(modalities=2, latent=(8, 8), *, batch=2, channels=3, predicted=SINGLE, 
     single = {name: values.astype(np.float32).astype(np.float64) for name, values in single.items()}
     table = SolverTable(np.arange(STEPS), np.ones(STEPS), single["table"])
     adjust = Adjustment(
-        np.where(np.arange(modalities) == modalities - 1, 1.0, single["gains"]),
-        np.tile(np.eye(modalities)[-1], (STEPS, 1)),
+        np.where(np.arange(modalities) == there[-1], 1.0, single["gains"]),
+        np.tile(np.eye(modalities)[there[-1]], (STEPS, 1)),
         np.tile(np.where(np.arange(modalities) == 0, 1.75, 1.0), (STEPS, 1)),
-        np.ones((STEPS, modalities)),
+        np.tile(np.isin(np.arange(modalities), there).astype(float), (STEPS, 1)),
         1.25,
         2.0 if choices.get("boosted") else None,
+        of_all(modalities, there, latent) if choices.get("controlled") else None,
     )
+    outs, logits = of_modalities(channels), of_modalities(1, scale=2.0, offset=100.0)  # exp of it is not finite
+    if choices.get("controlled"):
+        for m in there[:2]:
+            logits[m].flatten(1)[:, 0] = STARVED
     return Step(
-        of_modalities(channels),
-        of_modalities(1, scale=2.0, offset=100.0),  # exp of it is not finite in float32
+        outs,
+        logits,
         parts["x"],
         present("hist", parts["hist"]),
         present("noise", parts["noise"]),
         torch.from_numpy(pack(table, adjust))[TAKEN],
+        None if adjust.controls is None else torch.from_numpy(adjust.controls[TAKEN].copy()),
         present("weights", torch.full((modalities, batch, 1, *latent), torch.nan)),
         table,
         adjust,
     )
+
+
+def of_all(modalities, there, latent):
+    """Controls [STEPS, 3, M, *latent] of every kind: scales 0, 1, soft and below 0, and bounds on either side or none.
+
+    The last of those that are there always has a share, which no bound limits from above; but at the first pixel the
+    first two decide, whose own influence may underflow, and at the last pixel, if it is another, nobody has any room.
+    """
+    rng = np.random.default_rng(modalities + 100)
+    shape = (STEPS, modalities, *latent)
+    soft = rng.uniform(-0.5, 3, shape)
+    scale = np.choose(rng.integers(0, 4, shape), [np.zeros(shape), np.ones(shape), soft, soft])
+    least = np.where(rng.random(shape) < 0.5, rng.uniform(0, 1 / modalities, shape), 0)
+    most = np.where(rng.random(shape) < 0.5, least + rng.uniform(0, 0.3, shape), 1)
+    scale[:, there[-1]], most[:, there[-1]] = np.abs(scale[:, there[-1]]) + 0.1, 1
+    scale *= np.isin(np.arange(modalities), there).reshape(-1, *(1,) * len(latent))
+    values = np.stack([scale, least * (scale > 0), most * (scale > 0)], 1).astype(np.float32)
+    first, last = (values.reshape(STEPS, 3, modalities, -1)[..., i] for i in (0, -1))
+    first[...], first[:, MOST, there[:2]] = 0, 1
+    first[:, SCALE, there[:2]] = [1, 3][: len(there)]
+    last[...], last[:, :, there[-1]] = 0, 1
+    return values
 
 
 def expected(step):
@@ -94,8 +133,9 @@ def expected(step):
         return 0.0 if part is None else part.to(torch.float64).cpu().numpy()
 
     outs, logits = double(step.outs), double(step.logits)
-    weights = fusion.influence(logits, fusion.of_step(step.adjust, TAKEN, outs.ndim - 1))
-    out = fusion.fuse(outs, weights)
+    adjust = fusion.of_step(step.adjust, TAKEN, outs.ndim - 1)
+    weights = fusion.influence(logits, adjust)
+    out = fusion.fuse(outs, weights, adjust.present)
     x, hist = fusion.update(double(step.x), out, double(step.hist), double(step.noise), step.table.coefficients[TAKEN])
     return {"x": x, "hist": hist, "weights": weights}
 
@@ -139,6 +179,32 @@ def test_it_is_the_definition(modalities, boosted):
     check_results(one, want)
 
 
+STEERED = {
+    **{f"{modalities} modalities": (modalities, {}) for modalities in range(1, LARGEST + 1)},
+    "boosted": (4, {"boosted": True}),
+    "the first absent": (2, {"absent": [0]}),
+    "the last absent": (3, {"absent": [2]}),
+    "most absent, boosted": (LARGEST, {"absent": [0, 2, 3, 5, 7], "boosted": True}),
+}
+
+
+@pytest.mark.parametrize(("modalities", "choices"), STEERED.values(), ids=STEERED)
+@pytest.mark.parametrize("controlled", [False, True])
+def test_it_is_the_definition_for_any_controls_and_whoever_is_present(modalities, choices, controlled):
+    one = step(modalities, controlled=controlled, **choices)
+    want = expected(one)
+    assert all(np.isfinite(right).all() for right in want.values())
+    one.run()
+    check_results(one, want)
+
+
+def test_controls_of_a_test_are_of_every_kind():
+    scale, least, most = step(3, (64, 64), controlled=True).controls
+    soft, ceiling = (scale > 0) & (scale < 1), (most > 0) & (most < 1)
+    for seen in (scale == 0, scale == 1, scale < 0, scale > 1, soft, least > 0, ceiling):
+        assert 0.02 < seen.float().mean() < 0.98
+
+
 @pytest.mark.parametrize(("stored", "predicted"), TYPES)
 def test_storage_types_mix(stored, predicted):
     one = step(3, stored=stored, predicted=predicted)
@@ -174,17 +240,26 @@ def test_and_then_its_coefficients_do_not_matter(without, columns):
 
 
 def test_nothing_else_is_changed():
-    one = step(2, padded=True)
+    one = step(2, padded=True, controlled=True)
     before = {name: part.clone() for name, part in one.tensors.items()}
     one.run()
     changed = {name for name, part in one.tensors.items() if not torch.equal(part, before[name])}
     assert changed == {"x", "hist", "weights"}
 
 
+def test_predictions_that_are_no_numbers_are_not_hidden():
+    one = step(3, controlled=True)
+    one.logits[0, 0, 0, 0, 0] = torch.nan
+    one.run()
+    assert one.weights[:, 0, 0, 0, 0].isnan().all()
+    assert one.weights.isnan().sum() == 3
+
+
 @pytest.mark.parametrize("boosted", [False, True])
 @pytest.mark.parametrize("absent", [False, True])
 def test_pytorch_knows_what_the_operation_does(boosted, absent):
-    parts = step(2, (4, 5), padded=True, hist=not absent, noise=not absent, weights=not absent, predicted=HALF)
+    there = dict.fromkeys(("hist", "noise", "weights", "controlled"), not absent)
+    parts = step(2, (4, 5), padded=True, predicted=HALF, **there)
     torch.library.opcheck(fuse_step_op, (*parts.tensors.values(), boosted))
 
 
@@ -209,10 +284,15 @@ def test_rows_are_aligned_to_16_bytes():
         ("numbers", lambda numbers: numbers[1:], "numbers is"),
         ("numbers", lambda numbers: numbers.half(), "numbers is torch.float16"),
         ("weights", lambda weights: weights.half(), "weights is torch.float16"),
+        ("controls", lambda controls: controls[:2], "controls is"),
+        ("controls", lambda controls: controls[:, :1], "controls is"),
+        ("controls", lambda controls: controls.transpose(-1, -2), "controls is not contiguous"),
+        ("controls", lambda controls: controls.half(), "controls is torch.float16"),
+        ("controls", lambda controls: controls.to("meta"), "controls is on meta"),
     ],
 )
 def test_a_wrong_tensor_is_our_own_fault(kernel, name, change, words):
-    parts = step(2).tensors
+    parts = step(2, controlled=True).tensors
     parts[name] = change(parts[name])
     with pytest.raises(AssertionError, match=words):
         kernel(*parts.values(), False)

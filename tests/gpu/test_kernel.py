@@ -17,7 +17,7 @@ from cdiff_rt.manifest import TensorSpec
 from cdiff_rt.sampling.numbers import LARGEST, WIDTH
 from tests.gpu import launches, ptx, sass
 from tests.gpu.launches import Launch, build, mutant, recorded
-from tests.gpu.test_fused_step import BRAIN, HALF, SINGLE, TYPES, check_results, expected, step
+from tests.gpu.test_fused_step import BRAIN, HALF, SINGLE, STEERED, TYPES, check_results, expected, step
 
 CAPABILITIES = (80, 86, 89, 90, 100, 120)
 CHANGED = ("x", "hist", "weights")
@@ -26,9 +26,7 @@ KERNEL = "fuse_step_kernel"
 
 def launch(module, one):
     """The step through `module.launch`."""
-    given = dict(one.tensors)
-    optional = {name: given.pop(name) for name in ("hist", "noise", "weights")}
-    module.launch(**given, **optional, boosted=one.adjust.boost is not None)
+    module.launch(**one.tensors, boosted=one.adjust.boost is not None)
 
 
 def compiled(module, one, capability=90):
@@ -44,7 +42,10 @@ def simulate(module, one, capability=90):
 
 
 def check_step(module, one, capability=90):
-    """Right results; every byte of every tensor read once, those between modalities never, and results written once."""
+    """Right results; every byte of every tensor read once, those between modalities never, and results written once.
+
+    Controls are read once for each image.
+    """
     want = expected(one)
     memory = simulate(module, one, capability)
     check_results(one, want)
@@ -59,7 +60,7 @@ def check_step(module, one, capability=90):
         if name == "numbers":  # which every thread reads
             assert not memory[name].reads[inside == 0].any(), "numbers of another step are read"
         else:
-            reads = inside * (name != "weights")
+            reads = inside * {"weights": 0, "controls": len(one.x)}.get(name, 1)
             np.testing.assert_array_equal(memory[name].reads, reads, f"how often bytes of {name} are read")
 
 
@@ -74,6 +75,36 @@ def test_ptx_computes_the_step(modalities, latent, storage, capability):
 @pytest.mark.parametrize("boosted", [False, True])
 def test_ptx_of_any_number_of_modalities(modalities, boosted):
     check_step(kernel, step(modalities, (16, 24), channels=2, predicted=HALF, boosted=boosted, padded=boosted))
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize(("modalities", "latent"), [(3, (20, 32)), (2, (13, 17))])
+def test_ptx_steers(modalities, latent, capability):
+    check_step(kernel, step(modalities, latent, predicted=HALF, controlled=True, absent=[0]), capability)
+
+
+@pytest.mark.parametrize("controlled", [False, True])
+@pytest.mark.parametrize(("modalities", "choices"), STEERED.values(), ids=STEERED)
+def test_ptx_of_any_controls_and_whoever_is_present(modalities, choices, controlled):
+    latent = (8, 16) if modalities % 2 else (5, 27)
+    check_step(kernel, step(modalities, latent, channels=1, predicted=HALF, controlled=controlled, **choices))
+
+
+@pytest.mark.parametrize("latent", [(1,), (221,), (4, 8, 16)])
+def test_ptx_steers_any_latent(latent):
+    check_step(kernel, step(2, latent, channels=2, batch=3, stored=BRAIN, predicted=HALF, controlled=True))
+
+
+@pytest.mark.parametrize(("stored", "predicted"), [(HALF, HALF), (BRAIN, SINGLE)])
+def test_ptx_steers_in_half_precision(stored, predicted):
+    check_step(kernel, step(2, (23, 32), stored=stored, predicted=predicted, controlled=True))
+
+
+def test_ptx_hides_no_prediction_that_is_no_number():
+    one = step(2, (16, 16), controlled=True)
+    one.logits[0, 0, 0, 3, 4] = torch.nan
+    simulate(kernel, one)
+    assert one.weights[:, 0, 0, 3, 4].isnan().all() and one.weights.isnan().sum() == 2
 
 
 @pytest.mark.parametrize(("stored", "predicted"), TYPES)
@@ -95,8 +126,8 @@ def test_ptx_without_a_part(without):
 @pytest.mark.parametrize("latent", [(16, 16), (13, 17)])
 @pytest.mark.parametrize("taken", [0, 2])
 def test_ptx_of_a_step_selected_on_the_device(taken, latent):
-    """Its noise and numbers lie in one row, of which no byte but theirs is read, and of other steps' none."""
-    check_step(kernel, selected(step(2, latent, channels=2), taken))
+    """Its noise, numbers and controls lie in one row, of which no byte but theirs is read, and of other steps' none."""
+    check_step(kernel, selected(step(2, latent, channels=2, controlled=True), taken))
 
 
 def selected(one, taken):
@@ -113,7 +144,7 @@ def selected(one, taken):
 
 
 def row_of(one):
-    return {"numbers": one.numbers, "noise": one.noise}
+    return {"numbers": one.numbers, "controls": one.controls, "noise": one.noise}
 
 
 @pytest.mark.parametrize("latent", [(16, 16), (13, 17)])
@@ -130,7 +161,7 @@ from tests.gpu.test_fused_step import HALF, SINGLE, check_results, expected, ste
 from tests.gpu.test_kernel import launch
 
 for modalities, storage, boosted in ((1, SINGLE, False), (3, SINGLE, True), (2, HALF, False), (5, HALF, True)):
-    one = step(modalities, (19, 19), stored=storage, predicted=storage, boosted=boosted)
+    one = step(modalities, (19, 19), stored=storage, predicted=storage, boosted=boosted, controlled=modalities > 2)
     want = expected(one)
     launch(kernel, one)
     check_results(one, want)
@@ -146,7 +177,7 @@ print("agrees:", type(kernel.fuse_step_kernel).__name__)
 def test_the_operation_on_cuda_is_one_launch(monkeypatch):
     wanted = Launch()
     monkeypatch.setattr(kernel, "fuse_step_kernel", wanted)
-    one = step(2, (64, 64), batch=4, predicted=HALF, stored=HALF, weights=False)
+    one = step(2, (64, 64), batch=4, predicted=HALF, stored=HALF, weights=False, controlled=True)
     outs, logits, *others = one.tensors.values()
     on_cuda(outs, logits, *others, True)
     assert wanted.grid == (4096 // 1024, 4)
@@ -197,16 +228,20 @@ def test_unaligned_latents_are_read_pixel_by_pixel(latent):
         check_budget(usage, 2)
 
 
-def test_single_precision_latents_need_no_shared_memory():
-    usage = used(kernel, step(2, (64, 64), predicted=HALF, hist=False, weights=False))
-    assert (usage.count("LDG.E.64"), usage.count("LDG.E.128"), usage.count("STG.E.128")) == (2 + 6, 6, 3)
+@pytest.mark.parametrize("modalities", [2, LARGEST])
+@pytest.mark.parametrize("controlled", [False, True])
+def test_single_precision_latents_need_no_shared_memory(modalities, controlled):
+    usage = used(kernel, step(modalities, (64, 64), predicted=HALF, hist=False, weights=False, controlled=controlled))
+    maps = 3 * modalities * controlled
+    assert (usage.count("LDG.E.64"), usage.count("LDG.E.128")) == (4 * modalities, 6 + maps)
+    assert usage.count("STG") == usage.count("STG.E.128") == 3
     check_nothing_spills(usage)
 
 
 MUTANTS = {
     "no subtraction of the largest": ("tl.exp(score - largest)", "tl.exp(score)", "x"),
-    "no normalisation": ("scale = 1.0 / total", "scale = 1.0", "x"),
-    "sharpness forgotten": ("sharpness * logit for", "logit for", "x"),
+    "no normalisation": ("scale = 1.0 / summed(parts, M)", "scale = 1.0", "x"),
+    "sharpness forgotten": ("sharpness * logits[m], ABSENT", "logits[m], ABSENT", "x"),
     "gain of the first modality for all": ("GAINS + m)", "GAINS)", "x"),
     "remainder forgotten": ("* remainder", "* 0.0", "x"),
     "factors forgotten": ("with_remainder * tl.load(numbers + FACTORS + m)", "with_remainder", "x"),
@@ -227,7 +262,7 @@ MUTANTS = {
     "overlapping blocks": ("tl.program_id(0) * BLOCK", "tl.program_id(0) * (BLOCK // 2)", "race"),
     "logits read again": (
         "now = read(x + here, inside)",
-        "now = read(x + here, inside) + 0.0 * read(logits + b * size + pixel, inside)",
+        "now = read(x + here, inside) + 0.0 * read(logits + at(1, logits_stride) + b * size + pixel, inside)",
         "logits are read",
     ),
     "the next step's sharpness": ("numbers + SHARPNESS)", f"numbers + SHARPNESS + {WIDTH})", "x"),
@@ -237,17 +272,73 @@ MUTANTS = {
         "numbers of another step are read",
     ),
     "gaps read": ("at(m, logits_stride) + b", "at(m, logits_stride) + b + 1", "x"),
+    "presence forgotten": ("tl.load(numbers + PRESENT + m) > 0.0", "tl.load(numbers + PRESENT + m) >= 0.0", "x"),
+    "presence of the first for all": ("numbers + PRESENT + m) > 0.0", "numbers + PRESENT) > 0.0", "x"),
+    "an absent one's logits count": (
+        "tl.where(present[m], sharpness * logits[m], ABSENT)",
+        "sharpness * logits[m]",
+        "x",
+    ),
+    "an absent one has a score": ("sharpness * logits[m], ABSENT", "sharpness * logits[m], 125.0", "x"),
+    "all are there in the second softmax": (
+        "softmax(weights, present, tl.load",
+        "softmax(weights, [there | True for there in present], tl.load",
+        "x",
+    ),
+    "an absent first one's prediction counts": (
+        "tl.where(present[0], read(outs + here, inside), 0.0)",
+        "read(outs + here, inside)",
+        "x",
+    ),
+    "an absent one's prediction counts": (
+        "tl.where(present[m], read(outs + at(m, outs_stride) + here, inside), 0.0)",
+        "read(outs + at(m, outs_stride) + here, inside)",
+        "x",
+    ),
+    "controls forgotten": ("shares = steered(shares, numbers, controls, size, pixel, M)", "pass", "x"),
+    "scales forgotten": ("tl.maximum(scale, 0.0) * ", "tl.where(scale > 0.0, 1.0, 0.0) * ", "x"),
+    "negative scales weigh": ("tl.maximum(scale, 0.0) * ", "scale * ", "x"),
+    "a share that underflows stays 0": ("tl.maximum(shares[m], NO_LESS)", "shares[m]", "x"),
+    "scaled shares do not sum to 1": ("bounded(normalised(wanted, M)", "bounded(wanted", "x"),
+    "scales above 0 lead away": ("tl.minimum(scale, 0.0)", "scale", "x"),
+    "away by the share alone": ("* shares[m] * count", "* shares[m]", "x"),
+    "absent ones are counted": ("count += tl.load(numbers + PRESENT + m)", "count += 1.0", "x"),
+    "away for nothing": ("towards = 1.0 - summed(away, M)", "towards = 1.0", "x"),
+    "away forgotten": ("held[m] * towards + away[m]", "held[m] * towards", "x"),
+    "least forgotten": ("tl.maximum(shares[m], least), most", "shares[m], most", "x"),
+    "most forgotten": ("tl.minimum(tl.maximum(shares[m], least), most)", "tl.maximum(shares[m], least)", "x"),
+    "what is missing is not shared out": ("held[m] + rate * room[m]", "held[m]", "x"),
+    "room above only": ("tl.where(missing > 0.0, above[m], below[m])", "above[m]", "x"),
+    "room below only": ("tl.where(missing > 0.0, above[m], below[m])", "below[m]", "x"),
+    "room above from 0": ("(most - part,)", "(most,)", "x"),
+    "room below down to 0": ("(part - least,)", "(part,)", "x"),
+    "no room at all": ("tl.maximum(summed(room, M), NO_LESS)", "summed(room, M)", "x"),
+    "the first scale for all": ("SCALE * M + m", "SCALE * M", "x"),
+    "the least of the most": ("mapped(controls, LEAST * M + m", "mapped(controls, MOST * M + m", "x"),
+    "the next map": ("tl.int64) + map", "tl.int64) + map + 1", "out of bounds"),
+    "maps of other sizes": ("controls + number * size + pixel", "controls + number * (size + 1) + pixel", "bounds|x"),
+    "controls beyond the last pixel": ("pixel, pixel < size)", "pixel, pixel >= 0)", "bounds|controls are read"),
+    "controls of each image": ("tl.program_id(2).to", "tl.program_id(1).to", "bounds"),
 }
+
+
+def hard_steps():
+    """Of all that the kernel computes, and then, without a second softmax, of shares that underflow."""
+    yield step(4, (15, 35), padded=True, predicted=HALF, controlled=True, absent=[0, 2], boosted=True)
+    yield step(4, (5, 27), channels=1, predicted=HALF, controlled=True)
+
+
+def test_the_kernel_has_none_of_these_faults():
+    for one in hard_steps():
+        check_step(kernel, one)
 
 
 @pytest.mark.parametrize(("old", "new", "words"), MUTANTS.values(), ids=MUTANTS)
 def test_a_planted_fault_is_found(old, new, words, tmp_path):
-    def one():
-        return step(3, (30, 35), padded=True, predicted=HALF, boosted=True)
-
-    check_step(kernel, one())
+    changed = mutant(kernel, old, new, tmp_path)
     with pytest.raises((AssertionError, ptx.Fault), match=words):
-        check_step(mutant(kernel, old, new, tmp_path), one())
+        for one in hard_steps():
+            check_step(changed, one)
 
 
 def test_logits_read_again_break_the_budget(tmp_path):
@@ -287,6 +378,12 @@ class TestOnADevice:
     @pytest.mark.parametrize("without", [("hist",), ("noise",), ("weights",), ("hist", "noise", "weights")])
     def test_without_a_part(self, without):
         self.check(step(2, (16, 16), **dict.fromkeys(without, False)))
+
+    @pytest.mark.parametrize("latent", [(64, 64), (221,), (4, 8, 16)])
+    @pytest.mark.parametrize(("modalities", "choices"), STEERED.values(), ids=STEERED)
+    def test_of_any_controls_and_whoever_is_present(self, modalities, choices, latent):
+        self.check(step(modalities, latent, predicted=HALF, controlled=True, **choices))
+        self.check(step(modalities, latent, predicted=HALF, **choices))
 
     def check(self, one):
         want = expected(one)

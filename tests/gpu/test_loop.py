@@ -13,6 +13,7 @@ from cdiff_rt.gpu.buffers import upload
 from cdiff_rt.gpu.graph import Graphs
 from cdiff_rt.gpu.loop import Loop, LoopShape, capacity_for, loop_of_experts, loop_of_stack, loop_of_step
 from cdiff_rt.manifest import NetworkSpec, TensorSpec
+from cdiff_rt.sampling.controls import MOST
 from cdiff_rt.sampling.fusion import adjustment
 from cdiff_rt.sampling.numbers import pack
 from cdiff_rt.sampling.schedule import Schedule
@@ -25,9 +26,17 @@ from tests.gpu.whole_step import WholeStep
 CPU = torch.device("cpu")
 STEPS = 4
 SHAPE = LoopShape(
-    ("mask", "text"), (16, 16, 16), batch=2, capacity=8, noisy=True, two_step=False, boosted=False, known=False
+    ("mask", "text"),
+    (16, 16, 16),
+    batch=2,
+    capacity=8,
+    noisy=True,
+    two_step=False,
+    boosted=False,
+    known=False,
+    controlled=False,
 )
-EVERYTHING = dataclasses.replace(SHAPE, two_step=True, boosted=True, known=True)
+EVERYTHING = dataclasses.replace(SHAPE, two_step=True, boosted=True, known=True, controlled=True)
 TABLE = ddim(Schedule(prediction="v"), SHAPE.capacity)
 
 
@@ -134,7 +143,10 @@ def filled(loop):
     """With numbers of the right size in every buffer that a run reads."""
     b, generator = loop.buffers, torch.Generator().manual_seed(0)
     for name, rows in b.per_step.rows.items():
-        if name != "numbers":
+        if name == "controls":
+            rows.uniform_(generator=generator)[:, 1:] *= torch.tensor([0.5, 0.0]).view(-1, *(1,) * (rows.ndim - 2))
+            rows[:, MOST] = 1
+        elif name != "numbers":
             rows.normal_(generator=generator)
     for buffer in (b.x, *b.contexts):
         buffer.normal_(generator=generator)
@@ -228,7 +240,7 @@ def recorded(small, monkeypatch):
     """The loop as it runs where CUDA graphs can be had, and who stands in for CUDA."""
     standin = Standin(monkeypatch)
     with torch.inference_mode():
-        yield Loop(small.shape, small.buffers, small.advance, small.outs, Graphs()), standin
+        yield Loop(small.shape, small.buffers, small.advance, small.outs, Graphs(), separate=small.separate), standin
 
 
 def test_one_graph_of_a_step_serves_any_number_of_steps(recorded, small, monkeypatch):
@@ -301,6 +313,113 @@ def test_more_steps_than_there_is_room_for_are_our_own_fault(small):
 @pytest.mark.parametrize(("steps", "capacity"), [(1, 64), (50, 64), (64, 64), (65, 128), (1000, 1024)])
 def test_few_numbers_of_steps_need_buffers_of_their_own(steps, capacity):
     assert capacity_for(steps) == capacity
+
+
+# --- experts without weight ---------------------------------------------------------------------------------------------
+
+NOBODY_MISSING = np.ones((STEPS, 2), bool)
+SEQUENCES = {
+    "none is left out": NOBODY_MISSING,
+    "one begins": np.array([[0, 1], [0, 1], [1, 1], [1, 1]], bool),
+    "by turns": np.array([[1, 0], [0, 1], [1, 0], [1, 1]], bool),
+    "one ends": np.array([[1, 1], [1, 1], [1, 0], [1, 0]], bool),
+}
+
+
+class Counted:
+    """Counts an engine's calls on the device, so that those of a replay count too."""
+
+    def __init__(self, engine):
+        self.spec, self.capturable, self._engine = engine.spec, engine.capturable, engine
+        self.calls = torch.zeros((), dtype=torch.int64)
+
+    def bind(self, tensors):
+        call = self._engine.bind(tensors)
+        return lambda: (self.calls.add_(1), call())
+
+
+def weigh(loop, present):
+    """Puts into the numbers who takes part in a step."""
+    steps = len(present)
+    gain, asked = np.linspace(1, 0, steps), Influence(factor=2.0)
+    table = dataclasses.replace(TABLE, coefficients=TABLE.coefficients[:steps], timesteps=TABLE.timesteps[:steps])
+    adjust = adjustment([True, False], 1, gain, asked, present)
+    loop.buffers.per_step.rows["numbers"][:steps] = torch.from_numpy(pack(table, adjust))
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """A loop of experts that count their calls, with a stand-in for CUDA's graphs."""
+    standin = Standin(monkeypatch)
+    engines = [Counted(line) for line in LINES]
+    with torch.inference_mode():
+        loop = filled(loop_of_experts(SHAPE, engines, CPU, graphs=Graphs()))
+        yield loop, [engine.calls for engine in engines], standin
+
+
+def outcome(loop, calls, start, present):
+    """What a run gives, and how often it called each expert."""
+    before = [int(count) for count in calls]
+    weigh(loop, present)
+    loop.restart(start)
+    loop.run(len(present), present=present)
+    return loop.buffers.x.clone(), [int(count) - old for count, old in zip(calls, before, strict=True)]
+
+
+@pytest.mark.parametrize("most_nodes", [0, 4096], ids=["a graph of each step", "a graph of all"])
+def test_an_expert_is_called_where_it_has_weight_and_nowhere_else(most_nodes, counted, monkeypatch):
+    monkeypatch.setattr("cdiff_rt.gpu.loop.MOST_NODES", most_nodes)
+    loop, calls, standin = counted
+    start, plain = loop.buffers.x.clone().numpy(), Loop(SHAPE, loop.buffers, loop.advance, loop.outs, None)
+    own = [*loop.buffers.per_step.rows.values(), loop.buffers.x, loop.outs]
+    addresses = [tensor.data_ptr() for tensor in own]
+    for _ in range(3):
+        for present in SEQUENCES.values():
+            expected, _ = outcome(plain, calls, start, present)  # every expert called, the numbers say who counts
+            got, called = outcome(loop, calls, start, present)
+            assert torch.equal(got, expected) and called == present.sum(0).tolist()
+    assert [tensor.data_ptr() for tensor in own] == addresses
+    recorded = len(standin.recorded)
+    assert recorded == 3 + len(SEQUENCES) * (most_nodes > 0)  # of each set of experts one, and of each sequence
+    for present in SEQUENCES.values():
+        before = len(standin.replayed)
+        outcome(loop, calls, start, present)
+        assert len(standin.replayed) - before == (1 if most_nodes else STEPS)
+    assert len(standin.recorded) == recorded
+
+
+def test_what_an_expert_left_that_is_not_called_does_not_count(counted):
+    """Were it infinite, no weight of 0 would make 0 of it."""
+    loop, calls, _ = counted
+    start, present = loop.buffers.x.clone().numpy(), SEQUENCES["one begins"][:2]
+    expected, _ = outcome(loop, calls, start, present)
+    loop.outs[0].fill_(torch.inf)
+    got, _ = outcome(loop, calls, start, present)
+    assert torch.isfinite(expected).all() and torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("small", ["stacked", "whole step"], indirect=True)
+def test_who_cannot_leave_an_expert_out_has_one_graph_all_the_same(recorded, small):
+    graphs, standin = recorded
+    start = small.buffers.x.clone().numpy()
+    for present in SEQUENCES.values():
+        weigh(small, present)
+        expected = result(small, start)
+        graphs.restart(start)
+        graphs.run(STEPS, present=present)
+        assert torch.equal(graphs.buffers.x, expected)
+    assert len(standin.recorded) == 2  # of a step, and of all
+
+
+def test_of_many_graphs_of_a_step_the_last_few_stay(counted, monkeypatch):
+    monkeypatch.setattr("cdiff_rt.gpu.loop.MOST_STEPS", 2)
+    monkeypatch.setattr("cdiff_rt.gpu.loop.MOST_SEEN", 2)
+    plain = counted[0]
+    loop = Loop(SHAPE, plain.buffers, plain.advance, plain.outs, Graphs(), separate=True)
+    start = loop.buffers.x.clone().numpy()
+    for present in [*SEQUENCES.values()] * 2:
+        assert torch.equal(outcome(loop, [], start, present)[0], outcome(plain, [], start, present)[0])
+        assert len([*loop._steps]) <= 2 and len([*loop._seen]) <= 2
 
 
 # --- planted faults ----------------------------------------------------------------------------------------------------
@@ -392,7 +511,7 @@ def test_a_fault_in_the_loop_itself_is_found(fault, hidden):
         "own noise": lambda: x.add_(torch.randn_like(x)),
     }
     known = buffers_of(hidden)
-    hidden.advance = lambda watched: (real(watched), faults[fault]())
+    hidden.advance = lambda *how: (real(*how), faults[fault]())
     if fault == "new tensor":
         with StaticBuffers(known) as watching:
             hidden.step()

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from cdiff_rt.controls import Region
 from cdiff_rt.errors import BadEnvironment, BadRequest, OutOfResource
 from cdiff_rt.gpu import runner
 from cdiff_rt.gpu.graph import Graphs
@@ -19,6 +20,7 @@ from cdiff_rt.pipeline import Pipeline
 from cdiff_rt.run import OnDevice
 from cdiff_rt.sampling.solvers import SOLVERS
 from tests.gpu.standin_cuda import Standin
+from tests.gpu.test_loop import Counted
 from tests.gpu.whole_step import WholeStep
 
 TEXT = "This man has a long beard. He is in his fifties."
@@ -29,6 +31,15 @@ def on_device(bundle, backend="torch-cuda", **how):
     pipeline = Pipeline(bundle)
     pipeline._runner = DeviceRunner(bundle, backend, OnDevice(**{"precision": "fp32"} | how), device="cpu")
     return pipeline
+
+
+SOFT = np.clip(np.linspace(-1, 2, 256, dtype=np.float32), 0, 1).reshape(16, 16)
+PAINTED, FLOOR = Region("mask", SOFT.T, "weight", 3.0), Region("text", SOFT, "at-least", 0.8)
+CEILING = Region("text", SOFT, "at-most", 0.1)
+
+
+def in_short(settings):
+    return ", ".join(settings) or "nothing asked for"
 
 
 WAYS = {
@@ -56,8 +67,11 @@ def difference(ours, reference):
         {"decay": "linear", "factor": 3.0, "sharpness": 0.5},
         {"boost": 3.0},
         {"without": ["mask"]},
+        {"influence": "mask=1.5@0-0.6"},
+        {"influence": {"text": "0.5@0,2@1", "mask": -0.3}, "region": [PAINTED, FLOOR], "batch": 2, "eta": 0.0},
+        {"influence": "text-first", "region": [CEILING], "boost": 3.0},
     ],
-    ids=str,
+    ids=in_short,
 )
 def test_a_device_gives_what_the_cpu_gives(settings, device, pipeline, mask):
     ours, reference = (p.generate(mask=mask, text=TEXT, steps=4, **settings) for p in (device, pipeline))
@@ -83,16 +97,19 @@ def test_a_solver_that_looks_back_is_the_same_too(solver, device, pipeline):
 
 
 def test_a_callback_sees_what_it_sees_on_the_cpu_and_changes_nothing(device, pipeline, mask):
-    seen = {"ours": [], "theirs": []}
-    ours = device.generate(mask=mask, text=TEXT, steps=4, batch=2, callback_on_step_end=seen["ours"].append)
-    pipeline.generate(mask=mask, text=TEXT, steps=4, batch=2, callback_on_step_end=seen["theirs"].append)
+    """Where a branch has no weight, its prediction is 0, whatever is left in its place."""
+    seen, how = {"ours": [], "theirs": []}, {"mask": mask, "text": TEXT, "steps": 4, "batch": 2}
+    how["influence"] = "mask=1@0-0.6"
+    ours = device.generate(**how, callback_on_step_end=seen["ours"].append)
+    pipeline.generate(**how, callback_on_step_end=seen["theirs"].append)
     for own, other in zip(seen["ours"], seen["theirs"], strict=True):
         assert (own.step, own.timestep, own.modalities) == (other.step, other.timestep, other.modalities)
         for name in ("x", "x0", "influence", "predictions"):
             value, expected = getattr(own, name), getattr(other, name)
             assert value.shape == expected.shape and value.dtype == np.float32
             np.testing.assert_allclose(value, expected, atol=CLOSE * expected.std() + 1e-6)
-    np.testing.assert_array_equal(device.generate(mask=mask, text=TEXT, steps=4, batch=2).latents, ours.latents)
+    np.testing.assert_array_equal(device.generate(**how).latents, ours.latents)
+    assert not seen["ours"][-1].predictions[0].any() and seen["ours"][0].predictions[0].any()
 
 
 def test_runs_of_one_structure_share_a_loop_and_do_not_disturb_each_other(bundle, mask):
@@ -121,8 +138,51 @@ def test_what_recorded_graphs_make_is_what_launching_each_time_makes(bundle, mon
         for latents, settings in zip(expected, runs, strict=True):
             np.testing.assert_array_equal(pipeline.generate(text=TEXT, **settings).latents, latents)
     loops = [*pipeline._runner._loops]
-    assert all(loop._step.graph for loop in loops) and len(loops) == 2
+    assert all(step.graph for loop in loops for step in loop._steps) and len(loops) == 2
     assert len({*standin.pools}) == 1 and {*standin.modes} == {"thread_local"}
+
+
+def test_other_weights_regions_and_keyframes_record_nothing_anew(bundle, mask, monkeypatch):
+    """Nor does what they are lie in a graph: another request gives what it gives without graphs."""
+    asked = [
+        {"influence": "text=2"},
+        {"influence": {"mask": "0.1@0,3@0.5,-1@1"}, "steps": 5},
+        {"influence": {"text": 0.5}, "region": [PAINTED, CEILING]},
+    ]
+    launched, pipeline = on_device(bundle), on_device(bundle)
+    expected = [launched.generate(**{"mask": mask, "text": TEXT, "steps": 4} | how).latents for how in asked]
+    standin, recorded = Standin(monkeypatch), []
+    monkeypatch.setattr("cdiff_rt.gpu.loop.MOST_NODES", 0)
+    pipeline._runner._graphs = Graphs()
+    for latents, how in zip(expected, asked, strict=True):
+        made = pipeline.generate(**{"mask": mask, "text": TEXT, "steps": 4} | how)
+        np.testing.assert_array_equal(made.latents, latents)
+        recorded += [step.graph for loop in pipeline._runner._loops for step in loop._steps]
+    assert len(recorded) == len(asked) and {*recorded} == {recorded[0]} <= {*standin.recorded}
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+def test_a_branch_is_called_in_the_steps_in_which_it_has_weight(graphs, bundle, mask, pipeline, monkeypatch):
+    real, experts = runner.load_device_engine, {}
+
+    def load(backend, bundle, network, placement):
+        engine = real(backend, bundle, network, placement)
+        return experts.setdefault(network, Counted(engine)) if network.startswith("expert") else engine
+
+    monkeypatch.setattr(runner, "load_device_engine", load)
+    device, how = on_device(bundle), {"mask": mask, "text": TEXT, "steps": 5}
+    if graphs:
+        Standin(monkeypatch)
+        device._runner._graphs = Graphs()
+    spans = {"mask=1@0-0.5": (2, 5), "text=0.5@0.3-1": (5, 4)}
+    expected = {influence: pipeline.generate(**how, influence=influence) for influence in spans}
+    for influence, (of_mask, of_text) in [*spans.items()] * (3 if graphs else 1):
+        before = {name: int(engine.calls) for name, engine in experts.items()}
+        ours = device.generate(**how, influence=influence)
+        called = {name: int(engine.calls) - before.get(name, 0) for name, engine in experts.items()}
+        assert called == {"expert.mask": of_mask, "expert.text": of_text}
+        assert difference(ours, expected[influence]) < CLOSE
+    assert len([*device._runner._loops]) == 1
 
 
 def test_progress_is_told_and_steps_are_replayed_all_the_same(bundle, monkeypatch):
@@ -214,13 +274,24 @@ def whole_steps(monkeypatch):
         names = tuple(network.partition(".")[2].split("+"))
         engines = [real(backend, bundle, f"expert.{name}", placement) for name in names]
         boosted = network.startswith("step-boosted")
-        shape = LoopShape(names, bundle.manifest.latent_shape, placement.batch, 1, True, True, boosted, False)
+        shape = LoopShape(names, bundle.manifest.latent_shape, placement.batch, 1, True, True, boosted, False, True)
         return WholeStep(engines, shape)
 
     monkeypatch.setattr(runner, "load_device_engine", load)
 
 
-@pytest.mark.parametrize("settings", [{}, {"eta": 0.0}, {"batch": 2}, {"boost": 3.0}, {"without": ["text"]}], ids=str)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"eta": 0.0},
+        {"batch": 2},
+        {"boost": 3.0},
+        {"without": ["text"]},
+        {"influence": {"mask": "1@0-0.6", "text": 2}, "region": [FLOOR]},
+    ],
+    ids=in_short,
+)
 def test_an_engine_of_the_whole_step_gives_the_same(settings, whole_steps, bundle, pipeline, mask):
     ours, reference = (
         p.generate(mask=mask, text=TEXT, steps=4, **settings)

@@ -16,6 +16,7 @@ class WholeStep:
         latent, count = (shape.batch, *shape.latent_shape), len(engines)
         inputs = [TensorSpec(name, latent, "float32") for name in ("x", "hist", "noise")]
         inputs.append(TensorSpec("numbers", (WIDTH,), "float32"))
+        inputs.append(TensorSpec("controls", (3, count, *latent[2:]), "float32"))
         for name, engine in zip(shape.modalities, engines, strict=True):
             given = {tensor.name: tensor for tensor in engine.spec.inputs}
             inputs += [
@@ -47,6 +48,7 @@ class WholeStep:
                 tensors["numbers"],
                 hist=tensors["next_hist"],
                 noise=tensors["noise"],
+                controls=tensors["controls"],
                 weights=tensors["weights"],
                 boosted=self._shape.boosted,
             )

@@ -9,7 +9,9 @@ from PIL import Image
 
 from cdiff_rt.errors import BadInput
 from cdiff_rt.jobs import file
-from cdiff_rt.jobs.file import Job, read_jobs
+from cdiff_rt.jobs.file import read_jobs
+from cdiff_rt.jobs.rows import Job
+from cdiff_rt.manifest import sha256
 from cdiff_rt.sampling.tiers import TIERS
 from cdiff_rt.settings import Influence, Settings
 
@@ -48,7 +50,7 @@ def test_a_row_is_a_job_whose_paths_start_at_the_file(write, bundle, tmp_path):
     assert first.settings.over(Influence()) == Influence("linear", 1.0, 2.0, 3.0) and first.settings.without == (
         "mask",
     )
-    assert second == Job("000002", {"text": TEXT}, Settings())
+    assert second == Job("000002", {"text": TEXT}, Settings(seed=1), line=2, counted=True)
 
 
 def test_settings_are_those_of_generate_with_numbers_as_the_command_reads_them(write, bundle):
@@ -59,7 +61,15 @@ def test_settings_are_those_of_generate_with_numbers_as_the_command_reads_them(w
 
 def test_areas_start_at_the_file(write, bundle, tmp_path):
     row = {"text": TEXT, "influence": {"text": 1.5}, "region": "text=masks/beard.png:at-least=0.8"}
-    (job,) = read_jobs(write(row), bundle.manifest)
+    path, area = write(row), tmp_path / "masks" / "beard.png"
+    with pytest.raises(BadInput, match=r"line 1: region of text .*beard\.png: there is no such file"):
+        read_jobs(path, bundle.manifest)
+    shutil.copy(tmp_path / "masks" / "face.png", area)
+    (job,) = read_jobs(path, bundle.manifest)
+    request = job.request({})
+    assert job.inputs() == {"region.0": sha256(area)}
+    area.write_bytes(area.read_bytes() + b"x")
+    assert job.request({}) != request
     assert job.settings.told()["influence"] == ["text=1.5"]
     assert job.settings.told()["region"] == [f"text={tmp_path}/masks/beard.png:at-least=0.8"]
 
@@ -96,7 +106,6 @@ BAD_ROWS = {
     "seed is a string": ({"text": TEXT, "seed": "7"}, "seed: '7'; give a whole number"),
     "seed is a fraction": ({"text": TEXT, "seed": 1.5}, "seed: 1.5; give a whole number"),
     "seed is true": ({"text": TEXT, "seed": True}, "seed: True; give a whole number"),
-    "seed is nothing": ({"text": TEXT, "seed": None}, "seed: None; give a whole number"),
     "seed is negative": ({"text": TEXT, "seed": -1}, "seed: -1 is outside"),
     "seed is large": ({"text": TEXT, "seed": 2**63}, f"seed: {2**63} is outside"),
     "first is very large": ({"text": TEXT, "first": 10**400}, "first"),
@@ -120,7 +129,14 @@ BAD_ROWS = {
     "a list of rows": (b'[{"text": "a"}', "without a list around them"),
     "a row on many lines": (b"{", "write each object whole on one line"),
     "seed is larger than a number": (b'{"text": "a", "seed": 1e400}', "seed: inf; give a whole number"),
-    "id is nothing": ({"text": TEXT, "id": None}, "id: None"),
+    "id has folders": ({"text": TEXT, "id": "train/001"}, "id: 'train/001'; an id has no folders: write train-001,"),
+    "id has folders of Windows": ({"text": TEXT, "id": "a\\b c"}, "an id has no folders: write a-b-c,"),
+    "region is a number": ({"text": TEXT, "region": {"text": 5}}, "region of text: 5; give the path of a picture"),
+    "influence of none": ({"text": TEXT, "influence": "sketch=2"}, "influence: 'sketch'; faces-128 knows mask, text"),
+    "no weight": ({"text": TEXT, "influence": "text=0"}, "influence: text: no weight at any step"),
+    "meta is no JSON": (b'{"text": "a", "meta": [1e999]}', "meta: Infinity is no number"),
+    "meta has half a character": (b'{"text": "a", "meta": "\\ud800"}', "meta: "),
+    "meta is deep": ({"text": TEXT, "meta": json.loads("[" * 60 + "]" * 60)}, "meta: nested more than 50 deep"),
     "id is empty": ({"text": TEXT, "id": ""}, "id: ''"),
     "id is a path": ({"text": TEXT, "id": "../a"}, "id: '../a'"),
     "id is hidden": ({"text": TEXT, "id": ".a"}, "id: '.a'"),

@@ -16,8 +16,10 @@ from pathlib import Path
 import pytest
 
 from cdiff_rt.errors import BadEnvironment, BadRequest, CdiffError, OutOfResource
+from cdiff_rt.jobs.assignment import prepare
 from cdiff_rt.jobs.on_ray import DEATHS, RayWorker, run, run_on_ray
-from cdiff_rt.jobs.run import Outcome, prepare, run_jobs
+from cdiff_rt.jobs.results import DATASET, Outcome
+from cdiff_rt.jobs.run import run_jobs
 from cdiff_rt.outputs.files import own_folder
 from tests.command_line import check_refused
 from tests.command_line import run as run_command
@@ -119,7 +121,7 @@ def test_of_two_workers_one_is_killed_and_nothing_is_lost_or_double(root, rows, 
     list(run_jobs(pipeline, jobs, tmp_path / "alone"))
     assert images(out) == images(tmp_path / "alone") and len(images(out)) == 20
     assert hashes(out) == hashes(tmp_path / "alone")
-    assert sorted(path.name for path in out.iterdir()) == [*(f"{row['id']}.png" for row in rows), RESULTS]
+    assert sorted(path.name for path in out.iterdir()) == [DATASET, *(f"{row['id']}.png" for row in rows), RESULTS]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the processes in /proc")
@@ -137,7 +139,7 @@ def test_all_is_killed_at_once_and_goes_on_without_ray(root, rows, pipeline, ray
     assert len(list(run_jobs(pipeline, jobs, out, resume=True))) == len(rows) - before
     list(run_jobs(pipeline, jobs, tmp_path / "alone"))
     assert images(out) == images(tmp_path / "alone") and hashes(out) == hashes(tmp_path / "alone")
-    assert sorted(path.name for path in out.iterdir()) == [*(f"{row['id']}.png" for row in rows), RESULTS]
+    assert sorted(path.name for path in out.iterdir()) == [DATASET, *(f"{row['id']}.png" for row in rows), RESULTS]
 
 
 DEADLY = """

@@ -1,16 +1,22 @@
 import errno
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from cdiff_rt.errors import BadEnvironment, BadInput, BadRequest, OutOfResource
-from cdiff_rt.jobs import file
-from cdiff_rt.jobs.run import Outcome, Shard, make, prepare, read_results, run_jobs
+from cdiff_rt.jobs import rows
+from cdiff_rt.jobs.assignment import Shard, prepare
+from cdiff_rt.jobs.results import DATASET, Outcome, read_results
+from cdiff_rt.jobs.run import make, run_jobs
 from cdiff_rt.manifest import sha256
 from cdiff_rt.outputs.files import PLACE, own_folder
+from cdiff_rt.outputs.generated import Beside
+from cdiff_rt.outputs.influence import InfluenceRecorder
+from cdiff_rt.outputs.trajectory import TrajectoryRecorder
 from tests.faults import KINDS, check_faults
 
 TEXT = "This man has a long beard."
@@ -59,16 +65,57 @@ def test_every_row_is_the_image_that_generate_makes(pipeline, jobs, out, tmp_pat
         )
         assert (out / f"{row['id']}.png").read_bytes() == alone.read_bytes()
         assert (outcome.id, outcome.file, outcome.sha256) == (row["id"], f"{row['id']}.png", sha256(alone))
-        assert outcome.seed == row.get("seed", 0) and outcome.seconds > 0 and outcome.error is None
+        assert outcome.seed == row.get("seed", ROWS.index(row)) and outcome.seconds > 0 and outcome.error is None
     assert list(read_results(out / "results-1-of-1.jsonl").values()) == outcomes
-    assert names(out) == ["a.png", "b.png", "c.png", "d.png", "e.png", "results-1-of-1.jsonl"]
+    assert names(out) == ["a.png", "b.png", "c.png", "d.png", "dataset.json", "e.png", "results-1-of-1.jsonl"]
 
 
 def test_the_settings_of_a_row_reach_its_image(pipeline, jobs, out):
     list(run_jobs(pipeline, jobs, out, shard="2/5"))
     with Image.open(out / "b.png") as image:
         record = json.loads(image.text["cdiff_rt"])
-    assert (record["steps"], record["temperature"], record["influence"]["decay"]) == (2, 0.5, "none")
+    assert (record["steps"], record["temperature"], record["decay"]) == (2, 0.5, "none")
+
+
+def test_a_split_that_was_killed_on_the_way_is_split_anew_and_no_row_is_in_two_files(pipeline, jobs, out):
+    outcomes = run_jobs(pipeline, jobs, out)
+    assert [next(outcomes).id for _ in range(3)] == ["a", "b", "c"]
+    outcomes.close()
+    (out / "c.png").unlink()
+    list(run_jobs(pipeline, jobs, out, shard="2/2", resume=True))
+    assert [row["id"] for row in lines(out)] == ["a", "c"]  # which are the other shard's
+    assert [outcome.id for outcome in run_jobs(pipeline, jobs, out, shard="1/2", resume=True)] == ["c", "e"]
+    assert [row["id"] for row in lines(out, "1-of-2")] == ["a", "c", "e"] and not (
+        out / "results-1-of-1.jsonl"
+    ).exists()
+
+
+def test_another_split_is_refused_without_resume_or_force(pipeline, jobs, out):
+    list(run_jobs(pipeline, jobs, out, shard="2/2"))
+    with pytest.raises(BadRequest, match=r"results-2-of-2\.jsonl exists; go on with --resume"):
+        run_jobs(pipeline, jobs, out)
+    assert len(list(run_jobs(pipeline, jobs, out, force=True))) == len(ROWS)
+    assert len(lines(out)) == len(ROWS) and not (out / "results-2-of-2.jsonl").exists()
+
+
+def test_another_split_is_refused_while_a_run_of_the_first_is_at_it(pipeline, jobs, out):
+    first = run_jobs(pipeline, jobs, out, shard="1/2")
+    next(first)
+    before = (out / "results-1-of-2.jsonl").read_bytes()
+    with pytest.raises(BadRequest, match="another run is writing results-1-of-2"):
+        next(run_jobs(pipeline, jobs, out, resume=True))
+    assert (out / "results-1-of-2.jsonl").read_bytes() == before and not (out / "results-1-of-1.jsonl").exists()
+    late = run_jobs(pipeline, jobs, out, shard="1/1", resume=True)
+    assert len(list(first)) == 2 and len(list(late)) == len(ROWS) - 1
+    assert sorted(row["id"] for row in lines(out)) == ["a", "b", "c", "d", "e"]
+    assert not (out / "results-1-of-2.jsonl").exists()
+
+
+def test_a_first_run_of_another_split_does_not_take_what_came_meanwhile(pipeline, jobs, out):
+    late = run_jobs(pipeline, jobs, out)
+    list(run_jobs(pipeline, jobs, out, shard="1/2"))
+    with pytest.raises(BadRequest, match=r"another run wrote .*results-1-of-2\.jsonl meanwhile; go on with --resume"):
+        next(late)
 
 
 def test_two_shards_in_any_order_are_one_run(pipeline, jobs, out, tmp_path):
@@ -82,7 +129,7 @@ def test_two_shards_in_any_order_are_one_run(pipeline, jobs, out, tmp_path):
 
 def test_a_shard_may_have_no_rows(pipeline, jobs, out):
     assert list(run_jobs(pipeline, jobs, out, shard="9/9")) == []
-    assert names(out) == ["results-9-of-9.jsonl"]
+    assert names(out) == [DATASET, "results-9-of-9.jsonl"]
 
 
 @pytest.mark.parametrize("text", ["", "1", "0/2", "3/2", "1/2/3", "-1/2", "a/b", "1/ 2", "1/2\n", "1/0", "1/9999999"])
@@ -117,7 +164,7 @@ def test_a_row_that_fails_leaves_an_error_and_the_others_go_on(pipeline, out, tm
     assert [bool(outcome.error) for outcome in outcomes] == [False, True, False]
     assert sorted(lines(out)[1]) == ["error", "id", "seconds", "seed"]
     assert lines(out)[1]["error"].startswith("mask bad.png: it cannot be read") and lines(out)[1]["seed"] == 5
-    assert names(out) == ["a.png", "d.png", "results-1-of-1.jsonl"]
+    assert names(out) == ["a.png", "d.png", DATASET, "results-1-of-1.jsonl"]
 
     Image.open(mask_file).save(tmp_path / "bad.png")
     (outcome,) = run_jobs(pipeline, jobs, out, resume=True)
@@ -130,7 +177,7 @@ def test_a_row_that_fails_leaves_no_image_of_an_older_request(pipeline, out, tmp
     list(run_jobs(pipeline, jobs, out))
     mask_file.write_text("no image")
     (outcome,) = run_jobs(pipeline, jobs, out, resume=True)
-    assert outcome.error and names(out) == ["results-1-of-1.jsonl"]
+    assert outcome.error and names(out) == [DATASET, "results-1-of-1.jsonl"]
 
 
 def test_what_the_library_warns_of_stands_in_the_outcome(pipeline, out, tmp_path):
@@ -138,6 +185,104 @@ def test_what_the_library_warns_of_stands_in_the_outcome(pipeline, out, tmp_path
     first, second = run_jobs(pipeline, jobs, out)
     assert len(first.warnings) == 1 and "'purple'" in first.warnings[0] and second.warnings == ()
     assert read_results(out / "results-1-of-1.jsonl")["000001"] == first
+
+
+def test_a_line_holds_the_whole_record_and_what_the_row_keeps(pipeline, out, tmp_path, mask_file):
+    meta = {"camera": "Ä", "tags": [1, 2.5, None]}
+    jobs = write(
+        tmp_path, {"mask": "face.png", "seed": 7, "first": 3, "steps": 1, "meta": meta}, {"text": "a", "meta": 0}
+    )
+    (tmp_path / "no.png").touch()
+    list(run_jobs(pipeline, jobs, out, defaults={"steps": 1}))
+    first, second = lines(out)
+    with Image.open(out / "000001.png") as image:
+        assert first["parameters"] == json.loads(image.text["cdiff_rt"]) and first["parameters"]["image"] == 3
+    assert first["inputs"] == {"mask": sha256(mask_file)} and "inputs" not in second
+    assert (first["meta"], second["meta"], second["parameters"]["seed"]) == (meta, 0, 1)
+    jobs = write(tmp_path, {"mask": "face.png", "seed": 7, "first": 3, "steps": 1, "meta": "new"}, {"text": "a"})
+    assert list(run_jobs(pipeline, jobs, out, defaults={"steps": 1}, resume=True)) == []
+    assert lines(out) == [first | {"meta": "new"}, {name: second[name] for name in second if name != "meta"}]
+
+
+BESIDE = Beside((InfluenceRecorder, TrajectoryRecorder), latent=True, overlay=True)
+
+
+def test_what_lies_beside_is_what_generate_writes_and_is_made_again_where_it_is_not_as_it_was(
+    pipeline, out, tmp_path, mask_file
+):
+    jobs = write(tmp_path, *({"id": f"i{n}", "mask": "face.png", "seed": n, "steps": 1} for n in range(6)))
+    list(run_jobs(pipeline, jobs, out, beside=BESIDE))
+    with InfluenceRecorder(tmp_path, pipeline.decode) as recorder:
+        result = pipeline.generate(mask=mask_file, seed=2, steps=1, callback_on_step_end=recorder)
+        (alone,) = result.save(tmp_path / "alone" / "i2.png", recorders=[recorder], latent=True, overlay=True)
+    content = {
+        file.relative_to(alone.parent): file.read_bytes() for file in alone.parent.rglob("*.*") if file.is_file()
+    }
+    assert len(content) > 5 and all((out / name).read_bytes() == of for name, of in content.items())
+    assert list(run_jobs(pipeline, jobs, out, beside=BESIDE, resume=True)) == []
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file() and path.suffix != ".jsonl"}
+    shutil.rmtree(out / "i0.influence")
+    (out / "i1.trajectory" / "trajectory.npz").write_bytes(b"torn")
+    (out / "i2.influence" / "sheet.jpg").unlink()
+    (out / "i3.npz").unlink()
+    (out / "i4.overlay.png").write_bytes(b"")
+    assert list(run_jobs(pipeline, jobs, out, resume=True)) == []  # nobody asks for it
+    made = [outcome.id for outcome in run_jobs(pipeline, jobs, out, beside=BESIDE, resume=True)]
+    assert made == ["i0", "i1", "i2", "i3", "i4"]
+    assert {path: path.read_bytes() for path in before} == before
+    assert len(list(run_jobs(pipeline, jobs, out, beside=BESIDE, scale=2, resume=True))) == 6
+    assert list(run_jobs(pipeline, jobs, out, beside=BESIDE, scale=2, resume=True)) == []
+
+
+def test_who_resumes_and_wants_more_beside_gets_it(pipeline, out, tmp_path):
+    jobs = write(tmp_path, {"text": "a man", "steps": 1})
+    list(run_jobs(pipeline, jobs, out))
+    assert len(list(run_jobs(pipeline, jobs, out, beside=Beside(latent=True), resume=True))) == 1
+    assert names(out) == ["000001.npz", "000001.png", DATASET, "results-1-of-1.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ([{"text": "a"}], "line 1: overlay: no condition of this run can be drawn"),
+        ([{"mask": "face.png", "text": "a", "without": ["mask"]}], "line 1: overlay: no condition"),
+        ([{"id": "a", "mask": "face.png"}, {"id": "A.overlay", "mask": "face.png"}], "line 1: overlay: .* of line 2"),
+    ],
+    ids=["none", "left out", "taken"],
+)
+def test_an_overlay_that_cannot_be_is_refused_before_anything_runs(rows, words, pipeline, out, tmp_path, mask_file):
+    with pytest.raises(BadRequest, match=words):
+        run_jobs(pipeline, write(tmp_path, *rows), out, beside=Beside(overlay=True))
+    assert not out.exists()
+
+
+def test_the_manifest_of_the_set_counts_all_shards_and_tells_what_the_images_share(pipeline, out, tmp_path, mask_file):
+    (tmp_path / "bad.png").write_text("no image")
+    jobs = write(tmp_path, {"mask": "face.png"}, {"mask": "bad.png"}, {"mask": "face.png"}, {"mask": "face.png"})
+    runs = [run_jobs(pipeline, jobs, out, shard=f"{i}/2", defaults={"text": TEXT, "steps": 1}) for i in (1, 2)]
+    list(runs[0])
+    told = json.loads((out / DATASET).read_text())
+    assert (told["rows"], told["made"], told["failed"], told["results"]) == (4, 2, 0, ["results-1-of-2.jsonl"])
+    next(runs[1])
+    assert not (out / DATASET).exists()  # it is there only after a run that came to its end
+    list(runs[1])
+    told = json.loads((out / DATASET).read_text())
+    assert (told["rows"], told["made"], told["failed"]) == (4, 3, 1)
+    assert (told["jobs"], told["jobs_sha256"], told["licence"]) == (jobs.name, sha256(jobs), pipeline.manifest.licence)
+    assert told["results"] == ["results-1-of-2.jsonl", "results-2-of-2.jsonl"]
+    assert told["made_by"] == [pipeline.identity()]
+    shared = told["shared"]
+    assert (shared["steps"], shared["prompt"], shared["conditions"]) == (1, TEXT, {"mask": "face.png", "text": TEXT})
+    assert "seed" not in shared and "version" not in shared
+
+
+def test_a_manifest_that_is_none_of_ours_is_kept(pipeline, jobs, out):
+    out.mkdir()
+    (out / DATASET).write_text("mine")
+    for options in ({}, {"resume": True}):
+        with pytest.raises(BadRequest, match=r"dataset\.json exists"):
+            run_jobs(pipeline, jobs, out, **options)
+    assert names(out) == [DATASET]
 
 
 def test_what_exists_is_refused_without_resume_or_force(pipeline, jobs, out):
@@ -166,11 +311,14 @@ def test_resume_and_force_contradict_each_other(pipeline, jobs, out):
         run_jobs(pipeline, jobs, out, resume=True, force=True)
 
 
-@pytest.mark.parametrize("options", [{}, {"resume": True}, {"force": True}], ids=str)
-def test_another_split_of_the_same_folder_is_refused(options, pipeline, jobs, out):
+def test_another_split_takes_over_what_is_done(pipeline, jobs, out, tmp_path):
+    list(run_jobs(pipeline, jobs, tmp_path / "whole"))
     list(run_jobs(pipeline, jobs, out, shard="2/2"))
-    with pytest.raises(BadRequest, match=r"has results-2-of-2\.jsonl, of another split"):
-        run_jobs(pipeline, jobs, out, **options)
+    assert [outcome.id for outcome in run_jobs(pipeline, jobs, out, shard="1/1", resume=True)] == ["a", "c", "e"]
+    made = [[outcome.id for outcome in run_jobs(pipeline, jobs, out, shard=f"{i}/3", resume=True)] for i in (1, 2, 3)]
+    assert made == [[], [], []] and images(out) == images(tmp_path / "whole")
+    assert names(out) == names(tmp_path / "whole")[:-1] + [f"results-{i}-of-3.jsonl" for i in (1, 2, 3)]
+    assert [[row["id"] for row in lines(out, f"{i}-of-3")] for i in (1, 2, 3)] == [["a", "d"], ["b", "e"], ["c"]]
 
 
 @pytest.mark.parametrize("name", ["out.png", "out.npz"])
@@ -191,7 +339,7 @@ def test_resuming_makes_what_is_missing_changed_or_damaged(pipeline, jobs, out, 
     list(run_jobs(pipeline, jobs, out))
     (out / "d.png").unlink()
     (out / "e.png").write_bytes((out / "e.png").read_bytes()[:-1])
-    changed = [ROWS[0], ROWS[1] | {"seed": 1}, *ROWS[2:], {"id": "new", "text": "a", "steps": 1}]
+    changed = [ROWS[0], ROWS[1] | {"seed": 9}, *ROWS[2:], {"id": "new", "text": "a", "steps": 1}]
     jobs = write(tmp_path, *changed)
     assert [outcome.id for outcome in run_jobs(pipeline, jobs, out, resume=True)] == ["b", "d", "e", "new"]
     assert sorted(row["id"] for row in lines(out)) == ["a", "b", "c", "d", "e", "new"]
@@ -253,7 +401,7 @@ def test_what_a_killed_run_left_is_swept_but_not_what_another_shard_writes(pipel
     with own_folder(out, "results-2-of-2") as other:
         list(run_jobs(pipeline, jobs, out, shard="1/2"))
         assert other.is_dir() and names(out / PLACE) == ["results-2-of-2"]
-    assert names(out) == ["a.png", "c.png", "e.png", "results-1-of-2.jsonl"]
+    assert names(out) == ["a.png", "c.png", DATASET, "e.png", "results-1-of-2.jsonl"]
 
 
 def test_a_full_disk_ends_the_run_and_what_is_made_stays(pipeline, jobs, out, monkeypatch):
@@ -343,14 +491,14 @@ def test_a_row_whose_place_is_taken_by_a_folder_fails_alone(pipeline, jobs, out)
 
 def test_a_file_that_cannot_be_read_any_more_fails_its_row_and_not_the_resuming(pipeline, jobs, out, monkeypatch):
     list(run_jobs(pipeline, jobs, out))
-    real = file.sha256
+    real = rows.sha256
 
     def unreadable(path):
         if path.name == "face.png":
             raise PermissionError(errno.EACCES, "Permission denied")
         return real(path)
 
-    monkeypatch.setattr(file, "sha256", unreadable)
+    monkeypatch.setattr(rows, "sha256", unreadable)
     outcomes = list(run_jobs(pipeline, jobs, out, resume=True))
     assert [outcome.id for outcome in outcomes] == ["a", "c"]
     assert all("face.png: it cannot be read (Permission denied)" in outcome.error for outcome in outcomes)

@@ -1,0 +1,1 @@
+"""What a picture says of how it was made, and the picture made again from it."""
