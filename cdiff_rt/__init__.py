@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from cdiff_rt.sampling.loop import StepState
     from cdiff_rt.sampling.preconditioning import Parameterisation
     from cdiff_rt.sampling.schedule import Schedule
+    from cdiff_rt.sampling.superposition import Superposition
     from cdiff_rt.settings import Influence, Settings
     from cdiff_rt.version import __version__
 
@@ -54,15 +55,16 @@ _HOMES = {
     "sampling.loop": "StepState",
     "sampling.preconditioning": "Parameterisation",
     "sampling.schedule": "Schedule",
+    "sampling.superposition": "Superposition",
     "settings": "Influence Settings",
     "version": "__version__",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 __all__ = [
-    "BadArtefact", "BadEnvironment", "BadInput", "BadRequest", "CdiffError", "Expert", "Generated", "Influence", "InfluenceRecorder",
-    "Inpainting", "OutOfResource", "Outcome", "Parameterisation", "Pipeline", "Record", "Recorder", "Region", "Reproduced",
-    "Schedule", "Settings", "StepState", "TrajectoryRecorder", "Weight", "__version__", "compose", "export_composition",
-    "read_record", "reproduce", "run_jobs",
+    "BadArtefact", "BadEnvironment", "BadInput", "BadRequest", "CdiffError", "Expert", "Generated", "Influence",
+    "InfluenceRecorder", "Inpainting", "OutOfResource", "Outcome", "Parameterisation", "Pipeline", "Record", "Recorder",
+    "Region", "Reproduced", "Schedule", "Settings", "StepState", "Superposition", "TrajectoryRecorder", "Weight",
+    "__version__", "compose", "export_composition", "read_record", "reproduce", "run_jobs",
 ]  # fmt: skip
 
 

@@ -84,6 +84,8 @@ class _Plan:
 
 def _plan(manifest: Manifest, composed: Composition, precision: str | None) -> _Plan:
     experts, known = {}, dict[object, Network]()
+    if composed.mixing is not None:
+        raise BadRequest("mixing", "a bundle holds none", "leave it out, and give weights by influence= and region=")
     for name, expert in composed.experts.items():
         if expert.logit is not None:
             seen = "its logit is a Python function, which no bundle holds"

@@ -15,14 +15,15 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from cdiff_rt.errors import BadRequest, check_type, named_as
+from cdiff_rt.errors import BadRequest, check_range, check_type, named_as, whole
 from cdiff_rt.extras import needed
 from cdiff_rt.foreign.modules import as_function
 from cdiff_rt.manifest import Bundle, Manifest, Modality, odd
 from cdiff_rt.pipeline import Pipeline
-from cdiff_rt.runners import HostRunner
+from cdiff_rt.runners import HostRunner, Routing
 from cdiff_rt.sampling.preconditioning import A_OUT, A_X, C_IN, TIME, Parameterisation
 from cdiff_rt.sampling.schedule import Schedule, half_log_snr
+from cdiff_rt.sampling.superposition import Mixing
 from cdiff_rt.settings import RESERVED, Influence
 
 if TYPE_CHECKING:
@@ -106,6 +107,7 @@ class Composition:
     experts: Mapping[str, Expert]
     decode: Any
     functions: Mapping[str, Callable[..., dict[str, np.ndarray]]]  # its networks, by their names in a bundle
+    mixing: Mixing | None
 
 
 def compose(
@@ -116,11 +118,14 @@ def compose(
     image_size: int = 0,
     decode: Decode | None = None,
     influence: Influence | None = None,
+    top_k: int | None = None,
+    mixing: Mixing | None = None,
 ) -> Pipeline:
     """A pipeline of these experts, by the names of their conditions, over latents of `latent_shape`, channels first: by
     default what the experts were trained on.
 
-    The loop follows `schedule`, or the experts' own that ends least noisy, so that each knows all noise it meets. With an
+    Of each image, only the `top_k` experts whose `logit` gives them most influence are called. `mixing`, such as a
+    Superposition, decides the influence functions in place of logits. The loop follows `schedule`, or the experts' own that ends least noisy, so that each knows all noise it meets. With an
     `image_size`, `decode` makes images of latents; without `decode`, latents [3, S, S] in [-1, 1] are the images. Raises
     BadRequest.
     """
@@ -133,6 +138,10 @@ def compose(
         _check(name, expert, host)
     shape = agreed_shape(experts, latent_shape)
     image_size = image_size or getattr(decode, "factor", 0) * shape[-1]
+    if top_k is not None:
+        check_range("top_k", whole("top_k", top_k), 1, len(experts))
+        if not any(expert.logit for expert in experts.values()):
+            raise BadRequest("top_k", "no expert has a logit to be chosen by", "give each one, or leave top_k out")
     if image_size and decode is None and shape != (3, image_size, image_size):
         seen = f"latents {list(shape)} for images of {image_size} pixels"
         raise BadRequest("decode", f"none, and {seen}", "give what decodes them, or image_size=0")
@@ -143,9 +152,10 @@ def compose(
     functions = {"vae.decode": lambda z: {"image": decoder(z)}}
     for name, expert in experts.items():
         functions |= networks_of(name, expert, host, shape)
-    runner = HostRunner(lambda network, threads: Function(functions[network]), "fp32", parallel=False)
+    routing = Routing(any(expert.logit for expert in experts.values()), top_k, mixing)
+    runner = HostRunner(lambda network, threads: Function(functions[network]), parallel=False, routing=routing)
     made = Pipeline(Bundle(Path(NAME), manifest, "", {}), BACKEND, runner=runner)
-    made.composed = Composition(dict(experts), decode, functions)
+    made.composed = Composition(dict(experts), decode, functions, mixing)
     return made
 
 
@@ -228,11 +238,14 @@ def networks_of(name: str, expert: Expert, host: Schedule, latent: tuple[int, ..
             answer = denoise(*given)
         out = _checked(name, answer, x.shape)
         logit = np.zeros((len(x), 1, *latent[1:]), np.float32)
-        if expert.logit:
-            logit = _broadcast(name, expert.logit(x, float(row[-1]), *condition), logit.shape)
         return {"out": np.float32(row[A_X]) * x + np.float32(row[A_OUT]) * out, "logit": logit}
 
-    return {f"condition.{name}": condition, f"time.{name}": time, f"expert.{name}": step}
+    def route(x: np.ndarray, projections: np.ndarray, context: np.ndarray) -> dict[str, np.ndarray]:
+        condition = [] if expert.condition is None else [context.reshape(len(x), *expert.condition)]
+        logit = expert.logit(x, float(projections[0, -1]), *condition) if expert.logit else 0.0
+        return {"logit": _broadcast(name, logit, (len(x), 1, *latent[1:]))}
+
+    return {f"condition.{name}": condition, f"time.{name}": time, f"expert.{name}": step, f"router.{name}": route}
 
 
 def fixed_condition(name: str, expert: Expert) -> np.ndarray | None:

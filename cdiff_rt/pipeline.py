@@ -13,7 +13,7 @@ from cdiff_rt.engines.backends import resolve
 from cdiff_rt.engines.base import Arrangement, Precision
 from cdiff_rt.errors import BadArtefact, BadRequest, check_type, named_as
 from cdiff_rt.inputs import images
-from cdiff_rt.inputs.inpainting import Inpainting, Painted
+from cdiff_rt.inputs.inpainting import Inpainting
 from cdiff_rt.inputs.modalities import KINDS, Condition, asked, drawing_of, in_words, inputs_in, tell_unused
 from cdiff_rt.inputs.traces import Input, loaded, trace_of
 from cdiff_rt.manifest import DEFAULT_MODEL, Bundle, Modality, find_model
@@ -21,7 +21,17 @@ from cdiff_rt.memory import check_memory
 from cdiff_rt.notes import collected
 from cdiff_rt.outputs.formats import to_uint8
 from cdiff_rt.outputs.generated import Generated
-from cdiff_rt.run import OnDevice, Run, Runner, adjustment_of, given_contexts, given_start, modalities_of
+from cdiff_rt.run import (
+    OnDevice,
+    Run,
+    Runner,
+    adjustment_of,
+    check_finite,
+    given_contexts,
+    given_start,
+    known_of,
+    modalities_of,
+)
 from cdiff_rt.runners import load_runner
 from cdiff_rt.sampling import noise
 from cdiff_rt.sampling.loop import Callback, KnownRegion, Progress
@@ -98,8 +108,9 @@ class Pipeline:
         may use, up to 32. Of several GPUs, `device` says which; there, `experts` may be "stacked" or "whole-step"
         (docs/gpu.md). Raises BadArtefact if the bundle isn't intact, BadEnvironment if the backend doesn't work here.
         """
-        how = OnDevice(precision, experts, threads=threads, device=device)
-        return cls(Bundle.open(find_model(model)), backend, how)
+        return cls(
+            Bundle.open(find_model(model)), backend, OnDevice(precision, experts, threads=threads, device=device)
+        )
 
     def generate(
         self,
@@ -130,7 +141,7 @@ class Pipeline:
             self._tell_unused(wanted, settings)
             modalities, inputs = self._read(wanted, settings, table)
             check_memory(self.bundle, modalities, settings.batch, self.backend, self._runner.precision)
-            painted = self._painted(inpaint) if inpaint else None
+            painted = inpaint.read(self._encoded_size("inpaint"), shape[-1]) if inpaint else None
             run = Run(
                 modalities,
                 inputs,
@@ -138,11 +149,11 @@ class Pipeline:
                 noise.of_steps(self.manifest.schedule, table, settings.seed, numbers, shape),
                 table,
                 adjustment_of(self.manifest, modalities, table, settings),
-                self._known(painted, table, settings) if painted else None,
+                known_of(self.encode(painted.photo), painted.keep, table, settings) if painted else None,
                 given_contexts(contexts, self.manifest, modalities, settings.batch) if contexts else None,
             )
             latents = self._runner.sample(run, callback_on_step_end, progress)
-            self._check_finite(latents, "sampling", "the latents are")
+            check_finite(latents, "sampling", "the latents are", self._runner.precision)
             used = inputs_in(self.manifest, {modality.name: wanted.get(modality.name) for modality in modalities})
             used |= regions_in(settings, modalities, shape[1:]) | (painted.inputs if painted else {})
             used |= numbers_given(x_T, contexts)
@@ -199,7 +210,7 @@ class Pipeline:
             new = replace(new, contexts=contexts, known=known if cells.any() else None)
             inverted = inversion.METHODS[method](self._runner, old, known, progress)
             latents = inverted.walk(self._runner, new, len(alphas), callback_on_step_end, progress)
-            self._check_finite(latents, "editing", "the latents are")
+            check_finite(latents, "editing", "the latents are", self._runner.precision)
             edited = region.paste(photo, self.decode(latents, settings.rounding))
             used = regions_in(settings, [*old.modalities, *new.modalities], shape[1:])
             used |= {"image": Input(trace_of(image), photo)}
@@ -224,7 +235,7 @@ class Pipeline:
         with self._turns.take():
             scaled = latents / np.float32(self.manifest.latent_scale)
             decoded = self._runner.call("vae.decode", z=scaled)["image"]
-            self._check_finite(decoded, "decoding", "the image is")
+            check_finite(decoded, "decoding", "the image is", self._runner.precision)
             return to_uint8(decoded, rounding)
 
     def encode(self, pixels: np.ndarray) -> np.ndarray:
@@ -235,13 +246,11 @@ class Pipeline:
 
     def read_photo(self, image: images.Picture) -> np.ndarray:
         """A picture -> [S, S, 3] uint8, for `encode`. Raises BadInput; BadRequest if the model encodes no images."""
-        self._check_encoder("image")
-        return images.read_photo(image, self.manifest.image_size)
+        return images.read_photo(image, self._encoded_size("image"))
 
     def identity(self) -> dict[str, Any]:
         """What made the images, beside the request."""
-        name, size = self.manifest.name, self.manifest.image_size
-        model = {"model": name, "model_hash": self.bundle.manifest_hash, "size": size}
+        model = {"model": self.manifest.name, "model_hash": self.bundle.manifest_hash, "size": self.manifest.image_size}
         place = {"backend": self.backend, "precision": self._runner.precision}
         return place | model | {"version": __version__}
 
@@ -269,11 +278,8 @@ class Pipeline:
         self, conditions: Conditions, settings: Settings, table: SolverTable
     ) -> tuple[list[Modality], list[np.ndarray]]:
         """The modalities that run, and what their encoders take."""
-        given = {name: value for name, value in conditions.items() if value is not None}
-        running = modalities_of(self.manifest, given, settings, table)
-        return running, [
-            KINDS[modality.kind].read(given.get(modality.name), modality, self.bundle) for modality in running
-        ]
+        running = modalities_of(self.manifest, [n for n, v in conditions.items() if v is not None], settings, table)
+        return running, [KINDS[each.kind].read(conditions.get(each.name), each, self.bundle) for each in running]
 
     def _told(
         self, command: str, how: Settings, modalities: list[Modality], conditions: Conditions, used: Inputs
@@ -289,22 +295,8 @@ class Pipeline:
         adjustment = adjustment_of(self.manifest, modalities, table, settings)
         return Run(modalities, inputs, nothing, lambda i: nothing, table, adjustment)
 
-    def _painted(self, inpaint: Inpainting) -> Painted:
-        self._check_encoder("inpaint")
-        return inpaint.read(self.manifest.image_size, self.manifest.latent_shape[-1])
-
-    def _known(self, painted: Painted, table: SolverTable, settings: Settings) -> KnownRegion:
-        """Its noise goes by timesteps, so that it too is the same in every tier."""
-        shape, draws = self.manifest.latent_shape, table.timesteps.tolist()
-        draw = lambda i: noise.normal(settings.seed, settings.numbers, draws[i], shape, noise.INPAINTING)
-        return KnownRegion(self.encode(painted.photo), painted.keep, draw)
-
-    def _check_encoder(self, argument: str) -> None:
+    def _encoded_size(self, argument: str) -> int:
+        """Pixels per side of what the encoder takes. Raises BadRequest if there is none."""
         if not self.manifest.image_size or "vae.encode" not in self.manifest.networks:
             raise BadRequest(argument, f"{self.manifest.name} has no encoder of images", "take another model")
-
-    def _check_finite(self, values: np.ndarray, what: str, subject: str) -> None:
-        if not np.isfinite(values).all():
-            half = self._runner.precision == "fp16"
-            remedy = "take precision bf16 or fp32" if half else "this bundle's weights are broken, export them again"
-            raise BadArtefact(what, f"{subject} not finite in {self._runner.precision}", remedy)
+        return self.manifest.image_size

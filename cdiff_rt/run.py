@@ -8,11 +8,11 @@ import numpy as np
 
 from cdiff_rt.controls import weights_of
 from cdiff_rt.engines.base import Arrangement, Precision
-from cdiff_rt.errors import BadRequest, check_type
+from cdiff_rt.errors import BadArtefact, BadRequest, check_type
 from cdiff_rt.inputs.modalities import chosen_of
 from cdiff_rt.inputs.region_maps import read_map
 from cdiff_rt.manifest import Manifest, Modality
-from cdiff_rt.sampling import fusion
+from cdiff_rt.sampling import fusion, noise
 from cdiff_rt.sampling.controls import controls, places_of, weight_at
 from cdiff_rt.sampling.fusion import Adjustment
 from cdiff_rt.sampling.loop import Callback, KnownRegion, Noise, Progress
@@ -96,6 +96,22 @@ def adjustment_of(
     decays = [modality.decays for modality in modalities]
     adjust = fusion.adjustment(decays, anchors[0] if anchors else None, gain, asked, held.present)
     return replace(adjust, controls=held.values)
+
+
+def known_of(x0: np.ndarray, keep: np.ndarray, table: SolverTable, settings: Settings) -> KnownRegion:
+    """Inpainting's: its noise goes by timesteps, so that it too is the same in every tier."""
+    shape, draws = x0.shape[1:], table.timesteps.tolist()
+    return KnownRegion(
+        x0, keep, lambda i: noise.normal(settings.seed, settings.numbers, draws[i], shape, noise.INPAINTING)
+    )
+
+
+def check_finite(values: np.ndarray, what: str, subject: str, precision: Precision) -> None:
+    """Raises BadArtefact."""
+    if not np.isfinite(values).all():
+        half = precision == "fp16"
+        remedy = "take precision bf16 or fp32" if half else "this bundle's weights are broken, export them again"
+        raise BadArtefact(what, f"{subject} not finite in {precision}", remedy)
 
 
 def given_start(x_T: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from queue import Empty, SimpleQueue
 from threading import Thread
@@ -25,6 +26,7 @@ from cdiff_rt.process import usual_threads
 from cdiff_rt.run import OnDevice, Run, Runner
 from cdiff_rt.sampling.experts import Experts
 from cdiff_rt.sampling.loop import Callback, Progress, sample
+from cdiff_rt.sampling.superposition import Mixing
 
 MOST_THREADS = 1024
 
@@ -86,6 +88,15 @@ class SideBySide:
             call()
 
 
+@dataclass(frozen=True)
+class Routing:
+    """Who is called, and who decides, beside the experts' own logits."""
+
+    routers: bool = False  # whether there is a network "router.<m>" for each expert, which tells its logit beforehand
+    top_k: int | None = None  # how many experts an image calls, by their routers
+    mixing: Mixing | None = None  # decides in place of all logits
+
+
 class HostRunner:
     """Runs what `load(network, threads)` gives; it is called once for each network, and number of its threads.
 
@@ -99,8 +110,9 @@ class HostRunner:
         threads: int | None = None,
         *,
         parallel: bool,
+        routing: Routing | None = None,
     ) -> None:
-        self._load, self.precision, self._parallel = load, precision, parallel
+        self._load, self.precision, self._parallel, self._routing = load, precision, parallel, routing or Routing()
         self._threads = threads or usual_threads()
         self._engines: dict[tuple[str, int], Engine] = {}
 
@@ -117,8 +129,13 @@ class HostRunner:
         return self._engine(network)(**inputs)
 
     def sample(self, run: Run, callback: Callback | None = None, progress: Progress | None = None) -> np.ndarray:
+        mixing = self._routing.mixing
+        if mixing and run.adjust.controls is not None:
+            raise BadRequest(
+                "influence", "the weights of this pipeline follow from densities", "leave it out, and region"
+            )
         with self.experts(run) as experts:
-            return sample(experts, run.start, run.noise, run.table, run.adjust, callback, run.known, progress)
+            return sample(experts, run.start, run.noise, run.table, run.adjust, callback, run.known, progress, mixing)
 
     def close(self) -> None:
         for engine in self._engines.values():
@@ -146,13 +163,13 @@ class HostRunner:
             projections.append(self.call(f"time.{name}", t=run.table.timesteps)["projections"])
         side_by_side = len(names) if self._parallel else 1
         engines = [self._engine(f"expert.{name}", share=side_by_side) for name in names]
+        routers = [self._engine(f"router.{name}") for name in names] if self._routing.routers else []
+        ready = Experts(names, engines, contexts, projections, routers=routers, top_k=self._routing.top_k)
         if side_by_side == 1:
-            yield Experts(
-                names, engines, contexts, projections
-            )  # on this thread: a library may have threads bound to it
+            yield ready  # on this thread: a library may have threads bound to it
         else:
             with SideBySide(side_by_side - 1) as pool:
-                yield Experts(names, engines, contexts, projections, pool.map)
+                yield replace(ready, map=pool.map)
 
 
 def load_runner(bundle: Bundle, backend: str, how: OnDevice | None = None) -> Runner:

@@ -61,7 +61,7 @@ def numbers_given(x_T: np.ndarray | None, contexts: Mapping[str, np.ndarray] | N
 
 def place_of(backend: str, how: OnDevice | None) -> dict[str, Any]:
     """What else the bytes may depend on: the kind of machine, versions of libraries, and for some how many threads."""
-    about = BACKENDS.get(backend)  # None of a user's own functions
+    about = BACKENDS.get(backend)  # none of a user's own functions
     loaded_ = {name: sys.modules.get(name) for name in (*ALSO, *(about.requires if about else ()))}
     versions = {name: version for name, of in loaded_.items() if (version := getattr(of, "__version__", None))}
     divided = {"experts": how.experts} if how and how.experts != "separate" else {}

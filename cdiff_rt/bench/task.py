@@ -18,7 +18,6 @@ from cdiff_rt.run import OnDevice, Run, adjustment_of
 from cdiff_rt.runners import HostRunner
 from cdiff_rt.sampling import noise
 from cdiff_rt.sampling.loop import sample
-from cdiff_rt.sampling.solvers import SolverTable
 from cdiff_rt.sampling.tiers import Sampling
 from cdiff_rt.settings import Settings
 
@@ -76,7 +75,8 @@ def one_step(bundle: Bundle, case: Case, task: Task) -> Iterator[Timed]:
     """The first step of a run: every expert, the fusion, the update. What runs once per image is done before."""
     runner = HostRunner.of(bundle, case.backend, case.precision)
     run = run_of(bundle, case.sampling, task.batch)
-    first = SolverTable(*(part[:1] for part in (run.table.timesteps, run.table.alpha_bars, run.table.coefficients)))
+    parts = {name: getattr(run.table, name)[:1] for name in ("timesteps", "alpha_bars", "coefficients")}
+    first = replace(run.table, **parts)
 
     def after(steps: int) -> Result:
         return _latents(runner.sample(run_of(bundle, replace(case.sampling, steps=steps), task.batch)))

@@ -172,6 +172,7 @@ def run_jobs(
     workers: int | None,
     ray_address: str | None,
     scale: int,
+    embed_inputs: bool,
     **saving: bool,
 ) -> None:
     """A file of jobs, on this process or on `workers` of Ray Data."""
@@ -183,5 +184,5 @@ def run_jobs(
     beside = Beside(tuple(recorders_of(saving)), saving["save_latent"], saving["save_overlay"])
     with resumable(how["defaults"].get("seed")):
         pipeline = Pipeline.from_pretrained(**opened)
-        work = assignment.prepare(pipeline, jobs, out, beside=beside, scale=scale, **how)
+        work = assignment.prepare(pipeline, jobs, out, beside=beside, scale=scale, embed=embed_inputs, **how)
         follow(work, on_ray.run(work, pipeline, workers, ray_address) if workers else many.run(work, pipeline))

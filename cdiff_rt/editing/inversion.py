@@ -91,7 +91,7 @@ METHODS = {"inversion": invert, "sdedit": forget}
 def last_steps(table: SolverTable, strength: float) -> SolverTable:
     """The share `strength` of the steps that lies nearest to the image."""
     first = len(table.timesteps) - walked(len(table.timesteps), strength)
-    return SolverTable(table.timesteps[first:], table.alpha_bars[first:], table.coefficients[first:])
+    return SolverTable(table.timesteps[first:], table.alpha_bars[first:], table.coefficients[first:], table.end)
 
 
 def between(before: np.ndarray, after: np.ndarray, alphas: Sequence[float]) -> np.ndarray:

@@ -47,17 +47,17 @@ def asked(
 ) -> dict[str, Any]:
     """Conditions that know how a request wants them read; one that knows already stays as it is."""
     maps = {modality.name: modality.classes for modality in manifest.modalities if modality.kind == "labels"}
-    rows = {modality.name for modality in manifest.modalities if modality.kind == "numbers"}
-    known = dict(conditions)
+    known = {name: _as_array(name, value) for name, value in conditions.items()}
     for name, value in conditions.items():
         if name in maps and value is not None and not isinstance(value, LabelMap):
             known[name] = LabelMap(value, maps[name], labels, snap, given)
-        if name in rows and isinstance(value, Number | list | tuple):
-            known[name] = _array(name, value)
     return known
 
 
-def _array(name: str, value: Any) -> np.ndarray:
+def _as_array(name: str, value: Any) -> Any:
+    """Numbers in Python's own forms as an array, and anything else as it is. Raises BadInput."""
+    if not isinstance(value, Number | list | tuple):
+        return value
     try:
         return np.asarray(value)
     except ValueError:
@@ -175,7 +175,7 @@ def vocabulary_of(modality: Modality, bundle: Bundle) -> WordPiece:
 
 
 def read_numbers(value: Condition, modality: Modality, bundle: Bundle) -> np.ndarray:
-    """A number, several, an array, a .npy file's path, or numbers with commas between them -> [1, tokens, width] float32."""
+    """An array, a .npy file's path, or numbers with commas between them -> [1, tokens, width] float32."""
     name, shape = modality.name, modality.input_shape
     if not _is_text(value):
         numbers = images.read_array(picture_of(value), name)

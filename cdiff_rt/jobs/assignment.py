@@ -52,6 +52,7 @@ class Assignment:
     suffix: str  # of the images
     beside: Beside  # what is written beside each
     scale: int  # of the pictures there
+    embed: bool = False  # whether each image holds its inputs
     jobs: list[Job] = field(default_factory=list)
     kept: list[Outcome] = field(default_factory=list)  # of jobs that were done before
     elsewhere: frozenset[str] = frozenset()  # the ids of other shards
@@ -82,6 +83,7 @@ class How(TypedDict, total=False):
     force: bool
     beside: Beside  # what is written beside each image
     scale: int  # of the pictures there
+    embed: bool  # whether each image holds its inputs
 
 
 def prepare(
@@ -95,6 +97,7 @@ def prepare(
     force: bool = False,
     beside: Beside = NOTHING,
     scale: int = 1,
+    embed: bool = False,
 ) -> Assignment:
     """Writes nothing. Raises as `run_jobs`."""
     if resume and force:
@@ -104,7 +107,7 @@ def prepare(
     check_range("scale", whole("scale", scale), 1, LARGEST_SCALE)
     manifest, path = pipeline.manifest, Path(jobs)
     suffix = IMAGE if manifest.image_size else LATENT
-    work = Assignment(Path(out), Shard.read(shard), suffix, beside, scale, anew=resume or force)
+    work = Assignment(Path(out), Shard.read(shard), suffix, beside, scale, embed, anew=resume or force)
     work = replace(work, seen=stamp(work.results))
     usual = Defaults.read(defaults or {}, manifest)
     rows = read_jobs(path, manifest, usual)
@@ -181,7 +184,7 @@ def _holds(outcome: Outcome, job: Job, work: Assignment, identity: dict) -> bool
         there = outcome.file == path.name and path.is_file() and sha256(path) == outcome.sha256
         beside = lying_beside(path, work.beside)
         whole = beside.items() <= outcome.beside.items() and (not beside or outcome.scale == work.scale)
-        return there and whole and outcome.request == job.request(identity)
+        return there and whole and outcome.request == job.request(identity | {"embed": work.embed})
     except (OSError, CdiffError):  # making it again will tell
         return False
 

@@ -31,7 +31,6 @@ class Outcome:
     request: str | None = None  # see Job.request
     error: str | None = None
     warnings: tuple[str, ...] = ()
-    inputs: dict[str, str] = field(default_factory=dict)  # sha256 of each condition that is a file
     beside: dict[str, str] = field(default_factory=dict)  # sha256 of what lies beside the file, see `digest`
     scale: int = 1  # of the pictures there
     meta: Json = None  # as the row has it

@@ -54,7 +54,7 @@ def make(pipeline: Pipeline, job: Job, work: Assignment) -> Outcome:
     began, path = time.perf_counter(), work.file(job)
     told: dict[str, Any] = {}
     try:
-        told = {"request": job.request(pipeline.identity()), "inputs": job.inputs()}
+        told = {"request": job.request(pipeline.identity() | {"embed": work.embed})}
         told |= _generate(pipeline, job, work)
         told |= {"file": path.name, "sha256": sha256(path)}
         if beside := lying_beside(path, work.beside):
@@ -83,7 +83,12 @@ def _generate(pipeline: Pipeline, job: Job, work: Assignment) -> dict[str, Any]:
 
         watch = record if recorders else None
         result = pipeline.generate(job.settings, conditions=job.conditions, callback_on_step_end=watch)
-        more: dict[str, Any] = {"latent": beside.latent, "overlay": beside.overlay, "scale": work.scale}
+        more: dict[str, Any] = {
+            "latent": beside.latent,
+            "overlay": beside.overlay,
+            "scale": work.scale,
+            "embed": work.embed,
+        }
         result.save(work.file(job), force=True, recorders=recorders, **more)
     parameters = json.loads(as_json(result.parameters | {"image": job.settings.first}))
     return {"parameters": parameters, "warnings": tuple(result.warnings)}

@@ -12,6 +12,7 @@ from cdiff_rt.controls import Region, Weight
 from cdiff_rt.errors import BadRequest
 
 ROUNDING = 1e-6  # of sums of float32
+NOTHING = 1e-12  # a smaller weight is none: times the share that a softmax leaves it would underflow
 SCALE, LEAST, MOST = range(3)  # of `Controls.values`
 NEUTRAL = (1.0, 0.0, 1.0)  # of each, where nothing is asked for
 
@@ -62,6 +63,7 @@ def controls(
             of[:, LEAST] = np.maximum(of[:, LEAST], region.value * painted)
         else:
             of[:, MOST] = np.minimum(of[:, MOST], 1 - (1 - region.value) * painted)
+    values[:, SCALE] *= np.abs(values[:, SCALE]) >= NOTHING
     decides = values[:, SCALE] > 0  # who weighs nothing at a place, or leads away from it, has no share there
     values[:, LEAST:] *= decides[:, None]
     _check(names, values)

@@ -8,6 +8,7 @@ import numpy as np
 from cdiff_rt.sampling.experts import Experts
 from cdiff_rt.sampling.fusion import Adjustment, fuse, influence, of_step, update
 from cdiff_rt.sampling.solvers import E_OUT, E_X, SolverTable
+from cdiff_rt.sampling.superposition import Mixing, Step
 
 Noise = Callable[[int], np.ndarray]  # step -> standard normal of x's shape
 
@@ -56,18 +57,27 @@ def sample(
     callback: Callback | None = None,
     known: KnownRegion | None = None,
     progress: Progress | None = None,
+    mixing: Mixing | None = None,
 ) -> np.ndarray:
-    """x_T [B, C, *latent] -> x_0. `noise(i)` is what step i adds."""
+    """x_T [B, C, *latent] -> x_0. `noise(i)` is what step i adds; `mixing` decides in place of the experts' logits."""
     coefficients = table.coefficients.astype(np.float32)
     hist = np.zeros_like(x)
+    levels = np.append(table.alpha_bars, table.end)
+    if mixing:
+        mixing.begin(len(experts.modalities), len(x))
     for i, timestep in enumerate(table.timesteps):
         if known:
             x = known.onto(x, i, table.alpha_bars[i])
         outs, logits = experts(x, i, adjust.present[i])
-        weights = influence(logits, of_step(adjust, i, x.ndim))
+        added = noise(i)
+        if mixing:
+            rest = update(x, np.zeros_like(x), hist, added, coefficients[i])[0]
+            weights = mixing(Step(x, outs, coefficients[i], rest, *levels[i : i + 2]))
+        else:
+            weights = influence(logits, of_step(adjust, i, x.ndim))
         fused = fuse(outs, weights)
         before = x
-        x, hist = update(x, fused, hist, noise(i), coefficients[i])
+        x, hist = update(x, fused, hist, added, coefficients[i])
         if progress:
             progress()
         if callback:

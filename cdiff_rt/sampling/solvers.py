@@ -27,6 +27,7 @@ class SolverTable:
     timesteps: np.ndarray  # [S] int64
     alpha_bars: np.ndarray  # [S] float64, at the timesteps
     coefficients: np.ndarray  # [S, 8] float64, columns C_X ... E_OUT
+    end: float = 1.0  # alpha_bar after the last step
 
 
 def x0_coefficients(alpha_bar: np.ndarray, prediction: str) -> tuple[np.ndarray, np.ndarray]:
@@ -88,7 +89,7 @@ def _first_order(schedule: Schedule, timesteps: np.ndarray, eta: float, temperat
     coefficients[:, C_OUT] = np.sqrt(a_next) * x0_out + to_eps * eps_out
     coefficients[:, C_NOISE] = temperature * sigma
     coefficients[:, E_X], coefficients[:, E_OUT] = x0_x, x0_out
-    return SolverTable(timesteps[::-1].copy(), a[::-1].copy(), coefficients[::-1].copy())
+    return SolverTable(timesteps[::-1].copy(), a[::-1].copy(), coefficients[::-1].copy(), float(alpha_bars[0]))
 
 
 def _second_order(schedule: Schedule, timesteps: np.ndarray, eta: float, temperature: float) -> SolverTable:

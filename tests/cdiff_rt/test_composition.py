@@ -223,3 +223,58 @@ def test_what_a_function_raises_is_raised_and_the_pipeline_stays_usable():
         pipeline.generate(steps=1)
     fails.append(False)
     assert pipeline.generate(steps=1).latents.shape == (1, 1, 4)
+
+
+def counted(served, name, level, favourite):
+    """An expert that says what it is by its answer, and is favoured by some images."""
+
+    def denoise(x, time):
+        served.setdefault(name, []).append(len(x))
+        return np.full_like(x, level)
+
+    def logit(x, alpha_bar):
+        return np.array([5.0 if image in favourite else -float(level) for image in range(len(x))])
+
+    return Expert(denoise, FORMS["x0"], logit=logit)
+
+
+def test_of_eight_experts_an_image_calls_the_two_of_most_influence():
+    served = {}
+    favourites = {0: [0, 1], 3: [0], 5: [1, 2]}
+    experts = {f"e{i}": counted(served, f"e{i}", i / 8, favourites.get(i, [])) for i in range(8)}
+    seen = []
+    pipeline = compose(experts, (1, 4), top_k=2)
+    pipeline.generate(steps=4, eta=0.0, batch=3, callback_on_step_end=seen.append)
+    # Images 0, 1 and 2 call 0 and 3, 0 and 5, 5 and 0, which comes first among the rest.
+    assert served == {"e0": [3] * 4, "e3": [1] * 4, "e5": [2] * 4}
+    shares = seen[0].influence[:, :, 0, 0]
+    np.testing.assert_allclose(shares[[0, 3], 0], 0.5)
+    np.testing.assert_allclose(shares[[0, 5], 1], 0.5)
+    np.testing.assert_allclose(shares[:, 2][[5, 0]], [1 / (1 + np.exp(-5.0)), 1 / (1 + np.exp(5.0))], rtol=1e-5)
+    assert (shares.sum(0) == pytest.approx(1)) and (shares > 0).sum() == 6
+
+
+def test_all_of_eight_are_called_without_top_k_and_a_weight_of_zero_leaves_its_place_to_the_next():
+    served = {}
+    experts = {f"e{i}": counted(served, f"e{i}", i / 8, []) for i in range(8)}
+    compose(experts, (1, 4)).generate(steps=2)
+    assert served == {f"e{i}": [1, 1] for i in range(8)}
+    served.clear()
+    compose(experts, (1, 4), top_k=2).generate(steps=2, influence="e0=1@0.9-1")
+    assert served == {"e0": [1], "e1": [1, 1], "e2": [1]}  # e0 is there in the second step only
+
+
+@pytest.mark.parametrize(
+    ("top_k", "logit", "words"),
+    [
+        (3, True, "top_k: 3 is outside 1-2"),
+        (0, True, "top_k: 0 is outside 1-2"),
+        (1.5, True, "top_k: 1.5; give a whole number"),
+        (1, False, "top_k: no expert has a logit to be chosen by; give each one, or leave top_k out"),
+    ],
+)
+def test_a_top_k_that_cannot_be_is_refused(top_k, logit, words):
+    one = Expert(lambda x, t: x, logit=(lambda x, alpha_bar: 0.0) if logit else None)
+    with pytest.raises(BadRequest) as caught:
+        compose({"a": one, "b": one}, (1, 4), top_k=top_k)
+    assert str(caught.value).startswith(words)

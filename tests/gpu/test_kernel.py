@@ -83,11 +83,16 @@ def test_ptx_steers(modalities, latent, capability):
     check_step(kernel, step(modalities, latent, predicted=HALF, controlled=True, absent=[0]), capability)
 
 
-@pytest.mark.parametrize("controlled", [False, True])
-@pytest.mark.parametrize(("modalities", "choices"), STEERED.values(), ids=STEERED)
-def test_ptx_of_any_controls_and_whoever_is_present(modalities, choices, controlled):
+@pytest.mark.parametrize(
+    ("modalities", "choices"),
+    [
+        *(pytest.param(m, {"controlled": True} | choices, id=name) for name, (m, choices) in STEERED.items()),
+        *(pytest.param(*STEERED[name], id=f"{name}, no controls") for name in STEERED if "absent" in name),
+    ],
+)
+def test_ptx_of_any_controls_and_whoever_is_present(modalities, choices):
     latent = (8, 16) if modalities % 2 else (5, 27)
-    check_step(kernel, step(modalities, latent, channels=1, predicted=HALF, controlled=controlled, **choices))
+    check_step(kernel, step(modalities, latent, channels=1, predicted=HALF, **choices))
 
 
 @pytest.mark.parametrize("latent", [(1,), (221,), (4, 8, 16)])

@@ -197,7 +197,7 @@ def test_a_line_holds_the_whole_record_and_what_the_row_keeps(pipeline, out, tmp
     first, second = lines(out)
     with Image.open(out / "000001.png") as image:
         assert first["parameters"] == json.loads(image.text["cdiff_rt"]) and first["parameters"]["image"] == 3
-    assert first["inputs"] == {"mask": sha256(mask_file)} and "inputs" not in second
+    assert first["parameters"]["inputs"]["mask"]["sha256"] == sha256(mask_file)
     assert (first["meta"], second["meta"], second["parameters"]["seed"]) == (meta, 0, 1)
     jobs = write(tmp_path, {"mask": "face.png", "seed": 7, "first": 3, "steps": 1, "meta": "new"}, {"text": "a"})
     assert list(run_jobs(pipeline, jobs, out, defaults={"steps": 1}, resume=True)) == []
@@ -232,6 +232,15 @@ def test_what_lies_beside_is_what_generate_writes_and_is_made_again_where_it_is_
     assert {path: path.read_bytes() for path in before} == before
     assert len(list(run_jobs(pipeline, jobs, out, beside=BESIDE, scale=2, resume=True))) == 6
     assert list(run_jobs(pipeline, jobs, out, beside=BESIDE, scale=2, resume=True)) == []
+
+
+def test_who_resumes_and_wants_the_inputs_inside_gets_them(pipeline, out, tmp_path, mask_file):
+    jobs = write(tmp_path, {"mask": "face.png", "steps": 1})
+    list(run_jobs(pipeline, jobs, out))
+    small = (out / "000001.png").stat().st_size
+    assert len(list(run_jobs(pipeline, jobs, out, embed=True, resume=True))) == 1
+    assert (out / "000001.png").stat().st_size > small
+    assert list(run_jobs(pipeline, jobs, out, embed=True, resume=True)) == []
 
 
 def test_who_resumes_and_wants_more_beside_gets_it(pipeline, out, tmp_path):

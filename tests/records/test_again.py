@@ -135,6 +135,7 @@ def check_the_same(*files):
 def check_shown(file):
     """The command that is shown makes the file again, to the byte."""
     command = next(line for line in run("show", file).stdout.splitlines() if line.startswith("  command"))
+    Path("again.png").unlink(missing_ok=True)
     program, *words = shlex.split(command.removeprefix("  command"))
     assert program == "cdiff-rt"
     again = {Path(path).name: path for path in made(*words)}

@@ -160,6 +160,14 @@ def test_arrays_of_numpy_and_torch_are_steered_alike(convert):
     np.testing.assert_allclose(found.sum(0), 1, atol=1e-5)
 
 
+def test_a_weight_that_would_underflow_is_none():
+    held, logits = made([("mask", 1e-11), ("text", 0.0), ("sketch", -1.0)]), np.zeros((3, 2, 1, *LATENT), np.float32)
+    logits[0] = -200.0
+    assert np.isfinite(shares(held, logits)).all()
+    with pytest.raises(BadRequest, match="no weight above 0 for mask or text or sketch"):
+        made([("mask", 1e-13), ("text", 0.0), ("sketch", 0.0)])
+
+
 # --- presence --------------------------------------------------------------------------------------------------------
 
 
