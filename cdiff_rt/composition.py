@@ -116,7 +116,7 @@ def compose(
     *,
     schedule: Schedule | None = None,
     image_size: int = 0,
-    decode: Decode | None = None,
+    decode: "Decode | str | Path | nn.Module | None" = None,
     influence: Influence | None = None,
     top_k: int | None = None,
     mixing: Mixing | None = None,
@@ -125,23 +125,22 @@ def compose(
     default what the experts were trained on.
 
     Of each image, only the `top_k` experts whose `logit` gives them most influence are called. `mixing`, such as a
-    Superposition, decides the influence functions in place of logits. The loop follows `schedule`, or the experts' own that ends least noisy, so that each knows all noise it meets. With an
-    `image_size`, `decode` makes images of latents; without `decode`, latents [3, S, S] in [-1, 1] are the images. Raises
-    BadRequest.
+    Superposition, decides the influence functions in place of logits. The loop follows `schedule`, or the experts' own
+    that ends least noisy, so that each knows all noise it meets. With an `image_size`, `decode` makes images of latents;
+    it may be an autoencoder of diffusers, or its folder, which knows the size. Without `decode`, latents [3, S, S] in
+    [-1, 1] are the images. Raises BadRequest.
     """
     check_type("experts", experts, Mapping, "give a dict from names to cdiff_rt.Expert")
     if not experts:
         raise BadRequest("experts", "there are none", "give one or more")
+    decode = _decoder(decode)
     host = schedule or _least_noisy([expert for expert in experts.values() if isinstance(expert, Expert)])
     host = Schedule(**{**vars(host), "prediction": "v"})
     for name, expert in experts.items():
         _check(name, expert, host)
     shape = agreed_shape(experts, latent_shape)
     image_size = image_size or getattr(decode, "factor", 0) * shape[-1]
-    if top_k is not None:
-        check_range("top_k", whole("top_k", top_k), 1, len(experts))
-        if not any(expert.logit for expert in experts.values()):
-            raise BadRequest("top_k", "no expert has a logit to be chosen by", "give each one, or leave top_k out")
+    _check_top_k(top_k, experts)
     if image_size and decode is None and shape != (3, image_size, image_size):
         seen = f"latents {list(shape)} for images of {image_size} pixels"
         raise BadRequest("decode", f"none, and {seen}", "give what decodes them, or image_size=0")
@@ -170,6 +169,22 @@ class Function:
 
     def close(self) -> None:
         """Whoever made it keeps it."""
+
+
+def _check_top_k(top_k: int | None, experts: Mapping[str, Expert]) -> None:
+    if top_k is not None:
+        check_range("top_k", whole("top_k", top_k), 1, len(experts))
+        if not any(expert.logit for expert in experts.values()):
+            raise BadRequest("top_k", "no expert has a logit to be chosen by", "give each one, or leave top_k out")
+
+
+def _decoder(given: Any) -> Any:
+    """A folder's, or an autoencoder's of diffusers; anything else as it is. Raises BadRequest, BadArtefact."""
+    if not isinstance(given, str | Path) and not hasattr(given, "config"):
+        return given
+    with needed("decode", "compose"):
+        from cdiff_rt.foreign.from_diffusers import bring_decoder
+    return bring_decoder(given)
 
 
 def _least_noisy(experts: Sequence[Expert]) -> Schedule:

@@ -108,9 +108,8 @@ class Pipeline:
         may use, up to 32. Of several GPUs, `device` says which; there, `experts` may be "stacked" or "whole-step"
         (docs/gpu.md). Raises BadArtefact if the bundle isn't intact, BadEnvironment if the backend doesn't work here.
         """
-        return cls(
-            Bundle.open(find_model(model)), backend, OnDevice(precision, experts, threads=threads, device=device)
-        )
+        how = OnDevice(precision, experts, threads=threads, device=device)
+        return cls(Bundle.open(find_model(model)), backend, how)
 
     def generate(
         self,
@@ -251,8 +250,7 @@ class Pipeline:
     def identity(self) -> dict[str, Any]:
         """What made the images, beside the request."""
         model = {"model": self.manifest.name, "model_hash": self.bundle.manifest_hash, "size": self.manifest.image_size}
-        place = {"backend": self.backend, "precision": self._runner.precision}
-        return place | model | {"version": __version__}
+        return {"backend": self.backend, "precision": self._runner.precision} | model | {"version": __version__}
 
     def _request(
         self, settings: Settings | None, conditions: Conditions | None, given: Mapping[str, Any]

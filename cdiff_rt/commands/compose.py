@@ -79,13 +79,11 @@ def compose(
         from cdiff_rt.composed_bundle import export_composition
         from cdiff_rt.composition import agreed_shape
         from cdiff_rt.composition import compose as composed
-        from cdiff_rt.foreign.from_diffusers import bring_decoder
         from cdiff_rt.told_experts import read_expert, read_shape
 
     brought = {n: read_expert(n, path, {o: of[n] for o, of in told.items() if n in of}) for n, path in named.items()}
     shape = agreed_shape(brought, read_shape(latents) if latents else None)
-    decode = bring_decoder(decoder) if decoder else None
-    pipeline = composed(brought, shape, image_size=shape[-1] if pixels else 0, decode=decode)
+    pipeline = composed(brought, shape, image_size=shape[-1] if pixels else 0, decode=decoder)
     for network, difference in export_composition(pipeline, out, precision=precision, watch=Progress).items():
         say(f"{network:20} onnxruntime against what was composed: relative error {difference:.1e}")
     say(out)

@@ -10,7 +10,6 @@ import torch
 
 from cdiff_rt import Expert, Parameterisation, Pipeline, compose, export_composition
 from cdiff_rt.errors import BadArtefact, BadRequest
-from cdiff_rt.foreign.from_diffusers import bring_decoder
 from cdiff_rt.foreign.schedulers import schedule_of
 from cdiff_rt.sampling import noise
 from tests.command_line import check_refused, run
@@ -233,7 +232,9 @@ def test_decoders_decode_what_the_loop_has(kind, tmp_path):
     vae = getattr(diffusers, kind)(latent_channels=4, **small).eval()
     vae.save_pretrained(tmp_path / "vae")
     net = diffusers.UNet2DModel(**blocks(False) | {"sample_size": 16, "in_channels": 4, "out_channels": 4})
-    pipeline = compose({"a": Expert.from_diffusers(net, form=FLOW)}, decode=bring_decoder(tmp_path))
+    pipeline = compose(
+        {"a": Expert.from_diffusers(net, form=FLOW)}, decode=tmp_path if kind == "AutoencoderKL" else vae
+    )
     made = pipeline.generate(steps=2, eta=0.0)
     with torch.no_grad():
         latents = torch.from_numpy(made.latents) / vae.config.scaling_factor + (vae.config.get("shift_factor") or 0)
