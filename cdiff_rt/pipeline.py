@@ -70,8 +70,7 @@ class Pipeline:
         if not isinstance(bundle, Bundle):
             raise BadRequest("bundle", f"a {type(bundle).__name__}", "use Pipeline.from_pretrained, or Bundle.open")
         self.bundle, self.manifest, self._on_device = bundle, bundle.manifest, on_device
-        precision = on_device.precision if on_device else None
-        self.backend = backend if runner else resolve(backend, bundle.manifest, precision)
+        self.backend = backend if runner else resolve(backend, bundle.manifest, (on_device or OnDevice()).precision)
         self._runner = runner or load_runner(bundle, self.backend, on_device)
         self._turns = Turns("pipeline")
         self.composed: object = None  # what composition.py made it of
@@ -222,8 +221,7 @@ class Pipeline:
                 "alphas": list(alphas),
                 "source": in_words(old.modalities, sides.before)["conditions"],
                 "read": sides.guessed,
-                "keep": region.labels,
-                "change": region.change(photo, edited),
+                **region.told(photo, edited),
             }
             told = self._told("edit", settings, new.modalities, sides.after, used)
             told |= {"steps": len(table.timesteps), "batch": len(alphas), "edit": edit}

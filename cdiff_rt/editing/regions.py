@@ -3,6 +3,7 @@
 from collections.abc import Collection, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -45,6 +46,10 @@ class Region:
         """photo [S, S, 3], edited [B, S, S, 3] -> the latter with as much of the photo's pixels as stays."""
         share = self.share[..., None]
         return np.rint(share * photo + (1 - share) * edited).astype(np.uint8)
+
+    def told(self, photo: np.ndarray, edited: np.ndarray) -> dict[str, Any]:
+        """What was kept, and what changed, as pictures carry it."""
+        return {"keep": self.labels, "change": self.change(photo, edited)}
 
     def change(self, photo: np.ndarray, edited: np.ndarray) -> dict[str, list[float]]:
         """Mean absolute change of each image [B, S, S, 3] inside and outside of what is edited, in levels of 0-255."""
