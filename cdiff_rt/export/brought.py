@@ -154,7 +154,7 @@ class _Nodes:
         self.constants = [onnx.numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]
 
     def add(self, kind: str, taken: list[str], made: str, **attributes: Any) -> str:
-        self.nodes.append(self._node(kind, taken, [made], made, **attributes))
+        self.nodes.append(self._node(kind, taken, [made], f"{made}/made", **attributes))
         return made
 
     def typed(self, value: str, given: Given, made: str) -> str:

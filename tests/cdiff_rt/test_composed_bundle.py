@@ -15,7 +15,10 @@ from cdiff_rt.engines.trt_build import build_plan
 from cdiff_rt.engines.trt_library import FLAVOURS
 from cdiff_rt.errors import BadEnvironment, BadRequest
 from cdiff_rt.export.typed import typed_network, write_typed
+from cdiff_rt.export.whole_step import whole_step_graph
+from cdiff_rt.gpu.runner import DeviceRunner
 from cdiff_rt.manifest import Bundle
+from cdiff_rt.run import OnDevice
 from tests.brought import Small, onnx_file
 from tests.command_line import check_refused, run
 from tests.shared import once
@@ -47,7 +50,7 @@ def composed(shared):
     style = Small(seed=1)
     experts = {
         "style": Expert(style, Parameterisation("x0", schedule=COSINE), condition=(5,)),
-        "plain": Expert(style, Parameterisation("x0", schedule=COSINE), condition=(5,), fixed=np.zeros(5)),
+        "plain": Expert(style, Parameterisation("x0", schedule=COSINE), condition=(5,), fixed=np.linspace(1, 2, 5)),
         "label": Expert.from_onnx(onnx_file(shared / "label.onnx", condition=("batch",), kinds=(1, 7, 7)), FLOW),
         "theirs": Expert.from_onnx(file, Parameterisation("eps", schedule=LINEAR)),
     }
@@ -92,11 +95,21 @@ def test_half_precision_keeps_numbers_times_and_labels(folder, name, tmp_path):
     for t in (1, 333, 777, 901):
         rows = pipeline._runner.call(f"time.{name}", t=np.array([t]))["projections"]
         given = {tensor.name: random.standard_normal(tensor.shape).astype(tensor.dtype) for tensor in typed.spec.inputs}
-        given |= {"projections": rows} | ({"context": np.full((1, 1, 1), 399, np.float32)} if name == "label" else {})
+        given |= {"projections": rows} | ({"context": np.full((1, 1, 1), 4001, np.float32)} if name == "label" else {})
         (out,) = session.run(["out"], given)
         single = {key: value.astype(np.float32) for key, value in given.items()}
         wanted = pipeline._runner.call(f"expert.{name}", **single)["out"]
         assert np.sqrt(((out - wanted) ** 2).mean()) < 1e-2 * wanted.std()
+
+
+@pytest.mark.parametrize(("precision", "within"), [("fp32", 1e-5), ("fp16", 1e-2)])
+def test_the_loop_of_a_gpu_runs_it(composed, folder, precision, within):
+    """On CPU tensors: the engines' types, and buffers that numbers keep their digits in."""
+    bundle, how = Bundle.open(folder), OnDevice(precision=precision, graphs=False)
+    runner = DeviceRunner(bundle, "onnxruntime-cuda", how, device="cpu")
+    made, wanted = Pipeline(bundle, "onnxruntime-cuda", how, runner).generate(**ASKED), composed.generate(**ASKED)
+    assert np.sqrt(((made.latents - wanted.latents) ** 2).mean()) < within * wanted.latents.std()
+    assert np.abs(made.images.astype(int) - wanted.images).mean() < 1
 
 
 @pytest.mark.slow
@@ -108,6 +121,8 @@ def test_tensorrt_rtx_builds_every_network(folder, precision, tmp_path):
         path = write_typed(typed.model, bundle, tmp_path, network)
         steps = {"steps": (1, 50, 1000)} if network.startswith("time.") else {}
         assert build_plan(path, FLAVOURS["tensorrt-rtx"], ["8.9"], steps).plan
+    whole = whole_step_graph(bundle, ["style", "label"], Placement(precision=precision))
+    assert build_plan(write_typed(whole.model, bundle, tmp_path, "step"), FLAVOURS["tensorrt-rtx"], ["8.9"], {}).plan
 
 
 def test_weights_in_half_precision_are_half_as_many_bytes(composed, folder, tmp_path):
