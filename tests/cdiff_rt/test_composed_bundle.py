@@ -92,6 +92,8 @@ def test_half_precision_keeps_numbers_times_and_labels(folder, name, tmp_path):
     pipeline, random = Pipeline(bundle), np.random.default_rng(0)
     kinds = {tensor.name: tensor.dtype for tensor in (*typed.spec.inputs, *typed.spec.outputs)}
     assert (kinds["x"], kinds["projections"], kinds["out"]) == ("float32", "float32", "float16")
+    (scaled,) = (node for node in typed.model.graph.node if node.name == "exact/of_x/made")
+    assert scaled.input[0] == "x"  # as the loop has it, and not rounded before
     for t in (1, 333, 777, 901):
         rows = pipeline._runner.call(f"time.{name}", t=np.array([t]))["projections"]
         given = {tensor.name: random.standard_normal(tensor.shape).astype(tensor.dtype) for tensor in typed.spec.inputs}
