@@ -34,6 +34,7 @@ from cdiff_rt.run import (
 )
 from cdiff_rt.runners import load_runner
 from cdiff_rt.sampling import noise
+from cdiff_rt.sampling.conflict import Conflict
 from cdiff_rt.sampling.loop import Callback, KnownRegion, Progress
 from cdiff_rt.sampling.solvers import SolverTable
 from cdiff_rt.settings import SETTINGS, Settings, unknown_argument
@@ -136,7 +137,7 @@ class Pipeline:
             check_type("callback_on_step_end", callback_on_step_end, Callable | None, "give a function")
             table, shape = settings.sampling().table(self.manifest.schedule), self.manifest.latent_shape
             numbers, drawn = settings.numbers, (settings.batch, *shape)
-            self._tell_unused(wanted, settings)
+            tell_unused(self.manifest, wanted, labels=settings.labels, snap=settings.snap, weighed=settings.weighed)
             modalities, inputs = self._read(wanted, settings, table)
             check_memory(self.bundle, modalities, settings.batch, self.backend, self._runner.precision)
             painted = inpaint.read(self._encoded_size("inpaint"), shape[-1]) if inpaint else None
@@ -150,15 +151,18 @@ class Pipeline:
                 known_of(self.encode(painted.photo), painted.keep, table, settings) if painted else None,
                 given_contexts(contexts, self.manifest, modalities, settings.batch) if contexts else None,
             )
-            latents = self._runner.sample(run, callback_on_step_end, progress)
+            conflict = Conflict(self.manifest.schedule.train_steps)
+            watch = conflict.beside(callback_on_step_end, always=self._runner.shows_steps)
+            latents = self._runner.sample(run, watch, progress)
             check_finite(latents, "sampling", "the latents are", self._runner.precision)
+            conflict.tell(self.bundle.manifest_hash, decided=bool(settings.influence or settings.region))
             used = inputs_in(self.manifest, {modality.name: wanted.get(modality.name) for modality in modalities})
             used |= regions_in(settings, modalities, shape[1:]) | (painted.inputs if painted else {})
             used |= numbers_given(x_T, contexts)
             decoded = bool(self.manifest.image_size)
             made = self.decode(latents, settings.rounding) if decoded else np.zeros((len(latents), 0, 0, 3), np.uint8)
             told = self._told("generate", settings, modalities, wanted, used)
-            return Generated(made, latents, told, drawing_of(modalities, wanted), warnings, arrays_of(used))
+            return Generated(made, latents, told, drawing_of(modalities, wanted), warnings, arrays_of(used), conflict)
 
     def edit(
         self,
@@ -190,12 +194,13 @@ class Pipeline:
             settings, wanted = self._request(settings, conditions, given)
             strength, alphas = inversion.check(settings, strength, alphas, method)
             check_type("source", source, Mapping | None, "give a dict from names to conditions")
-            source = self._asked(source or {}, settings)
+            source = asked(source or {}, self.manifest, labels=settings.labels, snap=settings.snap)
             table = inversion.last_steps(settings.sampling().table(self.manifest.schedule), strength)
             photo = self.read_photo(image := loaded(image, "photo"))
             seeing = (lambda photo: asked(read(photo), self.manifest, given=False)) if read else None
             sides = sides_of(self.manifest, wanted, source, settings.without, seeing, photo)
-            self._tell_unused({**source, **wanted}, settings)
+            said = {**source, **wanted}
+            tell_unused(self.manifest, said, labels=settings.labels, snap=settings.snap, weighed=settings.weighed)
             region = regions.region_of(sides.seen, sides.after, keep, self.manifest)
             cells, shape = region.cells(self.manifest.latent_shape[-1]), self.manifest.latent_shape
             draw = lambda i: noise.normal(settings.seed, range(1), i, shape, noise.EDITING)
@@ -262,13 +267,7 @@ class Pipeline:
         named = {name: value for name, value in given.items() if name in names}
         changed = {name: value for name, value in given.items() if name not in names}
         whole = with_maps(replace(settings or Settings(), **changed))
-        return whole, self._asked({**(conditions or {}), **named}, whole)
-
-    def _asked(self, conditions: Conditions, how: Settings) -> Conditions:
-        return asked(conditions, self.manifest, labels=how.labels, snap=how.snap)
-
-    def _tell_unused(self, given: Conditions, how: Settings) -> None:
-        tell_unused(self.manifest, given, labels=how.labels, snap=how.snap, weighed=how.weighed)
+        return whole, asked({**(conditions or {}), **named}, self.manifest, labels=whole.labels, snap=whole.snap)
 
     def _read(
         self, conditions: Conditions, settings: Settings, table: SolverTable
@@ -281,7 +280,7 @@ class Pipeline:
         self, command: str, how: Settings, modalities: list[Modality], conditions: Conditions, used: Inputs
     ) -> dict[str, Any]:
         """All that the images follow from."""
-        asked_for = request_of(command, how, self.manifest.influence, used) | in_words(modalities, conditions)
+        asked_for = request_of(command, how, self.manifest, used) | in_words(modalities, conditions)
         return asked_for | self.identity() | place_of(self.backend, self._on_device)
 
     def _run(self, conditions: Conditions, table: SolverTable, settings: Settings) -> Run:

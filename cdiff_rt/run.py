@@ -6,7 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
-from cdiff_rt.controls import weights_of
+from cdiff_rt.controls import AS_TRAINED, FIRST, weights_of
 from cdiff_rt.engines.base import Arrangement, Precision
 from cdiff_rt.errors import BadArtefact, BadRequest, check_type
 from cdiff_rt.inputs.modalities import chosen_of
@@ -17,7 +17,7 @@ from cdiff_rt.sampling.controls import controls, places_of, weight_at
 from cdiff_rt.sampling.fusion import Adjustment
 from cdiff_rt.sampling.loop import Callback, KnownRegion, Noise, Progress
 from cdiff_rt.sampling.solvers import SolverTable
-from cdiff_rt.settings import Settings
+from cdiff_rt.settings import NAMED, Influence, Settings
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +38,7 @@ class Runner(Protocol):
     """A bundle on a backend. Engines load at first use and stay loaded."""
 
     precision: Precision
+    shows_steps: bool  # whether a callback costs nothing
 
     def call(self, network: str, **inputs: np.ndarray) -> dict[str, np.ndarray]:
         """One network of the bundle."""
@@ -69,7 +70,7 @@ def modalities_of(manifest: Manifest, given: Collection[str], settings: Settings
     chosen = chosen_of(manifest, given, settings.without)
     places = places_of(table.timesteps, manifest.schedule.train_steps)
     weightless = {each.condition for each in weights_of(settings.influence) if not weight_at(each, places).any()}
-    if settings.over(manifest.influence).factor == 0 and any(modality.anchor for modality in chosen):
+    if settings.over(usual_of(manifest, settings)).factor == 0 and any(modality.anchor for modality in chosen):
         weightless |= {modality.name for modality in chosen if modality.decays}
     running = [modality for modality in chosen if modality.name not in weightless]
     if not running:
@@ -78,12 +79,20 @@ def modalities_of(manifest: Manifest, given: Collection[str], settings: Settings
     return running
 
 
+def usual_of(manifest: Manifest, settings: Settings) -> Influence:
+    """What holds where the settings say nothing: the model's own, but a condition that comes first does not fade."""
+    fading = {f"{modality.name}{FIRST}" for modality in manifest.modalities if modality.decays}
+    if not fading.intersection(map(str, settings.influence)):
+        return manifest.influence
+    return replace(manifest.influence, decay=NAMED[AS_TRAINED].decay, factor=NAMED[AS_TRAINED].factor)
+
+
 def adjustment_of(
     manifest: Manifest, modalities: list[Modality], table: SolverTable, settings: Settings
 ) -> fusion.Adjustment:
     """What the settings say of these modalities' influence, at each step of the table. Raises BadRequest or BadInput."""
     names = [modality.name for modality in modalities]
-    asked, latent = settings.over(manifest.influence), manifest.latent_shape[1:]
+    asked, latent = settings.over(usual_of(manifest, settings)), manifest.latent_shape[1:]
     weights = [each for each in weights_of(settings.influence) if each.condition in names]
     regions = [
         (each, read_map(each.map, f"region of {each.condition}", latent))

@@ -103,6 +103,8 @@ class HostRunner:
     If `parallel`, experts run side by side and share the threads.
     """
 
+    shows_steps = True
+
     def __init__(
         self,
         load: Callable[[str, int], Engine],

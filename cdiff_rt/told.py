@@ -11,20 +11,21 @@ import numpy as np
 from cdiff_rt.engines.backends import BACKENDS
 from cdiff_rt.inputs.region_maps import read_map
 from cdiff_rt.inputs.traces import Input, Trace, loaded, trace_of
-from cdiff_rt.manifest import Modality
+from cdiff_rt.manifest import Manifest, Modality
 from cdiff_rt.process import usual_threads
-from cdiff_rt.run import OnDevice
-from cdiff_rt.settings import Influence, Settings
+from cdiff_rt.run import OnDevice, usual_of
+from cdiff_rt.settings import Settings
 
 FORMAT = 2  # of the record; the first had neither a number nor hashes of inputs
 ALSO = ("numpy", "PIL")  # draw the noise, and scale photos and write files
 Inputs = dict[str, Input]
 
 
-def request_of(command: str, settings: Settings, usual: Influence, inputs: Inputs) -> dict[str, Any]:
+def request_of(command: str, settings: Settings, manifest: Manifest, inputs: Inputs) -> dict[str, Any]:
     """What was asked for: each setting, what of the influence the model settled, and what every input was."""
     told = {"record": FORMAT, "command": command} | settings.told()
-    return told | {"adjustment": asdict(settings.over(usual)), "inputs": traces_of(inputs)}
+    adjustment = settings.over(usual_of(manifest, settings))
+    return told | {"adjustment": asdict(adjustment), "inputs": traces_of(inputs)}
 
 
 def traces_of(inputs: Inputs) -> dict[str, Trace]:

@@ -161,3 +161,11 @@ def table(rows: dict[str, dict[str, np.ndarray]]) -> str:
             cells.append(f"{mean:.{places}f} [{low:.{places}f}, {high:.{places}f}]" if len(values) else "-")
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def plain(rows: dict[str, dict[str, np.ndarray]]) -> dict[str, dict[str, list[float | None]]]:
+    """For JSON; null where nothing is asked."""
+    return {
+        name: {c: [None if np.isnan(v) else round(float(v), 4) for v in values] for c, values in row.items()}
+        for name, row in rows.items()
+    }

@@ -55,6 +55,8 @@ class Call:
 class DeviceRunner:
     """Engines, buffers and graphs of a bundle on a device; they are made at first use, and the last few stay."""
 
+    shows_steps = False  # those of a graph that is replayed are seen by nobody
+
     def __init__(self, bundle: Bundle, backend: str, how: OnDevice, *, device: str = "cuda") -> None:
         self._bundle, self._backend, self._how, self._device = bundle, backend, how, torch.device(device)
         self.precision = check_precision(backend, how.precision)

@@ -18,6 +18,7 @@ from cdiff_rt.outputs import files
 from cdiff_rt.outputs.files import all_or_nothing
 from cdiff_rt.outputs.formats import FORMATS, inputs_text, npz_bytes, parameters_text, png_bytes
 from cdiff_rt.outputs.recorder import Recorder
+from cdiff_rt.sampling.conflict import Conflict
 
 IMAGE, LATENT, OVERLAY = next(iter(FORMATS)), ".npz", ".overlay.png"
 OVERWRITE = "choose another name, or overwrite it with --force (force=True)"
@@ -38,6 +39,7 @@ class Generated:
     inputs: dict[str, np.ndarray] = field(
         default_factory=dict, repr=False
     )  # what was given, by its role, as it was read
+    conflict: Conflict | None = field(default=None, repr=False)  # empty where the run did not show its steps
 
     @property
     def numbers(self) -> range:

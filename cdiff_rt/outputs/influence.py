@@ -1,4 +1,4 @@
-"""Influence functions as files: arrays of every step, and pictures of where each modality decides."""
+"""Influence functions as files: arrays of every step, and pictures of where each modality decides and where they differ."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -6,13 +6,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, features
 
-from cdiff_rt.errors import BadEnvironment
+from cdiff_rt.errors import BadArtefact, BadEnvironment
 from cdiff_rt.notes import log
 from cdiff_rt.outputs.contact_sheet import INK, LINE, PAPER, TILE, Colour, contact_sheet
 from cdiff_rt.outputs.recorder import Recorder, evenly
+from cdiff_rt.sampling.conflict import disagreement
 from cdiff_rt.sampling.loop import StepState
 
 SHEET, ANIMATION = "sheet.jpg", "animation.webp"
+CONFLICT = "conflict"  # beside the modalities, where there are several
 SHEET_STEPS, ANIMATION_STEPS = 8, 10  # at most; the pictures stay small however many steps there are
 LARGEST_PANEL = 256  # pixels per side
 GRID_COLUMNS, GAP = 10, 2  # maps in a line; pixels between them
@@ -23,7 +25,10 @@ Maps = dict[str, dict[int, np.ndarray]]  # modality -> step -> [h, w]
 
 
 class InfluenceRecorder(Recorder):
-    """The influence functions after all adjustment. Raises BadEnvironment if Pillow lacks a format."""
+    """The influence functions after all adjustment, and how much the modalities disagree (sampling/conflict.py).
+
+    Raises BadEnvironment if Pillow lacks a format.
+    """
 
     option, suffix, archive = "--save-influence", ".influence", "maps.npz"
 
@@ -34,7 +39,11 @@ class InfluenceRecorder(Recorder):
         super().__init__(out, decode)
 
     def arrays(self, state: StepState) -> dict[str, np.ndarray]:
-        return {name: values[:, 0] for name, values in zip(state.modalities, state.influence, strict=True)}
+        found = {name: values[:, 0] for name, values in zip(state.modalities, state.influence, strict=True)}
+        if CONFLICT in found:
+            raise BadArtefact("recorder", f"a modality has the name {CONFLICT!r}", "give it another in the bundle")
+        several = len(found) > 1
+        return found | ({CONFLICT: disagreement(state.predictions, state.influence)} if several else {})
 
     def check(self, batch: int, steps: int) -> None:
         super().check(batch, steps)
@@ -53,15 +62,16 @@ class InfluenceRecorder(Recorder):
         seen = sorted({step for chosen in shown.values() for step in chosen})
         maps = {name: {step: self.read(step, name, image) for step in seen} for name in self.shapes}
         influence_sheet(picture, maps, shown[SHEET_STEPS], scale).save(folder / SHEET, quality=90, subsampling=0)
-        write_animation(folder / ANIMATION, picture, maps, shown[ANIMATION_STEPS], scale)
+        deciding = {name: values for name, values in maps.items() if name != CONFLICT}
+        write_animation(folder / ANIMATION, picture, deciding, shown[ANIMATION_STEPS], scale)
 
     def _rank(self) -> int:
         return len(next(iter(self.shapes.values()))) - 1
 
 
 def levels(values: np.ndarray) -> np.ndarray:
-    """Influence -> grey levels 0..255. It leaves 0..1 by rounding errors only, which are rounded away here."""
-    return np.rint(values * 255).astype(np.uint8)
+    """Influence -> grey levels 0..255. With a weight below 0 it leaves 0..1, and pictures show the nearer of the two."""
+    return np.rint(values.clip(0, 1) * 255).astype(np.uint8)
 
 
 def grid(maps: Iterator[np.ndarray], count: int, scale: int = 1) -> Image.Image:

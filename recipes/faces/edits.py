@@ -24,7 +24,7 @@ import click
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from cdiff_rt.bench.edits import Case, compare, compare_borders, table
+from cdiff_rt.bench.edits import Case, compare, compare_borders, plain, table
 from cdiff_rt.bench.machine import machine
 from cdiff_rt.bench.report import heading
 from cdiff_rt.exam import UNASKED, Exam
@@ -155,11 +155,7 @@ def measure(count: int, first_seed: int, model: str, json_file: Path | None) -> 
     click.echo(heading(machine(), {"model": model, "pairs": count, "first seed": first_seed}) + "\n")
     click.echo(table(rows))
     if json_file:
-        plain = {
-            name: {c: [None if np.isnan(v) else round(float(v), 4) for v in values] for c, values in row.items()}
-            for name, row in rows.items()
-        }
-        json_file.write_text(json.dumps(plain, indent=1) + "\n")
+        json_file.write_text(json.dumps(plain(rows), indent=1) + "\n")
 
 
 @main.command()

@@ -22,6 +22,7 @@ from cdiff_rt.inputs.inpainting import Inpainting
 from cdiff_rt.manifest import MODELS, NAME, Bundle, find_model, sha256
 from cdiff_rt.pipeline import Pipeline
 from cdiff_rt.sampling import noise
+from cdiff_rt.sampling.conflict import LEVELS, disagreement
 from cdiff_rt.settings import Influence
 from cdiff_rt.version import __version__
 from tests.label_pictures import TABLE, in_order, saved
@@ -630,3 +631,31 @@ def test_a_way_to_read_masks_without_a_mask_is_told(how, mask, pipeline):
     assert "no mask is given" in told
     both = pipeline.edit(made.images[0], text=TEXT, source={"text": "a man", "mask": mask}, **edit)
     assert not any("no mask" in line for line in both.warnings)
+
+
+def test_a_result_tells_how_much_its_experts_disagreed(pipeline, mask):
+    seen = []
+    result = pipeline.generate(mask=mask, text=TEXT, steps=4, batch=2, callback_on_step_end=seen.append)
+    late = [disagreement(state.predictions, state.influence) for state in seen if state.timestep <= 600]
+    np.testing.assert_array_equal(result.conflict.map, np.mean(late, axis=0))
+    assert len(result.conflict.of_images) == 2 and result.conflict.modalities == ("mask", "text")
+    alone = pipeline.generate(mask=mask, text=TEXT, steps=4, batch=2)  # nobody watches, and on a CPU that is no matter
+    assert alone.conflict.of_images == result.conflict.of_images and alone.parameters == result.parameters
+    assert pipeline.generate(text=TEXT, steps=4).conflict.of_images == []
+
+
+def test_steps_that_are_shown_at_a_cost_are_not_watched_for_it(pipeline, mask, monkeypatch):
+    monkeypatch.setattr(module.HostRunner, "shows_steps", False)
+    assert pipeline.generate(mask=mask, text=TEXT, steps=4).conflict.of_images == []
+    watched = pipeline.generate(mask=mask, text=TEXT, steps=4, callback_on_step_end=lambda state: None)
+    assert len(watched.conflict.of_images) == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "noted"), [({}, True), ({"influence": "text=1"}, False), ({"region": {"text": np.ones((16, 16))}}, False)]
+)
+def test_a_conflict_is_noted_unless_it_was_decided(given, noted, pipeline, mask, monkeypatch, caplog):
+    monkeypatch.setitem(LEVELS, pipeline.bundle.manifest_hash, 0.0)
+    with caplog.at_level("INFO", "cdiff_rt"):
+        pipeline.generate(mask=mask, text=TEXT, steps=4, **given)
+    assert ("mask and text disagree" in caplog.text) == noted

@@ -10,6 +10,8 @@ from cdiff_rt import runners
 from cdiff_rt.controls import Region
 from cdiff_rt.errors import BadRequest
 from cdiff_rt.pipeline import Pipeline
+from cdiff_rt.run import usual_of
+from cdiff_rt.settings import Settings
 
 TEXT = "This man has a long beard."
 STEPS = 4  # at the places 0.249, 0.499, 0.749 and 0.999
@@ -41,6 +43,33 @@ def seen_of(pipeline, **request):
     seen = []
     pipeline.generate(steps=STEPS, callback_on_step_end=lambda state: seen.append(state.influence[:, 0, 0]), **request)
     return seen
+
+
+@pytest.mark.parametrize(
+    ("given", "decay", "factor"),
+    [
+        ({}, "cosine", 2.0),
+        ({"influence": "mask-first"}, "none", 1.0),
+        ({"influence": ["mask-first", "text=2"]}, "none", 1.0),
+        ({"influence": "text-first"}, "cosine", 2.0),
+        ({"influence": "mask=4"}, "cosine", 2.0),
+        ({"influence": "mask-first", "decay": "linear"}, "linear", 1.0),
+    ],
+    ids=str,
+)
+def test_a_condition_that_comes_first_does_not_fade(given, decay, factor, bundle):
+    settings = Settings(**given)
+    found = settings.over(usual_of(bundle.manifest, settings))
+    assert (found.decay, found.factor) == (decay, factor)
+
+
+def test_the_mask_that_comes_first_leads_to_the_end(pipeline, mask):
+    leads = seen_of(pipeline, mask=mask, text=TEXT, influence="mask-first")
+    trained = seen_of(pipeline, mask=mask, text=TEXT, influence=["as-trained", "mask=4"])
+    np.testing.assert_array_equal(leads, trained)
+    assert leads[-1][0].mean() > 0.5
+    told = pipeline.generate(mask=mask, text=TEXT, steps=1, influence="mask-first").parameters["adjustment"]
+    assert (told["decay"], told["factor"]) == ("none", 1.0)
 
 
 @pytest.mark.parametrize(

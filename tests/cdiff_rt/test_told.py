@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -15,25 +17,30 @@ OWN = {
 }  # fmt: skip
 
 
+def of(usual):
+    """A manifest, as far as it counts here."""
+    return SimpleNamespace(influence=usual, modalities=())
+
+
 def test_every_setting_is_told_and_read_back_from_what_is_told():
     """A new setting needs a value here, and then is told."""
     assert set(OWN) == set(SETTINGS) - {"tier"}
-    told = request_of("generate", Settings(**OWN), Influence(), {})
+    told = request_of("generate", Settings(**OWN), of(Influence()), {})
     assert {name: told[name] for name in OWN} == OWN and told["record"] == FORMAT
-    assert request_of("generate", Settings(**{name: told[name] for name in OWN}), Influence(), {}) == told
+    assert request_of("generate", Settings(**{name: told[name] for name in OWN}), of(Influence()), {}) == told
 
 
 def test_what_was_left_to_the_model_is_told_as_it_was_resolved():
     usual = Influence("none", 1.5)
     asked = {"sharpness": 0.5}
-    told = request_of("generate", Settings(**asked), usual, {})
+    told = request_of("generate", Settings(**asked), of(usual), {})
     assert told["adjustment"] == {"decay": "none", "factor": 1.5, "sharpness": 0.5, "boost": None}
     assert "factor" not in told and told["sharpness"] == 0.5
-    assert request_of("generate", Settings(influence="paper"), usual, {})["adjustment"]["decay"] == "cosine"
+    assert request_of("generate", Settings(influence="paper"), of(usual), {})["adjustment"]["decay"] == "cosine"
 
 
 def test_defaults_are_told_too():
-    told = request_of("generate", Settings(), Influence(), {})
+    told = request_of("generate", Settings(), of(Influence()), {})
     assert {name: told[name] for name in ("steps", "eta", "rounding", "labels", "snap", "first")} == {
         "steps": 50, "eta": 1.0, "rounding": "truncate", "labels": "celebamask", "snap": False, "first": 0,
     }  # fmt: skip
@@ -51,4 +58,4 @@ def test_the_place_names_libraries_and_threads_where_they_change_sums(backend):
 
 def test_a_region_without_a_file_is_told_by_its_form():
     region = Region("text", np.zeros((4, 4)), "weight", 2.0)
-    assert request_of("generate", Settings(region=region), Influence(), {})["region"] == ["text=array 4x4:weight=2"]
+    assert request_of("generate", Settings(region=region), of(Influence()), {})["region"] == ["text=array 4x4:weight=2"]

@@ -250,7 +250,9 @@ def test_save_influence_makes_a_folder_beside_each_image_as_python_does(mask_fil
         made.save(twin, recorders=[recorder])
     files = sorted(path.relative_to(out) for path in out.rglob("*.*") if path.is_file())
     assert files == sorted(path.relative_to(twin) for path in twin.rglob("*.*") if path.is_file())
-    assert len(files) == 2 * (1 + 3 + 2)  # image; arrays, sheet, animation; a strip for each modality
+    assert len(files) == 2 * (
+        1 + 3 + 3
+    )  # image; arrays, sheet, animation; a strip for each modality, and of their conflict
     pictures = [file for file in files if file.suffix != ".npz"]  # an .npz holds the time of day
     assert [file for file in pictures if (out / file).read_bytes() != (twin / file).read_bytes()] == []
     assert run("generate", *arguments, "--force").exit_code == 0
@@ -312,6 +314,7 @@ def test_nobody_watches_the_steps_but_for_what_is_to_be_saved(out, monkeypatch):
         return real(runner, run, callback, progress)
 
     monkeypatch.setattr(HostRunner, "sample", sample)
+    monkeypatch.setattr(HostRunner, "shows_steps", False)
     for saving in ((), ("--save-influence",)):
         assert run("generate", "--text", "a man", "--steps", 1, "--out", out, *saving).exit_code == 0
     assert given == [(False, True), (True, True)]

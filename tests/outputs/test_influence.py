@@ -15,6 +15,7 @@ from cdiff_rt.outputs.contact_sheet import LINE, TILE
 from cdiff_rt.outputs.files import all_or_nothing
 from cdiff_rt.outputs.influence import ANIMATION_STEPS, COLOURS, GAP, InfluenceRecorder, frames, grid, influence_sheet
 from cdiff_rt.outputs.recorder import evenly
+from cdiff_rt.sampling.conflict import disagreement
 from cdiff_rt.sampling.loop import StepState
 
 TEXT = "This man has a long beard."
@@ -30,10 +31,16 @@ def some(modalities, batch=1, latent=(4, 4), seed=0):
     return raw / raw.sum(0)
 
 
+def predictions(influence):
+    """[M, B, 3, *latent], of each expert."""
+    values = np.random.default_rng(0).normal(0, 1, influence.shape[:2] + (3, *influence.shape[3:]))
+    return values.astype(np.float32)
+
+
 def record(recorder, influences, names=NAMES):
     for step, values in enumerate(influences):
-        empty = np.empty(0)
-        recorder(StepState(step, 1000 - step, empty, empty, tuple(names[: len(values)]), values, empty))
+        empty, outs = np.empty(0), predictions(values)
+        recorder(StepState(step, 1000 - step, empty, empty, tuple(names[: len(values)]), values, outs))
     return recorder
 
 
@@ -67,21 +74,23 @@ def test_the_arrays_are_what_a_callback_saw_and_sum_to_1(saved):
     seen, folders = saved
     for i, folder in enumerate(folders):
         with np.load(folder / "maps.npz") as maps:
-            assert sorted(maps) == ["mask", "text", "timesteps"]
+            assert sorted(maps) == ["conflict", "mask", "text", "timesteps"]
             assert maps["timesteps"].tolist() == [801, 601, 401, 201, 1]
             for m, name in enumerate(("mask", "text")):
                 assert maps[name].dtype == np.float32
                 np.testing.assert_array_equal(maps[name], [state.influence[m, i, 0] for state in seen])
             np.testing.assert_allclose(maps["mask"] + maps["text"], 1, atol=1e-6)
+            apart = [disagreement(state.predictions, state.influence)[i] for state in seen]
+            np.testing.assert_array_equal(maps["conflict"], apart)
     assert not np.array_equal(seen[0].influence[0, 0], seen[0].influence[0, 1])
 
 
 def test_there_is_a_grey_picture_of_each_step_and_modality_and_nothing_unnamed(saved):
     for folder in saved[1]:
         maps = np.load(folder / "maps.npz")
-        files = {"maps.npz", "sheet.jpg", "animation.webp", "mask.png", "text.png"}
+        files = {"maps.npz", "sheet.jpg", "animation.webp", "mask.png", "text.png", "conflict.png"}
         assert {path.name for path in folder.iterdir()} == files
-        for name in ("mask", "text"):
+        for name in ("mask", "text", "conflict"):
             with Image.open(folder / f"{name}.png") as image:
                 assert image.mode == "L"
                 np.testing.assert_array_equal(np.asarray(image), np.asarray(grid(iter(maps[name]), len(maps[name]))))
@@ -126,7 +135,8 @@ def test_a_modality_alone_has_all_influence(pipeline, tmp_path):
 def test_any_number_of_modalities_and_steps(modalities, steps, recorder, tmp_path):
     record(recorder, [some(modalities, 2, seed=step) for step in range(steps)])
     recorder.write(tmp_path, 1, PICTURE)
-    assert {path.stem for path in tmp_path.glob("*.png")} == set(NAMES[:modalities])
+    beside = {"conflict"} if modalities > 1 else set()
+    assert {path.stem for path in tmp_path.glob("*.png")} == {*NAMES[:modalities], *beside}
     with Image.open(tmp_path / "animation.webp") as animation:
         assert (getattr(animation, "n_frames", 1), animation.width) == (min(steps, ANIMATION_STEPS), modalities * 32)
     for m, name in enumerate(NAMES[:modalities]):
@@ -200,6 +210,15 @@ def test_saving_after_the_recorder_was_closed_is_refused_and_writes_nothing(pipe
     with pytest.raises(BadRequest, match="before its with block ends"):
         result.save(tmp_path, recorders=[recorder])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_modality_of_the_name_of_their_conflict_is_refused(recorder):
+    with pytest.raises(BadArtefact, match="a modality has the name 'conflict'"):
+        record(recorder, [some(2)], ["mask", "conflict"])
+
+
+def test_a_weight_below_0_is_black_and_one_above_1_is_white():
+    assert np.asarray(grid(iter([np.array([[-0.5, 0.0, 1.0, 1.5]])]), 1)).tolist() == [[0, 0, 255, 255]]
 
 
 @pytest.mark.parametrize("name", ["../x", "a/b", "", "timesteps"])
