@@ -17,9 +17,10 @@ remember_forks()
 
 if TYPE_CHECKING:
     from cdiff_rt.composed_bundle import export_composition
-    from cdiff_rt.composition import Expert, compose
+    from cdiff_rt.composition import compose
     from cdiff_rt.controls import Region, Weight
     from cdiff_rt.errors import BadArtefact, BadEnvironment, BadInput, BadRequest, CdiffError, OutOfResource
+    from cdiff_rt.expert import Expert
     from cdiff_rt.inputs.inpainting import Inpainting
     from cdiff_rt.jobs.results import Outcome
     from cdiff_rt.jobs.run import run_jobs
@@ -39,8 +40,9 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "composed_bundle": "export_composition",
-    "composition": "Expert compose",
+    "composition": "compose",
     "controls": "Region Weight",
+    "expert": "Expert",
     "errors": "BadArtefact BadEnvironment BadInput BadRequest CdiffError OutOfResource",
     "inputs.inpainting": "Inpainting",
     "jobs.results": "Outcome",

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
-from cdiff_rt.composition import Composition, Expert, fixed_condition
+from cdiff_rt.composition import Composition
 from cdiff_rt.engines.backends import check_backend
 from cdiff_rt.engines.base import COMPOSED
 from cdiff_rt.engines.graphs import graph_of
 from cdiff_rt.engines.ort import OrtEngine
 from cdiff_rt.errors import BadArtefact, BadRequest
+from cdiff_rt.expert import Expert, fixed_condition
 from cdiff_rt.export import brought
 from cdiff_rt.export.brought import Given, Network
 from cdiff_rt.export.bundle import WEIGHTS, Shape, network_spec

@@ -9,13 +9,14 @@ pipeline.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from cdiff_rt.errors import BadRequest, check_range, check_type, named_as, whole
+from cdiff_rt.expert import Expert, agreed_shape, check_expert, fixed_condition
 from cdiff_rt.extras import needed
 from cdiff_rt.foreign.modules import as_function
 from cdiff_rt.manifest import Bundle, Manifest, Modality, odd
@@ -24,7 +25,7 @@ from cdiff_rt.runners import HostRunner, Routing
 from cdiff_rt.sampling.preconditioning import A_OUT, A_X, C_IN, TIME, Parameterisation
 from cdiff_rt.sampling.schedule import Schedule, half_log_snr
 from cdiff_rt.sampling.superposition import Mixing
-from cdiff_rt.settings import RESERVED, Influence
+from cdiff_rt.settings import Influence
 
 if TYPE_CHECKING:
     from torch import nn
@@ -33,71 +34,7 @@ BACKEND = "python"  # what runs the experts, as pictures carry it
 NAME, WEIGHTS = "composed", "none"  # as a manifest names them
 IN_SPACE = Schedule(1000, 1e-4, 0.02, "v", "linear")  # the host's where no expert has a schedule of timesteps
 
-# (x [B, C, *latent], time [B], condition [B, *shape] if it has one) -> like x; float32. Or a torch.nn.Module that does so.
-Denoise = Callable[..., Any]
-Logit = Callable[..., Any]  # (x of the host, alpha_bar, condition if it has one) -> what broadcasts to [B, 1, *latent]
 Decode = Callable[[np.ndarray], np.ndarray]  # latents [B, C, *latent] -> images [B, 3, S, S] in [-1, 1]
-
-
-@dataclass(frozen=True)
-class Expert:
-    """A denoiser, what it was trained as, and the shape of its condition; None if it has none, and always runs.
-
-    `logit` is the logarithm of its influence, as far as that differs between places or images: the softmax of all
-    experts' are the influence functions. Without it they share equally. `denoise` may keep what it is given only until
-    it returns; a module of PyTorch is put into its mode of evaluation. With `fixed`, an array of the condition's shape,
-    that is always the condition, and none is asked for: an empty prompt's embedding makes the expert without condition.
-    `latent_shape` is what it was trained on, if that is known.
-    """
-
-    denoise: Denoise
-    form: Parameterisation = field(default_factory=Parameterisation)
-    condition: tuple[int, ...] | None = None
-    logit: Logit | None = None
-    fixed: np.ndarray | None = None
-    latent_shape: tuple[int, ...] | None = None
-
-    @classmethod
-    def from_diffusers(
-        cls,
-        model: "str | Path | nn.Module",
-        *,
-        form: Parameterisation | None = None,
-        tokens: int | None = None,
-        time_ids: int = 6,
-        logit: Logit | None = None,
-        fixed: np.ndarray | None = None,
-    ) -> Self:
-        """A network of diffusers, or the folder of one or of its pipeline, with the scheduler beside it if no `form` is given.
-
-        Its condition is what it is called with beside x and time: encoder_hidden_states [tokens, width], class_labels,
-        pooled embeddings, `time_ids` of SDXL (6; 5 of its refiner); of several, all their numbers one behind the other.
-        `tokens` are those of the tokenizer beside it. Raises BadRequest, BadArtefact, BadEnvironment.
-        """
-        with needed("from_diffusers", "compose"):
-            from cdiff_rt.foreign.from_diffusers import bring
-        brought = bring(model, form, tokens, time_ids)
-        return cls(brought.denoise, brought.form, brought.condition, logit, fixed, brought.latent_shape)
-
-    @classmethod
-    def from_onnx(
-        cls,
-        path: str | Path,
-        form: Parameterisation,
-        *,
-        names: Mapping[str, str] | None = None,
-        logit: Logit | None = None,
-        fixed: np.ndarray | None = None,
-    ) -> Self:
-        """An ONNX file of a network in float32, whose sizes are fixed but for the batch.
-
-        `names` are those of its inputs x, time and condition, and of its output out, where they are not usual ones; its
-        weights may lie beside it. Raises BadRequest, BadArtefact, BadEnvironment.
-        """
-        from cdiff_rt.foreign.onnx_files import open_onnx
-
-        found = open_onnx(Path(path), names or {})
-        return cls(found, form, found.condition.shape if found.condition else None, logit, fixed, found.x.shape)
 
 
 @dataclass(frozen=True)
@@ -137,18 +74,19 @@ def compose(
     host = schedule or _least_noisy([expert for expert in experts.values() if isinstance(expert, Expert)])
     host = Schedule(**{**vars(host), "prediction": "v"})
     for name, expert in experts.items():
-        _check(name, expert, host)
+        check_expert(name, expert, host)
     shape = agreed_shape(experts, latent_shape)
     image_size = image_size or getattr(decode, "factor", 0) * shape[-1]
     _check_top_k(top_k, experts)
+    if decode is not None and not image_size:
+        raise BadRequest("image_size", "none, and something decodes", "say how many pixels a side of its images has")
     if image_size and decode is None and shape != (3, image_size, image_size):
         seen = f"latents {list(shape)} for images of {image_size} pixels"
         raise BadRequest("decode", f"none, and {seen}", "give what decodes them, or image_size=0")
     manifest = _manifest(experts, shape, host, image_size, influence or Influence("none", 1.0))
     for fault in odd(manifest):
         raise BadRequest("experts", fault, "correct it")
-    decoder = as_function(decode) if decode else lambda z: z
-    functions = {"vae.decode": lambda z: {"image": decoder(z)}}
+    functions = {"vae.decode": _decoding(decode, image_size)}
     for name, expert in experts.items():
         functions |= networks_of(name, expert, host, shape)
     routing = Routing(any(expert.logit for expert in experts.values()), top_k, mixing)
@@ -181,44 +119,34 @@ def _check_top_k(top_k: int | None, experts: Mapping[str, Expert]) -> None:
 def _decoder(given: Any) -> Any:
     """A folder's, or an autoencoder's of diffusers; anything else as it is. Raises BadRequest, BadArtefact."""
     if not isinstance(given, str | Path) and not hasattr(given, "config"):
-        return given
+        if given is None or callable(given):
+            return given
+        raise BadRequest("decode", f"a {type(given).__name__}", "give a function, a module, or an autoencoder's folder")
     with needed("decode", "compose"):
         from cdiff_rt.foreign.from_diffusers import bring_decoder
     return bring_decoder(given)
 
 
+def _decoding(decode: Any, size: int) -> Callable[..., dict[str, np.ndarray]]:
+    """What decodes latents, whose images are looked at."""
+    decoder = as_function(decode) if decode is not None else lambda z: z
+
+    def call(z: np.ndarray) -> dict[str, np.ndarray]:
+        with named_as("decode,"):
+            image = np.asarray(decoder(z))
+        wanted = (len(z), 3, size, size)
+        if image.shape != wanted or image.dtype.kind != "f":
+            seen = f"it returned {image.dtype} of shape {image.shape}"
+            raise BadRequest("decode", seen, f"return numbers in [-1, 1] of shape {wanted}")
+        return {"image": image.astype(np.float32, copy=False)}
+
+    return call
+
+
 def _least_noisy(experts: Sequence[Expert]) -> Schedule:
-    schedules = [expert.form.schedule for expert in experts if expert.form.space == "vp"]
+    forms = [expert.form for expert in experts if isinstance(expert.form, Parameterisation)]  # others are refused later
+    schedules = [form.schedule for form in forms if form.space == "vp"]
     return max(schedules, key=lambda each: half_log_snr(each.alpha_bars()[-1]), default=IN_SPACE)
-
-
-def _check(name: str, expert: Any, host: Schedule) -> None:
-    what = f"expert {name}"
-    if not isinstance(expert, Expert):
-        seen = f"a {type(expert).__name__}"
-        raise BadRequest(what, seen, "give a cdiff_rt.Expert, which says what it predicts of which noise")
-    if not callable(expert.denoise) or not (expert.logit is None or callable(expert.logit)):
-        raise BadRequest(what, "its denoise or logit cannot be called", "give functions")
-    if name in RESERVED:
-        raise BadRequest(what, "that is the name of a setting", "choose another name")
-    try:
-        expert.form.table(host.alpha_bars()[1:])
-    except BadRequest as error:
-        raise BadRequest(f"{what}, {error.what}", error.seen, error.remedy) from None
-
-
-def agreed_shape(experts: Mapping[str, Expert], given: Sequence[int] | None) -> tuple[int, ...]:
-    """The shape of the latents. Raises BadRequest for experts of other channels or axes, or if nobody says one."""
-    known = {name: expert.latent_shape for name, expert in experts.items() if expert.latent_shape}
-    if given is None and not known:
-        raise BadRequest("latent_shape", "none is given, and no expert says its own", "give one, channels first")
-    shape = tuple(next(iter(known.values())) if given is None else given)
-    for name, own in known.items():
-        if (len(own), own[0]) != (len(shape), shape[0]) or (given is None and own != shape):
-            first = "those asked for" if given is not None else next(iter(known))
-            seen = f"its latents are {list(own)}, {first} {list(shape)}"
-            raise BadRequest(f"expert {name}", seen, "compose models of one latent space, or give latent_shape")
-    return shape
 
 
 def _manifest(
@@ -261,17 +189,6 @@ def networks_of(name: str, expert: Expert, host: Schedule, latent: tuple[int, ..
         return {"logit": _broadcast(name, logit, (len(x), 1, *latent[1:]))}
 
     return {f"condition.{name}": condition, f"time.{name}": time, f"expert.{name}": step, f"router.{name}": route}
-
-
-def fixed_condition(name: str, expert: Expert) -> np.ndarray | None:
-    """Its condition, if that is always the same. Raises BadRequest."""
-    if expert.fixed is None:
-        return None
-    found = np.asarray(expert.fixed, np.float32)
-    if expert.condition is None or found.size != math.prod(expert.condition) or not np.isfinite(found).all():
-        seen = f"it is of shape {found.shape}, its condition of {expert.condition}"
-        raise BadRequest(f"expert {name}, fixed", seen, "give finite numbers of the condition's shape")
-    return found
 
 
 def _checked(name: str, out: Any, shape: tuple[int, ...]) -> np.ndarray:

@@ -77,8 +77,8 @@ def compose(
 
     with needed("compose", "compose"):
         from cdiff_rt.composed_bundle import export_composition
-        from cdiff_rt.composition import agreed_shape
         from cdiff_rt.composition import compose as composed
+        from cdiff_rt.expert import agreed_shape
         from cdiff_rt.told_experts import read_expert, read_shape
 
     brought = {n: read_expert(n, path, {o: of[n] for o, of in told.items() if n in of}) for n, path in named.items()}
