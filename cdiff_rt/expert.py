@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from cdiff_rt.errors import BadRequest
+from cdiff_rt.errors import BadRequest, check_type
 from cdiff_rt.extras import needed
 from cdiff_rt.sampling.preconditioning import Parameterisation
 from cdiff_rt.sampling.schedule import Schedule
@@ -79,6 +79,8 @@ class Expert:
         """
         from cdiff_rt.foreign.onnx_files import open_onnx
 
+        check_type("path", path, str | Path, "give an ONNX file")
+        check_type("names", names, Mapping | None, "give a dict such as {'x': 'sample'}")
         found = open_onnx(Path(path), names or {})
         return cls(found, form, found.condition.shape if found.condition else None, logit, fixed, found.x.shape)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from cdiff_rt.errors import BadArtefact, BadRequest
+from cdiff_rt.errors import BadArtefact, BadRequest, check_type
 from cdiff_rt.extras import needed
 from cdiff_rt.foreign.modules import CALLED
 from cdiff_rt.foreign.schedulers import SAY, form_of
@@ -84,6 +84,7 @@ def bring(
     time_ids: int,
 ) -> Brought:
     """A network, or the folder of one or of a whole pipeline, with its weights. Raises BadRequest, BadArtefact."""
+    check_type("model", model, str | Path | nn.Module, "give a folder, or a pipeline's unet or transformer")
     folder = None if isinstance(model, nn.Module) else network_folder(Path(model))
     net = model if isinstance(model, nn.Module) else load(folder)
     config = getattr(net, "config", None)

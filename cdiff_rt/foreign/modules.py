@@ -17,8 +17,8 @@ CALLED = "write a torch.nn.Module whose forward(x, time, condition) returns one 
 
 @dataclass(frozen=True, eq=False)
 class ModuleFunction:
-    """`module(*tensors)` as a function of arrays. What is no number of a kind of its own gets the weights' type, but for
-    the second, time, whose digits count."""
+    """`module(*tensors)` as a function of arrays, which get the weights' type; but times and labels, one for each image,
+    stay float32, for their digits count."""
 
     module: "nn.Module"
 
@@ -29,7 +29,7 @@ class ModuleFunction:
         try:
             with torch.inference_mode():
                 given = [torch.from_numpy(np.array(a)).to(weight.device) for a in arrays]
-                typed = [each if i == 1 else each.to(weight.dtype) for i, each in enumerate(given)]
+                typed = [each if each.dim() == 1 else each.to(weight.dtype) for each in given]
                 return tensor_of(self.module(*typed)).float().cpu().numpy()
         except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
             raise failed(error, "called", [a.shape for a in arrays]) from error

@@ -290,6 +290,16 @@ def test_what_nobody_says_must_be_said(folder):
         Expert.from_diffusers("stabilityai/sdxl-turbo")
 
 
+def test_only_folders_and_networks_are_taken(folder):
+    for model in (5, None, diffusers.DDIMScheduler()):
+        with pytest.raises(BadRequest, match="model: a .*; give a folder, or a pipeline's unet or transformer"):
+            Expert.from_diffusers(model)
+    with pytest.raises(
+        BadRequest, match="form: nothing says what it predicts of which noise: a network without a folder"
+    ):
+        Expert.from_diffusers(sd())
+
+
 def test_latents_and_conditions_that_do_not_match(folder):
     expert = Expert.from_diffusers(folder, tokens=TOKENS)
     other = Expert.from_diffusers(diffusers.UNet2DModel(**blocks(False) | {"sample_size": 32}), form=FLOW)

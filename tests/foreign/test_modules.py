@@ -40,6 +40,8 @@ def test_a_module_computes_in_the_type_of_its_weights_and_time_keeps_its_digits(
         (dtype, (3, 2), False, False),
     ]
     assert made.latents.dtype == np.float32
+    compose({"a": Expert(module, FLOW, condition=())}, (1, 4)).generate(a=4001, steps=1)
+    assert module.given[-1][:2] == (torch.float32, (1,))  # a label
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,12 @@ def test_files_that_are_something_else_are_refused_in_one_line(how, names, words
     assert words in str(caught.value)
 
 
+def test_what_is_no_path_and_what_are_no_names(tmp_path):
+    for path, names in ((5, None), (tmp_path / "a.onnx", "sample")):
+        with pytest.raises(BadRequest, match="(path|names): a (int|str); give"):
+            Expert.from_onnx(path, FLOW, names=names)
+
+
 def test_a_file_that_is_none_or_is_not_there(tmp_path):
     (tmp_path / "a.onnx").write_bytes(b"nothing")
     for name, words in (("a.onnx", "file a.onnx: onnxruntime refuses it"), ("b.onnx", "there is no such file")):
