@@ -16,7 +16,7 @@ from cdiff_rt.engines.backends import check_backend
 from cdiff_rt.engines.base import COMPOSED
 from cdiff_rt.engines.graphs import graph_of
 from cdiff_rt.engines.ort import OrtEngine
-from cdiff_rt.errors import BadArtefact, BadRequest
+from cdiff_rt.errors import BadArtefact, BadRequest, check_choice
 from cdiff_rt.expert import Expert, fixed_condition
 from cdiff_rt.export import brought
 from cdiff_rt.export.brought import Given, Network
@@ -55,9 +55,11 @@ def export_composition(
     Weights are kept in `precision`; by default in fp32, and those of a module in half precision in fp16. Raises
     BadRequest for what no bundle can hold, such as a Python function; BadEnvironment, OutOfResource.
     """
-    out, composed = Path(out), pipeline.composed
+    out, composed = Path(out), getattr(pipeline, "composed", None)
     if not isinstance(composed, Composition):
         raise BadRequest("export", "this pipeline was not composed here", "give one that compose made")
+    if precision is not None:
+        check_choice("precision", precision, ("fp16", "fp32"))
     check_free(out)
     check_names(out)
     check_folder(out.parent)

@@ -118,7 +118,7 @@ def _check_top_k(top_k: int | None, experts: Mapping[str, Expert]) -> None:
 
 def _decoder(given: Any) -> Any:
     """A folder's, or an autoencoder's of diffusers; anything else as it is. Raises BadRequest, BadArtefact."""
-    if not isinstance(given, str | Path) and not hasattr(given, "config"):
+    if not isinstance(given, str | Path) and not (hasattr(given, "config") and hasattr(given, "decode")):
         if given is None or callable(given):
             return given
         raise BadRequest("decode", f"a {type(given).__name__}", "give a function, a module, or an autoencoder's folder")

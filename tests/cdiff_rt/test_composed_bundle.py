@@ -193,8 +193,11 @@ def test_what_no_bundle_holds_is_refused_and_leaves_nothing(expert, words, tmp_p
 
 
 def test_only_what_was_composed_is_exported(folder, tmp_path):
-    with pytest.raises(BadRequest, match="export: this pipeline was not composed here"):
-        export_composition(Pipeline.from_pretrained(folder), tmp_path / "out")
+    for made in (Pipeline.from_pretrained(folder), "a bundle"):
+        with pytest.raises(BadRequest, match="export: this pipeline was not composed here"):
+            export_composition(made, tmp_path / "out")
+    with pytest.raises(BadRequest, match="precision: 'int8'; choose one of fp16, fp32"):
+        export_composition(compose({"a": Expert(nn.Identity(), FLOW)}, (1, 4)), tmp_path / "out", precision="int8")
 
 
 @pytest.mark.parametrize(("sizes", "goes"), [("three", True), ("batch", False)])
