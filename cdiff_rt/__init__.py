@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from cdiff_rt.inputs.inpainting import Inpainting
     from cdiff_rt.jobs.results import Outcome
     from cdiff_rt.jobs.run import run_jobs
+    from cdiff_rt.learning.calibrate import calibrate
+    from cdiff_rt.learning.learned import Learned
+    from cdiff_rt.learning.train import train
     from cdiff_rt.outputs.generated import Generated
     from cdiff_rt.outputs.influence import InfluenceRecorder
     from cdiff_rt.outputs.recorder import Recorder
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
     from cdiff_rt.pipeline import Pipeline
     from cdiff_rt.records.again import Reproduced, reproduce
     from cdiff_rt.records.read import Record, read_record
+    from cdiff_rt.sampling.calibrated import Calibration
     from cdiff_rt.sampling.loop import StepState
     from cdiff_rt.sampling.preconditioning import Parameterisation
     from cdiff_rt.sampling.schedule import Schedule
@@ -47,6 +51,9 @@ _HOMES = {
     "inputs.inpainting": "Inpainting",
     "jobs.results": "Outcome",
     "jobs.run": "run_jobs",
+    "learning.calibrate": "calibrate",
+    "learning.learned": "Learned",
+    "learning.train": "train",
     "outputs.generated": "Generated",
     "outputs.influence": "InfluenceRecorder",
     "outputs.recorder": "Recorder",
@@ -54,6 +61,7 @@ _HOMES = {
     "pipeline": "Pipeline",
     "records.again": "Reproduced reproduce",
     "records.read": "Record read_record",
+    "sampling.calibrated": "Calibration",
     "sampling.loop": "StepState",
     "sampling.preconditioning": "Parameterisation",
     "sampling.schedule": "Schedule",
@@ -63,10 +71,10 @@ _HOMES = {
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 __all__ = [
-    "BadArtefact", "BadEnvironment", "BadInput", "BadRequest", "CdiffError", "Expert", "Generated", "Influence",
-    "InfluenceRecorder", "Inpainting", "OutOfResource", "Outcome", "Parameterisation", "Pipeline", "Record", "Recorder",
+    "BadArtefact", "BadEnvironment", "BadInput", "BadRequest", "Calibration", "CdiffError", "Expert", "Generated", "Influence",
+    "InfluenceRecorder", "Inpainting", "Learned", "OutOfResource", "Outcome", "Parameterisation", "Pipeline", "Record", "Recorder",
     "Region", "Reproduced", "Schedule", "Settings", "StepState", "Superposition", "TrajectoryRecorder", "Weight",
-    "__version__", "compose", "export_composition", "read_record", "reproduce", "run_jobs",
+    "__version__", "calibrate", "compose", "export_composition", "read_record", "reproduce", "run_jobs", "train",
 ]  # fmt: skip
 
 

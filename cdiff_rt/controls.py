@@ -6,15 +6,17 @@ Places are shares of the way from noise (0) to image (1), the same in every tier
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args, runtime_checkable
 
 from cdiff_rt.errors import BadRequest, check_choice, check_range, real
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from cdiff_rt.inputs.images import Picture
 
 Rule = Literal["only", "weight", "at-least", "at-most"]
@@ -23,6 +25,7 @@ MOST = 1000.0  # of a weight, either sign
 MOST_KEYS = 1000
 PAPER, AS_TRAINED, FIRST = "paper", "as-trained", "-first"  # presets; the last behind a condition's name
 PRESETS = (PAPER, AS_TRAINED, f"NAME{FIRST}")
+CALIBRATED = ".json"  # how the name of a file of weights ends
 PREFERENCE = 4.0  # the weight of the condition that comes first
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?"
 _SPAN = re.compile(rf"(.*)@({_NUMBER})-({_NUMBER})", re.DOTALL | re.IGNORECASE)
@@ -135,26 +138,42 @@ class Region:
         return cls(condition, str(folder / path) if folder else path, rule, found, start, end)
 
 
-Weights = tuple[str | Weight, ...]  # at most one of them the name of a preset
+@runtime_checkable
+class Found(Protocol):
+    """Weights of all experts at every step and place, such as a `Calibration`, in place of what they say themselves."""
+
+    def scales(self, names: Sequence[str], alpha_bars: "np.ndarray", latent: tuple[int, ...]) -> "np.ndarray":
+        """[S, M, *latent], of sum 1 over the M experts. Raises BadRequest."""
+        ...
+
+
+Weights = tuple[str | Weight | Found, ...]  # at most one of them the name of a preset, or found
 Regions = tuple[Region, ...]
 
 
-def read_weights(name: str, value: Any) -> Weights:
-    """Of a preset's name, of "text=1.5", of a list of such, or of a dict {"text": 1.5}. Raises BadRequest."""
-    found: list[str | Weight] = []
+def read_weights(name: str, value: Any, folder: Path = Path()) -> Weights:
+    """Of a preset's name, of "text=1.5", of a list of such, or of a dict {"text": 1.5}. Raises BadRequest.
+
+    What `calibrate` found is a preset too, and so is its file, whose path starts at `folder`.
+    """
+    found: list[str | Weight | Found] = []
     for condition, what in _pairs(name, value):
-        if isinstance(what, Weight):
+        if isinstance(what, Weight | Found):
             found.append(what)
         elif condition:
             found.append(Weight.read(condition, what))
         elif isinstance(what, str) and (what in (PAPER, AS_TRAINED) or what.removesuffix(FIRST) not in ("", what)):
             found.append(what)
+        elif isinstance(what, str) and what.endswith(CALIBRATED):
+            from cdiff_rt.sampling.calibrated import Calibration  # where it is needed, for it loads numpy
+
+            found.append(Calibration.load(folder / what))
         else:
             remedy = f"write a condition's weight, text=1.5, or one of {', '.join(PRESETS)}"
             raise BadRequest(name, f"{what!r:.80}", remedy)
-    presets = [each for each in found if isinstance(each, str)]
+    presets = [each for each in found if not isinstance(each, Weight)]
     if len(presets) > 1:
-        raise BadRequest(name, " and ".join(presets[:2]), "give one preset, and weights beside it")
+        raise BadRequest(name, " and ".join(map(str, presets[:2])), "give one preset, and weights beside it")
     given = [each.condition for each in found if isinstance(each, Weight)]
     if twice := next((each for each in given if given.count(each) > 1), None):
         raise BadRequest(name, f"{twice} stands twice", "give one weight for each condition, or keyframes")
@@ -192,7 +211,7 @@ def _pairs(name: str, value: Any) -> Iterable[tuple[str, Any]]:
             for what in several if isinstance(several, list | tuple) else [several]:
                 yield condition, what
         return
-    if isinstance(value, str | Weight | Region):
+    if isinstance(value, str | Weight | Region | Found):
         value = [value]
     value = () if value is None else value
     if not isinstance(value, list | tuple):

@@ -99,7 +99,8 @@ def adjustment_of(
         for each in settings.region
         if each.condition in names
     ]
-    held = controls(names, weights, regions, places_of(table.timesteps, manifest.schedule.train_steps), latent)
+    scales = settings.found.scales(names, table.alpha_bars, latent) if settings.found else None
+    held = controls(names, weights, regions, places_of(table.timesteps, manifest.schedule.train_steps), latent, scales)
     anchors = [i for i, modality in enumerate(modalities) if modality.anchor]
     gain = fusion.decay(asked.decay, table.timesteps, manifest.schedule.train_steps)
     decays = [modality.decays for modality in modalities]

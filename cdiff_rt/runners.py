@@ -134,7 +134,14 @@ class HostRunner:
         mixing = self._routing.mixing
         if mixing and run.adjust.controls is not None:
             raise BadRequest(
-                "influence", "the weights of this pipeline follow from densities", "leave it out, and region"
+                "influence",
+                "the weights of this pipeline follow from densities",
+                "leave it and region out, or compose without mixing",
+            )
+        if self._routing.top_k and run.adjust.sharpness == 0:
+            seen = "weights that do not follow from logits, and by these each image calls some experts only"
+            raise BadRequest(
+                "influence", seen, "compose without top_k, or leave out sharpness 0 and calibrated weights"
             )
         with self.experts(run) as experts:
             return sample(experts, run.start, run.noise, run.table, run.adjust, callback, run.known, progress, mixing)

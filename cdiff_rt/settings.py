@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import Field, asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from cdiff_rt.controls import AS_TRAINED, PAPER, Regions, Weights, read_regions, read_weights, weights_of
+from cdiff_rt.controls import AS_TRAINED, PAPER, Found, Regions, Weights, read_regions, read_weights, weights_of
 from cdiff_rt.errors import BadRequest, check_choice, check_range, real, whole
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ ABOUT = {
     "influence": About(
         read_weights,
         "Weigh a condition: text=2, mask=1@0-0.6 (start and end), text=0@0,2@1 (keyframes), or a preset: paper, "
-        "as-trained, text-first; may be repeated (docs/controls.md).",
+        "as-trained, text-first, or a file of calibrate's; may be repeated (docs/controls.md).",
     ),
     "region": About(
         read_regions,
@@ -190,7 +190,13 @@ class Settings:
     def over(self, usual: Influence) -> Influence:
         """What holds where the model's own is `usual`: a preset in its place, and what was given in place of both."""
         base = next((NAMED[each] for each in self.influence if isinstance(each, str) and each in NAMED), usual)
+        base = base if self.found is None else Influence("none", 1.0, sharpness=0.0)
         return replace(base, **{name: value for name in INFLUENCES if (value := getattr(self, name)) is not None})
+
+    @property
+    def found(self) -> Found | None:
+        """What is to decide in place of the experts."""
+        return next((each for each in self.influence if isinstance(each, Found)), None)
 
     @property
     def weighed(self) -> set[str]:

@@ -40,9 +40,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "schema": set(),
     "intact": {"errors"},
-    "controls": {"errors", "inputs"},
+    "controls": {"errors", "inputs", "sampling"},
     "settings": {"controls", "errors", "inputs", "sampling"},
-    "sampling": {"controls", "errors", "settings", "notes"},
+    "sampling": {"controls", "errors", "schema", "settings", "notes"},
     "manifest": {"errors", "intact", "schema", "sampling", "settings"},
     "memory": {"engines", "errors", "manifest", "process"},
     "nets": set(),
@@ -91,6 +91,10 @@ MAY_IMPORT: dict[str, set[str]] = {
         ),
     },
     "told_experts": {"errors", "expert", "foreign", "inputs"},
+    "learning": {
+        *("editing", "engines", "errors", "export", "extras", "inputs", "manifest", "nets", "notes", "outputs"),
+        *("pipeline", "process", "run", "sampling", "schema", "settings"),
+    },
     "doctor": {"engines", "errors", "extras", "manifest", "process", "runners", "version"},
     "jobs": {
         "controls",
@@ -303,7 +307,7 @@ def test_a_planted_circle_is_found():
 def test_rooms_form_no_circle_but_for_the_names_that_settings_look_up():
     rooms = {room: needed - {room} for room, needed in MAY_IMPORT.items()}
     rooms["settings"] -= {"sampling", "inputs"}  # in functions: names of solvers, tiers, labels
-    rooms["controls"] -= {"inputs"}  # in a function: a picture's name
+    rooms["controls"] -= {"inputs", "sampling"}  # in functions: a picture's name, a file of weights
     assert circle(rooms) == []
 
 

@@ -57,11 +57,25 @@ def module_of(path):
 
 def test_the_runtime_imports_and_so_do_benchmarks_and_commands():
     with_torch = {f"cdiff_rt/engines/{name}.py" for name in ("arithmetic", "compiled", "eager", "modules")}
-    needs_torch = {*with_torch, "cdiff_rt/editing/imagic.py"}
-    rooms = {*NO_TORCH, "engines", "editing", "bench", "commands", "cli"}
+    needs_torch = {*with_torch, "cdiff_rt/editing/imagic.py", "cdiff_rt/learning/descent.py"}
+    rooms = {*NO_TORCH, "learning", "engines", "editing", "bench", "commands", "cli"}
     modules = [module_of(path) for path, room in SOURCES.items() if room in rooms and path not in needs_torch]
     code = f"import importlib\nfor name in {modules}: importlib.import_module(name)\nprint('all')"
     assert len(modules) > 60 and without_libraries(code) == (0, "all\n", "")
+
+
+def test_training_without_pytorch_names_its_extra(tmp_path):
+    code = f"""
+import numpy as np, cdiff_rt
+expert = cdiff_rt.Expert(lambda x, time, c: x, condition=(1,))
+pairs = [(np.zeros((1, 4)), {{"a": [0.0], "b": [1.0]}})] * 20
+pipeline = cdiff_rt.compose({{"a": expert, "b": expert}}, (1, 4))
+cdiff_rt.calibrate(pipeline, pairs, levels=2)
+try: cdiff_rt.train(pipeline, pairs, {str(tmp_path / "out")!r}, iterations=1)
+except cdiff_rt.BadEnvironment as error: print(error)"""
+    status, told, notes = without_libraries(code)
+    assert status == 0, notes
+    assert told.startswith("train: torch is not installed; run `pip install '.[train]'") and not any(tmp_path.iterdir())
 
 
 def test_doctor_says_what_is_missing_and_what_it_is_for():
@@ -193,13 +207,14 @@ MAKES = {  # what works on an extra alone, of what takes the longest not to
         "gpu",
         "quality",
         "export",
+        "train",
         "openvino",
         "tensorrt",
         "tensorrt-rtx",
     },  # others are told to say what the picture shows
     "bench budget of a model": {"tensorrt-rtx"},
-    "imagic": {"torch", "test-gpu", "gpu", "export", "tensorrt", "tensorrt-rtx"},
-    "generate by default": {"cpu", "gpu", "quality", "export", "tensorrt", "tensorrt-rtx"},
+    "imagic": {"torch", "test-gpu", "gpu", "export", "train", "tensorrt", "tensorrt-rtx"},
+    "generate by default": {"cpu", "gpu", "quality", "export", "train", "tensorrt", "tensorrt-rtx"},
 }
 
 

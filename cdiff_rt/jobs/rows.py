@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cdiff_rt import schema
-from cdiff_rt.controls import Region, read_regions
+from cdiff_rt.controls import Region, read_regions, read_weights
 from cdiff_rt.errors import BadInput, BadRequest
 from cdiff_rt.inputs import images
 from cdiff_rt.inputs.label_orders import order_of
@@ -55,7 +55,11 @@ class Job:
     def inputs(self) -> dict[str, str]:
         """sha256 of each file that was given, by what it is. Raises BadInput."""
         regions = {f"region.{place}": each.map for place, each in enumerate(self.settings.region)}
-        return {name: _hash(value) for name, value in (self.conditions | regions).items() if isinstance(value, Path)}
+        weights = (
+            {"influence": Path(str(self.settings.found))} if self.settings.found else {}
+        )  # a row gives none but a file
+        given = self.conditions | regions | weights
+        return {name: _hash(value) for name, value in given.items() if isinstance(value, Path)}
 
     def request(self, identity: dict) -> str:
         """sha256 of all that the image follows from: settings, conditions, the files' content, and what makes it."""
@@ -63,6 +67,7 @@ class Job:
         settings.pop("tier", None)  # a name, and what it stands for may change
         regions = (replace(each, map=Path(str(each.map)).name) for each in self.settings.region)
         settings["region"] = [str(each) for each in regions]
+        settings["influence"] = [Path(str(each)).name for each in self.settings.influence]
         conditions = {name: getattr(value, "name", value) for name, value in self.conditions.items()}
         whole = {"conditions": conditions, "settings": settings, "inputs": self.inputs(), "identity": identity}
         return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
@@ -165,6 +170,8 @@ def _of_files(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     """With what some of them name as files, from this folder on. Raises BadInput, BadRequest."""
     if "labels" in settings:
         settings["labels"] = order_of("labels", settings["labels"], folder)
+    if "influence" in settings:
+        settings["influence"] = read_weights("influence", settings["influence"], folder)
     if "region" in settings:
         regions = read_regions("region", settings["region"], folder)
         settings["region"] = [replace(each, map=_area(each)) for each in regions]

@@ -42,14 +42,20 @@ def controls(
     regions: Sequence[tuple[Region, np.ndarray]],
     places: np.ndarray,
     latent: tuple[int, ...],
+    scales: np.ndarray | None = None,
 ) -> Controls:
-    """`regions` come with their maps [*latent], shares of 1. Raises BadRequest for what cannot hold."""
-    if not weights and not regions:
+    """`regions` come with their maps [*latent], shares of 1; `scales` [S, M, *latent] weigh beside weights.
+
+    Raises BadRequest for what cannot hold.
+    """
+    if not weights and not regions and scales is None:
         return Controls(None, np.ones((len(places), len(names)), bool))
     along = (slice(None), *(None,) * len(latent))  # [S] -> [S, 1, ...]
     values = np.zeros((len(places), 3, len(names), *latent))
     for row, nothing_asked in enumerate(NEUTRAL):
         values[:, row] = nothing_asked
+    if scales is not None:
+        values[:, SCALE] = scales
     for weight in weights:
         values[:, SCALE, names.index(weight.condition)] *= weight_at(weight, places)[along]
     for region, map_ in regions:

@@ -16,7 +16,7 @@ import numpy as np
 from cdiff_rt.sampling.schedule import Schedule
 from cdiff_rt.sampling.solvers import C_NOISE, SolverTable
 
-SAMPLING, INPAINTING, EDITING, TUNING = 0, 1, 2, 3  # streams: what one draws does not move the other
+SAMPLING, INPAINTING, EDITING, TUNING, CALIBRATING, LEARNING = range(6)  # streams: none moves another
 
 Drawn = TypeVar("Drawn")
 

@@ -18,6 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cdiff_rt.nets.autoencoder import AutoencoderKL
 from cdiff_rt.nets.collaborative import CollaborativeModel, Expert
+from cdiff_rt.nets.dynamic import mixing_error
 from cdiff_rt.nets.text_encoder import TextEncoder
 from recipes.faces.config import FACES_128, MASK_SIZE, SCHEDULE
 from recipes.faces.data import Portraits
@@ -181,18 +182,6 @@ def visibility(vae: AutoencoderKL) -> Tensor:
     """
     seen = vae.linear_out.weight.detach().square().sum((1, 2, 3))
     return (seen / seen.mean())[:, None, None]
-
-
-def mixing_error(influence: Tensor, outs: Tensor, v: Tensor, visible: Tensor) -> Tensor:
-    """influence [N, B, 1, H, W], outs [N, B, C, H, W], v [B, C, H, W], visible [C, 1, 1] -> [B].
-
-    The squared error of the mix. Channels count as they show: one makes more than half of what does, and would be one
-    of sixteen. And each example counts relative to the variance of the experts: at late timesteps they differ little,
-    and would hardly count.
-    """
-    error = visible * ((influence * outs).sum(0) - v) ** 2
-    variance = visible * outs.var(0, correction=0)
-    return error.mean((1, 2, 3)) / variance.mean((1, 2, 3))
 
 
 def diffusers_loss(experts: dict[str, Expert], visible: Tensor, examples: Examples) -> Loss:
