@@ -16,9 +16,11 @@ report_to_nobody()  # before anything imports a library that would
 remember_forks()
 
 if TYPE_CHECKING:
-    from cdiff_rt.composition import Expert, compose
+    from cdiff_rt.composed_bundle import export_composition
+    from cdiff_rt.composition import compose
     from cdiff_rt.controls import Region, Weight
     from cdiff_rt.errors import BadArtefact, BadEnvironment, BadInput, BadRequest, CdiffError, OutOfResource
+    from cdiff_rt.expert import Expert
     from cdiff_rt.inputs.inpainting import Inpainting
     from cdiff_rt.jobs.results import Outcome
     from cdiff_rt.jobs.run import run_jobs
@@ -41,8 +43,10 @@ if TYPE_CHECKING:
     from cdiff_rt.version import __version__
 
 _HOMES = {
-    "composition": "Expert compose",
+    "composed_bundle": "export_composition",
+    "composition": "compose",
     "controls": "Region Weight",
+    "expert": "Expert",
     "errors": "BadArtefact BadEnvironment BadInput BadRequest CdiffError OutOfResource",
     "inputs.inpainting": "Inpainting",
     "jobs.results": "Outcome",
@@ -70,7 +74,7 @@ __all__ = [
     "BadArtefact", "BadEnvironment", "BadInput", "BadRequest", "Calibration", "CdiffError", "Expert", "Generated", "Influence",
     "InfluenceRecorder", "Inpainting", "Learned", "OutOfResource", "Outcome", "Parameterisation", "Pipeline", "Record", "Recorder",
     "Region", "Reproduced", "Schedule", "Settings", "StepState", "Superposition", "TrajectoryRecorder", "Weight",
-    "__version__", "calibrate", "compose", "read_record", "reproduce", "run_jobs", "train",
+    "__version__", "calibrate", "compose", "export_composition", "read_record", "reproduce", "run_jobs", "train",
 ]  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from importlib import metadata
 from cdiff_rt.errors import BadEnvironment
 
 # Two packages of one name overwrite each other's files: extra -> what it must not meet.
-BRINGS_ONNXRUNTIME = ("cpu", "quality", "export", "train", "tensorrt", "tensorrt-rtx", "test")
+BRINGS_ONNXRUNTIME = ("cpu", "quality", "export", "compose", "train", "tensorrt", "tensorrt-rtx", "test")
 BREAKS = dict.fromkeys(BRINGS_ONNXRUNTIME, "onnxruntime-gpu") | {"gpu": "onnxruntime"}
 
 

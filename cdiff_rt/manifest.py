@@ -47,6 +47,7 @@ class NetworkSpec:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     cpu_file: str = ""  # the same function as onnxruntime runs it faster on CPUs, if there is one
+    exact: tuple[str, ...] = ()  # inputs that stay fp32 in engines of half precision
 
     @property
     def files(self) -> tuple[str, ...]:

@@ -74,6 +74,7 @@ class Pipeline:
         self.backend = backend if runner else resolve(backend, bundle.manifest, (on_device or OnDevice()).precision)
         self._runner = runner or load_runner(bundle, self.backend, on_device)
         self._turns = Turns("pipeline")
+        self.composed: object = None  # what composition.py made it of
 
     def __reduce__(self) -> tuple:
         """Another process opens the bundle anew, and loads its own engines."""
@@ -251,10 +252,8 @@ class Pipeline:
 
     def identity(self) -> dict[str, Any]:
         """What made the images, beside the request."""
-        name, size = self.manifest.name, self.manifest.image_size
-        model = {"model": name, "model_hash": self.bundle.manifest_hash, "size": size}
-        place = {"backend": self.backend, "precision": self._runner.precision}
-        return place | model | {"version": __version__}
+        model = {"model": self.manifest.name, "model_hash": self.bundle.manifest_hash, "size": self.manifest.image_size}
+        return {"backend": self.backend, "precision": self._runner.precision} | model | {"version": __version__}
 
     def _request(
         self, settings: Settings | None, conditions: Conditions | None, given: Mapping[str, Any]
@@ -274,9 +273,8 @@ class Pipeline:
         self, conditions: Conditions, settings: Settings, table: SolverTable
     ) -> tuple[list[Modality], list[np.ndarray]]:
         """The modalities that run, and what their encoders take."""
-        given = {name: value for name, value in conditions.items() if value is not None}
-        running = modalities_of(self.manifest, given, settings, table)
-        return running, [KINDS[each.kind].read(given.get(each.name), each, self.bundle) for each in running]
+        running = modalities_of(self.manifest, [n for n, v in conditions.items() if v is not None], settings, table)
+        return running, [KINDS[each.kind].read(conditions.get(each.name), each, self.bundle) for each in running]
 
     def _told(
         self, command: str, how: Settings, modalities: list[Modality], conditions: Conditions, used: Inputs

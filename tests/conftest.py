@@ -51,10 +51,12 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_make_collect_report(
     collector: pytest.Collector,
 ) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
-    """With `-m gpu`, a file is skipped that needs a library which is not installed: no extra for a GPU brings them all."""
+    """A file is skipped that needs diffusers, which the extra [test] does not bring; and with `-m gpu` any that needs a
+    library which is not installed: no extra for a GPU brings them all."""
     report = yield
     error = report.call.excinfo and report.call.excinfo.value.__cause__  # type: ignore[attr-defined]
-    if re.search(r"(?<!not )\bgpu\b", collector.config.option.markexpr) and isinstance(error, ModuleNotFoundError):
+    on_gpu = re.search(r"(?<!not )\bgpu\b", collector.config.option.markexpr)
+    if isinstance(error, ModuleNotFoundError) and (on_gpu or error.name == "diffusers"):
         report.outcome, report.longrepr = "skipped", (str(collector.path), 0, f"Skipped: {error}")
     return report
 

@@ -12,12 +12,15 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "cdiff_rt"
 SIGNPOSTS = ("engines", "export", "bench")  # links at the root to folders of the package
 HEAVY = {"torch", "onnx", "onnxruntime", "onnxscript", "openvino", "safetensors", "skimage"}
-HEAVY |= {"tensorrt", "triton", "polygraphy", "ray", "filelock", "platformdirs"}
+HEAVY |= {"diffusers", "tensorrt", "triton", "polygraphy", "ray", "filelock", "platformdirs"}
 HOMES = {
     "onnxruntime": {"cdiff_rt/engines/ort.py"},
     "openvino": {"cdiff_rt/engines/vino.py"},
-    "onnx": {f"cdiff_rt/export/{name}.py" for name in ("to_onnx", "typed", "whole_step", "cpu_graph")},
-    "onnxscript": {"cdiff_rt/export/to_onnx.py"},
+    "onnx": {
+        f"cdiff_rt/export/{name}.py" for name in ("brought", "islands", "to_onnx", "typed", "whole_step", "cpu_graph")
+    },
+    "onnxscript": {"cdiff_rt/export/brought.py", "cdiff_rt/export/to_onnx.py"},
+    "diffusers": {"cdiff_rt/foreign/from_diffusers.py"},
     "skimage": {"cdiff_rt/bench/faces.py"},
     "ray": {"cdiff_rt/jobs/on_ray.py"},
     "filelock": {"cdiff_rt/engines/user_files.py"},
@@ -70,7 +73,24 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("editing", "engines", "errors", "extras", "inputs", "manifest", "notes", "outputs", "pipeline", "sampling"),
         *("schema", "settings", "told", "tuned", "version"),
     },
-    "composition": {"errors", "manifest", "pipeline", "runners", "sampling", "settings"},
+    "foreign": {"engines", "errors", "extras", "process", "sampling"},
+    "expert": {"errors", "extras", "foreign", "sampling", "settings"},
+    "composition": {"errors", "expert", "extras", "foreign", "manifest", "pipeline", "runners", "sampling", "settings"},
+    "composed_bundle": {
+        *(
+            "composition",
+            "engines",
+            "errors",
+            "expert",
+            "export",
+            "foreign",
+            "manifest",
+            "outputs",
+            "pipeline",
+            "process",
+        ),
+    },
+    "told_experts": {"errors", "expert", "foreign", "inputs"},
     "learning": {
         *("editing", "engines", "errors", "export", "extras", "inputs", "manifest", "nets", "notes", "outputs"),
         *("pipeline", "process", "run", "sampling", "schema", "settings"),

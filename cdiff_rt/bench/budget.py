@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from cdiff_rt import schema
 from cdiff_rt.bench.floor import Floor, Gpu, count_floor, find_gpu
-from cdiff_rt.engines.base import Placement
+from cdiff_rt.engines.base import Placement, is_composed
 from cdiff_rt.engines.cache import step_network
 from cdiff_rt.engines.stacked import stack_network
 from cdiff_rt.engines.trt_build import Report, build_plan
@@ -104,6 +104,9 @@ def _subject(model: str) -> Subject:
             return Subject(d.name, d.config, d.latent_shape, d.modalities, None)
     bundle = Bundle.open(find_model(model))
     m = bundle.manifest
+    if is_composed(m):
+        seen = f"{m.name} was composed of others' networks, which are graphs alone"
+        raise BadRequest("budget", seen, "time its engines with `cdiff-rt bench time`")
     config = padded_config(schema.from_json(ModelConfig, m.source, "source"), 1)  # no padding, which is the engines'
     return Subject(m.name, config, m.latent_shape, tuple(m.modalities), bundle)
 

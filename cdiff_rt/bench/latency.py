@@ -13,7 +13,7 @@ from cdiff_rt.bench.comparison import AT_A_TIME, Comparison, Timing
 from cdiff_rt.bench.machine import machine
 from cdiff_rt.bench.roofline import Roofline, limit_s, measure, operations_of
 from cdiff_rt.bench.task import Task, What, open_bundle
-from cdiff_rt.engines.base import Precision
+from cdiff_rt.engines.base import Precision, is_composed
 from cdiff_rt.errors import BadEnvironment, BadRequest
 from cdiff_rt.manifest import Manifest
 from cdiff_rt.notes import log
@@ -54,6 +54,8 @@ def compare(
     """
     check(cases)
     manifest = open_bundle(task).manifest
+    if is_composed(manifest):
+        cases, roofline = without_torch(cases), None  # which counts operations of PyTorch's modules
     check_runs(manifest, cases, (task.batch,), after)
     limits = limits_ms(manifest, task, cases, roofline) if roofline else {}
     base = next((name for name in BASELINES for case in cases if case.name == name), "")
@@ -72,6 +74,17 @@ def compare(
         causes = "; ".join(dict.fromkeys(error.seen for error in left_out.values()))
         raise BadEnvironment("benchmark", f"no case of it runs here ({causes})", "see `cdiff-rt doctor`")
     return comparison
+
+
+def without_torch(cases: tuple[Case, ...]) -> tuple[Case, ...]:
+    """Those that run graphs. Raises BadEnvironment if there is none."""
+    found = tuple(case for case in cases if not case.is_baseline)
+    log.info("PyTorch is left out: this bundle was composed of others' networks, which are graphs alone")
+    if not found:
+        raise BadEnvironment(
+            "benchmark", "only PyTorch is asked for, which runs no composed bundle", "name another backend"
+        )
+    return found
 
 
 def _heats(cases: tuple[Case, ...], pairwise: bool, alone: bool) -> list[tuple[Case, ...]]:

@@ -108,7 +108,7 @@ def example(kind: str, classes: int, shape: tuple[int, ...]) -> Any:
         return "This man has a long beard. He is in his fifties."
     if kind == "labels":
         return LabelMap(np.arange(64 * 64).reshape(64, 64) // 216 % classes, classes, given=False)
-    return np.linspace(0, 1, int(np.prod(shape)), dtype=np.float32)
+    return None if kind == "nothing" else np.linspace(0, 1, int(np.prod(shape)), dtype=np.float32)
 
 
 def _latents(x: np.ndarray) -> Result:

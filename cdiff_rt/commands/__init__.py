@@ -6,6 +6,7 @@ import os
 import click
 
 from cdiff_rt.commands.bench import bench
+from cdiff_rt.commands.compose import compose
 from cdiff_rt.commands.doctor import doctor
 from cdiff_rt.commands.edit import edit
 from cdiff_rt.commands.export import export
@@ -34,5 +35,5 @@ def main(debug: bool, quiet: bool) -> None:
     log.setLevel(logging.WARNING if quiet else logging.INFO)
 
 
-for command in (generate, edit, show, reproduce, palette, export, bench, doctor):
+for command in (generate, edit, show, reproduce, palette, export, compose, bench, doctor):
     main.add_command(command)

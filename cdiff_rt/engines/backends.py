@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from cdiff_rt.engines.base import DTYPES, Arrangement, DeviceEngine, Engine, Placement, Precision
+from cdiff_rt.engines.base import DTYPES, Arrangement, DeviceEngine, Engine, Placement, Precision, is_composed
 from cdiff_rt.engines.cuda import why_no_device, why_torch_fails, why_unusable
 from cdiff_rt.engines.graphs import Graph
 from cdiff_rt.errors import BadEnvironment, BadRequest, CdiffError
@@ -86,7 +86,12 @@ FASTEST = ("torch-cuda", "openvino", "onnxruntime", "torch")  # what `auto` trie
 
 
 def fastest(manifest: Manifest) -> tuple[str, ...]:
-    """`FASTEST`, but onnxruntime passes openvino where it has graphs of its own for all experts (docs/speed.md)."""
+    """`FASTEST`, but onnxruntime passes openvino where it has graphs of its own for all experts (docs/speed.md).
+
+    A composed bundle has graphs alone, which PyTorch does not run.
+    """
+    if is_composed(manifest):
+        return ("onnxruntime-cuda", "onnxruntime", "openvino")
     experts = [network for name, network in manifest.networks.items() if name.startswith("expert.")]
     passes = all(network.cpu_file for network in experts)
     return ("torch-cuda", "onnxruntime", "openvino", "torch") if passes else FASTEST

@@ -1,13 +1,13 @@
 """What an engine is: one network of a bundle on one backend, on the CPU or on a device."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 
 from cdiff_rt.errors import BadArtefact, CdiffError, OutOfResource, ran_out
-from cdiff_rt.manifest import REBUILD, NetworkSpec, TensorSpec
+from cdiff_rt.manifest import REBUILD, Manifest, NetworkSpec, TensorSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,6 +21,14 @@ DTYPES: dict[Precision, str] = {  # as numpy and torch say
     "fp32": "float32",
     "tf32": "float32",
 }
+
+
+COMPOSED = "composed"  # in place of a manifest's description of the networks, where they are graphs that others made
+
+
+def is_composed(manifest: Manifest) -> bool:
+    """Whether its networks are graphs alone, which PyTorch has no modules for."""
+    return COMPOSED in manifest.source
 
 
 class Engine(Protocol):
@@ -73,10 +81,10 @@ def device_spec(spec: NetworkSpec, network: str, placement: Placement) -> Networ
 
     def typed(tensor: TensorSpec) -> TensorSpec:
         shape = tuple(placement.batch if d == "batch" else d for d in tensor.shape)
-        changes = tensor.dtype == "float32" and tensor.name not in _FP32_TENSORS
+        changes = tensor.dtype == "float32" and tensor.name not in (*_FP32_TENSORS, *spec.exact)
         return TensorSpec(tensor.name, shape, dtype if changes else tensor.dtype)
 
-    return NetworkSpec(spec.file, tuple(map(typed, spec.inputs)), tuple(map(typed, spec.outputs)))
+    return replace(spec, inputs=tuple(map(typed, spec.inputs)), outputs=tuple(map(typed, spec.outputs)), cpu_file="")
 
 
 def check_inputs(spec: NetworkSpec, inputs: dict[str, np.ndarray]) -> None:

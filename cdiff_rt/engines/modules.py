@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from cdiff_rt import schema
-from cdiff_rt.engines.base import MORE_MEMORY
+from cdiff_rt.engines.base import MORE_MEMORY, is_composed
 from cdiff_rt.engines.stacked import check_alike, stacked_modalities
 from cdiff_rt.engines.weights import fp32, part_of, places
-from cdiff_rt.errors import BadArtefact, BadRequest, OutOfResource, ran_out
+from cdiff_rt.errors import BadArtefact, BadEnvironment, BadRequest, OutOfResource, ran_out
 from cdiff_rt.manifest import REBUILD, Bundle, Manifest, digest
 from cdiff_rt.nets.collaborative import Function, ModelConfig, build_part, part_functions, reads
 from cdiff_rt.nets.stacked import Stacked
@@ -56,6 +56,11 @@ def load_network(
         return value.to(device, dtype, memory_format=layout or torch.preserve_format)
 
     manifest = bundle.manifest
+    if is_composed(manifest):
+        seen = f"{manifest.name} was composed of others' networks, which are graphs alone here"
+        raise BadEnvironment(
+            "PyTorch", seen, "take backend onnxruntime or openvino, on a GPU onnxruntime-cuda or tensorrt-rtx"
+        )
     key = manifest.files[manifest.weights], digest(manifest.source), network, device, dtype, prepare, channels_last
     module = _loaded.get(key)
     if module is None:

@@ -6,7 +6,7 @@ shapes has separate ones.
 
 from collections.abc import Iterator, Sequence
 
-from cdiff_rt.engines.base import Arrangement
+from cdiff_rt.engines.base import Arrangement, is_composed
 from cdiff_rt.errors import BadArtefact, BadRequest
 from cdiff_rt.manifest import NAME, REBUILD, Manifest, NetworkSpec, TensorSpec
 
@@ -63,6 +63,10 @@ def stack_spec(manifest: Manifest, modalities: Sequence[str]) -> NetworkSpec:
 def check_alike(manifest: Manifest, modalities: Sequence[str]) -> None:
     """Raises BadRequest unless the experts have one shape, and BadArtefact for a manifest that does not say."""
     first, *others = modalities
+    if is_composed(manifest):
+        raise BadRequest(
+            "experts stacked", f"{manifest.name} was composed of networks of any make", "run them separate"
+        )
     try:
         shapes = {name: dict(_sizes(manifest.source["experts"][name])) for name in modalities}
     except (KeyError, TypeError, AttributeError) as error:

@@ -187,8 +187,8 @@ def part_specs(described: Description, part: str, module: torch.nn.Module) -> di
     if not isinstance(module, Expert):
         image: Shape = ("batch", 3, described.image_size, described.image_size)
         return {
-            "vae.encode": _spec("vae.encode", {"image": image}, {"mean": latent, "logvar": latent}),
-            "vae.decode": _spec("vae.decode", {"z": latent}, {"image": image}),
+            "vae.encode": network_spec("vae.encode", {"image": image}, {"mean": latent, "logvar": latent}),
+            "vae.decode": network_spec("vae.decode", {"z": latent}, {"image": image}),
         }
     (modality,) = (modality for modality in described.modalities if part == f"experts.{modality.name}")
     logit: Shape = ("batch", 1, *described.latent_shape[1:])
@@ -197,9 +197,9 @@ def part_specs(described: Description, part: str, module: torch.nn.Module) -> di
     condition, time, step = (f"{network}.{modality.name}" for network in ("condition", "time", "expert"))
     kind = "int64" if modality.kind == "words" else "float32"
     return {
-        condition: _spec(condition, {"inputs": inputs}, {"context": context}, kind),
-        time: _spec(time, {"t": ("steps",)}, {"projections": ("steps", module.projection_width)}, "int64"),
-        step: _spec(
+        condition: network_spec(condition, {"inputs": inputs}, {"context": context}, kind),
+        time: network_spec(time, {"t": ("steps",)}, {"projections": ("steps", module.projection_width)}, "int64"),
+        step: network_spec(
             step,
             {"x": latent, "projections": (1, module.projection_width), "context": context},
             {"out": latent, "logit": logit},
@@ -207,7 +207,9 @@ def part_specs(described: Description, part: str, module: torch.nn.Module) -> di
     }
 
 
-def _spec(network: str, inputs: dict[str, Shape], outputs: dict[str, Shape], kind: str = "float32") -> NetworkSpec:
+def network_spec(
+    network: str, inputs: dict[str, Shape], outputs: dict[str, Shape], kind: str = "float32"
+) -> NetworkSpec:
     """`kind` is the inputs' type; outputs are float32."""
     return NetworkSpec(
         f"{network}.onnx",

@@ -97,8 +97,8 @@ def network_graph(
     _simplify(program.model)
     _point_into(program.model, taken, weights, stored)
     proto = program.model_proto
-    _cast_from_fp16(proto.graph)
-    _strip(proto)
+    cast_from_fp16(proto.graph)
+    strip(proto)
     return proto
 
 
@@ -184,7 +184,7 @@ def _point_into(
         whole.outputs[0].name = str(value.name)
 
 
-def _cast_from_fp16(graph: "onnx.GraphProto") -> None:
+def cast_from_fp16(graph: "onnx.GraphProto") -> None:
     import onnx
 
     casts = []
@@ -204,7 +204,7 @@ def _dynamic_shapes(spec: NetworkSpec) -> tuple[dict[int, object], ...]:
     return tuple({axis: named for axis, d in enumerate(t.shape) if isinstance(d, str)} for t in spec.inputs)
 
 
-def _strip(proto: "onnx.ModelProto") -> None:
+def strip(proto: "onnx.ModelProto") -> None:
     """Drops the exporter's notes, which hold source lines and paths of the exporting machine."""
     for part in (proto, proto.graph, *proto.graph.node, *proto.graph.input, *proto.graph.output):
         part.ClearField("metadata_props")

@@ -13,6 +13,7 @@ import numpy as np
 from cdiff_rt.engines.base import DTYPES, Placement, device_spec, precision_of
 from cdiff_rt.engines.graphs import graph_of
 from cdiff_rt.errors import OutOfResource
+from cdiff_rt.export.islands import EXACT, put_back, take_out
 from cdiff_rt.manifest import Bundle, NetworkSpec
 
 if TYPE_CHECKING:
@@ -49,8 +50,12 @@ def typed_model(
     element = element_type(DTYPES[precision_of(network, placement)])
     _declare(model.graph, source, spec)
     (rewrite or expand_attention)(model)
+    exact = element != element_type("float32") and any(node.name.startswith(EXACT) for node in model.graph.node)
+    island = take_out(model.graph, types_of(model)) if exact else None
     _retype(model.graph, element)
     _cast_boundary(model.graph, spec, element)
+    if island:
+        put_back(model.graph, island, element)
     return Typed(model, spec)
 
 
@@ -112,6 +117,17 @@ def attributes(node: "onnx.NodeProto") -> dict:
 
 def shapes_of(model: "onnx.ModelProto") -> dict[str, tuple[int, ...]]:
     """The sizes of every tensor; 0 where it isn't known before it runs."""
+    shapes = {value.name: tuple(d.dim_value for d in value.type.tensor_type.shape.dim) for value in _inferred(model)}
+    return shapes | {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
+
+
+def types_of(model: "onnx.ModelProto") -> dict[str, int]:
+    """Of every tensor, as ONNX numbers them."""
+    types = {value.name: value.type.tensor_type.elem_type for value in _inferred(model)}
+    return types | {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+
+
+def _inferred(model: "onnx.ModelProto") -> "list[onnx.ValueInfoProto]":
     import onnx
 
     copy = onnx.ModelProto()
@@ -121,9 +137,7 @@ def shapes_of(model: "onnx.ModelProto") -> dict[str, tuple[int, ...]]:
             node.op_type = "Identity"
             del node.input[1:], node.attribute[:]
     graph = onnx.shape_inference.infer_shapes(copy, strict_mode=True, data_prop=True).graph
-    values = (*graph.value_info, *graph.input, *graph.output)
-    shapes = {value.name: tuple(d.dim_value for d in value.type.tensor_type.shape.dim) for value in values}
-    return shapes | {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    return [*graph.value_info, *graph.input, *graph.output]
 
 
 def _products(

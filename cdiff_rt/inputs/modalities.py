@@ -81,7 +81,8 @@ def tell_unused(
             if changed:
                 log.warning("%s: no mask is given, so it changes nothing", name)
     check_names(manifest, weighed, "influence")
-    for name in sorted(name for name in weighed if given.get(name) is None):
+    always = {modality.name for modality in manifest.modalities if modality.kind == "nothing"}
+    for name in sorted(name for name in weighed if given.get(name) is None and name not in always):
         log.warning("influence: no %s is given, so what is asked of it changes nothing", name)
 
 

@@ -192,7 +192,33 @@ def test_a_function_that_returns_something_else_is_refused(denoise, words):
             {"schedule": COSINE},
             "expert a, schedule: it goes down to alpha_bar 0.000000, and this denoiser was trained down to 0.0063",
         ),
-        ({"a": Expert(lambda x, t: x, condition=(0,))}, {}, "experts: 'modality a' has the shape"),
+        (
+            {"a": Expert(lambda x, t: x, condition=(0,))},
+            {},
+            "expert a: its condition is (0,), its latent_shape None; give",
+        ),
+        ({"a": Expert(lambda x, t: x, condition=5)}, {}, "expert a: its condition is 5, its latent_shape None; give"),
+        (
+            {"a": Expert(lambda x, t: x, form="eps")},
+            {},
+            "expert a: its form is a str; give a cdiff_rt.Parameterisation",
+        ),
+        (
+            {"a": Expert(lambda x, t: x)},
+            {"decode": lambda z: z},
+            "image_size: none, and something decodes; say how many",
+        ),
+        ({"a": Expert(lambda x, t: x)}, {"decode": 5, "image_size": 8}, "decode: a int; give a function, a module, or"),
+        (
+            {"a": Expert(lambda x, t: x, latent_shape=(2, 4))},
+            {},
+            "expert a: its latents are [2, 4], those asked for [1, 4]",
+        ),
+        (
+            {"a": Expert(lambda x, t: x, condition=(2,), fixed=np.ones(3))},
+            {},
+            "expert a, fixed: it is of shape (3,), its",
+        ),
     ],
 )
 def test_what_cannot_be_composed_is_refused_in_words(experts, how, words):
@@ -278,3 +304,38 @@ def test_a_top_k_that_cannot_be_is_refused(top_k, logit, words):
     with pytest.raises(BadRequest) as caught:
         compose({"a": one, "b": one}, (1, 4), top_k=top_k)
     assert str(caught.value).startswith(words)
+
+
+@pytest.mark.parametrize("shape", [None, 16, (), (1, 0), (1, "a")], ids=str)
+def test_latents_need_a_shape(shape):
+    with pytest.raises(BadRequest, match=r"latent_shape: .*; give (one|whole numbers above 0), channels first"):
+        compose({"a": Expert(lambda x, time: x)}, shape)
+
+
+def test_latents_are_by_default_what_experts_were_trained_on_and_channels_must_be_theirs():
+    known = Expert(lambda x, time: x, latent_shape=(1, 4))
+    assert compose({"a": known, "b": Expert(lambda x, time: x)}).manifest.latent_shape == (1, 4)
+    assert compose({"a": known}, (1, 9)).manifest.latent_shape == (1, 9)
+    with pytest.raises(
+        BadRequest, match=r"expert b: its latents are \[1, 5\], a \[1, 4\]; compose models of one latent"
+    ):
+        compose({"a": known, "b": Expert(lambda x, time: x, latent_shape=(1, 5))})
+
+
+def test_a_condition_that_is_always_the_same_is_not_asked_for():
+    seen = []
+    always = Expert(lambda x, time, c: seen.append(c) or x, condition=(2, 3), fixed=np.arange(6))
+    compose({"a": always}, (1, 4)).generate(steps=1, batch=2)
+    np.testing.assert_array_equal(seen, [[np.arange(6).reshape(2, 3)] * 2])
+
+
+@pytest.mark.parametrize(
+    ("decode", "words"),
+    [
+        (lambda z: np.zeros((1, 8, 8, 3)), r"decode: it returned float64 of shape \(1, 8, 8, 3\); return numbers in"),
+        (lambda z: np.zeros((1, 3, 8, 8), np.uint8), "decode: it returned uint8 of shape"),
+    ],
+)
+def test_a_decoder_that_returns_something_else_is_refused(decode, words):
+    with pytest.raises(BadRequest, match=words):
+        compose({"a": Expert(lambda x, time: x)}, (1, 4), image_size=8, decode=decode).generate(steps=1)

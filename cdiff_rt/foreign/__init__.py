@@ -1,0 +1,1 @@
+"""Denoisers that others made: modules of PyTorch, networks of diffusers, ONNX files."""

@@ -1,0 +1,117 @@
+"""An ONNX file as a denoiser, by whatever names its inputs have."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from cdiff_rt.engines.backends import check_backend
+from cdiff_rt.engines.ort import OrtFile
+from cdiff_rt.errors import BadArtefact, BadRequest
+from cdiff_rt.process import usual_threads
+
+USUAL = {
+    "x": ("x", "x_t", "sample", "latent", "latents", "latent_model_input", "hidden_states", "noisy_latents", "input"),
+    "time": ("time", "t", "timestep", "timesteps", "sigma", "sigmas", "time_step", "noise_level"),
+}
+WHOLE = ("int64", "int32")
+AGAIN = "export it with fixed sizes and a dynamic batch, e.g. dynamic_shapes={0: Dim('batch')} of every input"
+
+
+@dataclass(frozen=True)
+class Port:
+    """An input or output; `shape` is without the batch, which there is none of if `whole`."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    batched: bool = True
+
+
+@dataclass(frozen=True, eq=False)
+class OnnxFunction:
+    """A file's network as a function of arrays: (x, time, condition) -> what it predicts."""
+
+    path: Path
+    session: OrtFile
+    x: Port
+    time: Port
+    condition: Port | None
+    out: Port
+
+    def __call__(self, *arrays: np.ndarray) -> np.ndarray:
+        x, time, *condition = arrays
+        given = {self.x.name: x, self.time.name: typed(time if self.time.batched else time[:1], self.time)}
+        if self.condition:
+            given[self.condition.name] = typed(condition[0], self.condition)
+        return self.session(self.out.name, {n: np.ascontiguousarray(value) for n, value in given.items()})
+
+
+def typed(value: np.ndarray, port: Port) -> np.ndarray:
+    shape = (-1, *port.shape) if port.batched else port.shape
+    return (np.rint(value) if port.dtype in WHOLE else value).astype(port.dtype).reshape(shape)
+
+
+def open_onnx(path: Path, names: Mapping[str, str]) -> OnnxFunction:
+    """`names` are those of its x, time, condition and out, where they are unusual. Raises BadRequest, BadArtefact."""
+    if not path.is_file():
+        raise BadArtefact(f"file {path}", "there is no such file", "check the path")
+    check_backend("onnxruntime")
+    if strange := sorted(set(names) - {"x", "time", "condition", "out"}):
+        raise BadRequest("names", f"{strange[0]!r:.80}", "name x, time, condition or out")
+    session = OrtFile(path, usual_threads())
+    ports = {name: _port(path, name, *about) for name, about in session.inputs.items()}
+    x, time = (_named(path, ports, role, names.get(role, "")) for role in ("x", "time"))
+    others = {name: port for name, port in ports.items() if port not in (x, time)}
+    if len(others) > 1:
+        seen = f"beside x and time it takes {', '.join(others)}"
+        raise BadRequest(
+            f"file {path.name}", seen, "export it with one condition, e.g. of all numbers one behind the other"
+        )
+    condition = _named(path, others, "condition", names.get("condition", next(iter(others)))) if others else None
+    out = names.get("out", next(iter(session.outputs)))
+    if out not in session.outputs:
+        raise BadRequest(f"file {path.name}", f"it gives no {out!r:.80}", f"name one of {', '.join(session.outputs)}")
+    return _checked(path, OnnxFunction(path, session, x, time, condition, _port(path, out, *session.outputs[out])))
+
+
+def _checked(path: Path, found: OnnxFunction) -> OnnxFunction:
+    if found.x.dtype != "float32" or found.out.dtype != "float32":
+        seen = f"it takes x as {found.x.dtype} and gives {found.out.dtype}"
+        raise BadRequest(
+            f"file {path.name}", seen, "export it in float32 (engines of a bundle compute in fp16 all the same)"
+        )
+    if not found.x.batched or (found.condition and not found.condition.batched):
+        raise BadRequest(f"file {path.name}", f"its {found.x.name} has a fixed batch", AGAIN)
+    if found.time.shape not in ((), (1,)) or (found.out.shape and found.out.shape != found.x.shape):
+        seen = f"time is {list(found.time.shape)} and out {list(found.out.shape)}, x {list(found.x.shape)} without the batch"
+        raise BadRequest(
+            f"file {path.name}", seen, "export a network of x [B, ...] and time [B] that predicts what is like x"
+        )
+    return found
+
+
+def _named(path: Path, ports: Mapping[str, Port], role: str, name: str) -> Port:
+    usual = [each for each in USUAL.get(role, ()) if each in ports]
+    name = name or (usual[0] if usual else "")
+    if name not in ports:
+        seen = (
+            f"none of its inputs {', '.join(ports)} is called like {role}"
+            if not name
+            else f"it has no input {name!r:.80}"
+        )
+        raise BadRequest(f"file {path.name}", seen, f"name it: names={{{role!r}: ...}}, --names of a command")
+    return ports[name]
+
+
+def _port(path: Path, name: str, dtype: str, shape: tuple[int | str | None, ...]) -> Port:
+    """Raises BadRequest for sizes that are open, but for the batch."""
+    first, rest = (shape[0] if shape else 1), shape[1:]
+    sizes = tuple(size for size in rest if isinstance(size, int) and size > 0)
+    if sizes != rest:
+        seen = f"{name} has the dynamic shape {[size or '?' for size in shape]}"
+        raise BadRequest(f"file {path.name}", seen, AGAIN)
+    if isinstance(first, int):
+        return Port(name, dtype, (first, *sizes) if shape else (), batched=False)
+    return Port(name, dtype, sizes)
