@@ -4,19 +4,22 @@ import platform
 import sys
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cdiff_rt.engines.backends import BACKENDS
 from cdiff_rt.inputs.region_maps import read_map
-from cdiff_rt.inputs.traces import Input, Trace, loaded, trace_of
+from cdiff_rt.inputs.traces import Input, Trace, loaded, named, trace_of
 from cdiff_rt.manifest import Manifest, Modality
 from cdiff_rt.process import usual_threads
 from cdiff_rt.run import OnDevice, usual_of
+from cdiff_rt.sampling.calibrated import Calibration
 from cdiff_rt.settings import Settings
 
 FORMAT = 2  # of the record; the first had neither a number nor hashes of inputs
+CALIBRATION = "influence.calibration"  # the role of its file
 ALSO = ("numpy", "PIL")  # draw the noise, and scale photos and write files
 Inputs = dict[str, Input]
 
@@ -39,8 +42,12 @@ def with_maps(settings: Settings) -> Settings:
 
 
 def regions_in(settings: Settings, running: Collection[Modality], latent: tuple[int, ...]) -> Inputs:
-    """By their places; those of conditions that do not run were not read."""
-    found, names = {}, [modality.name for modality in running]
+    """By their places; those of conditions that do not run were not read. And of weights that were found, their file."""
+    found = {}
+    for calibration in (each for each in settings.influence if isinstance(each, Calibration)):
+        content = calibration.content or calibration.to_json().encode()
+        found[CALIBRATION] = Input(trace_of(named(content, Path(str(calibration)).name)))
+    names = [modality.name for modality in running]
     for place, each in enumerate(settings.region):
         name = f"region of {each.condition}"
         whole = read_map(each.map, name, latent) if each.condition in names else None

@@ -52,7 +52,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "runners": {"engines", "errors", "manifest", "process", "run", "sampling", "gpu"},
     "gpu": {"engines", "errors", "manifest", "nets", "process", "run", "sampling", "notes"},
     "outputs": {"errors", "manifest", "notes", "sampling"},
-    "told": {"engines", "inputs", "manifest", "process", "run", "settings"},
+    "told": {"engines", "inputs", "manifest", "process", "run", "sampling", "settings"},
     "exam": {"engines", "errors", "intact", "manifest", "schema"},
     "export": {
         *("engines", "errors", "inputs", "manifest", "nets", "notes", "outputs", "process", "sampling", "schema"),
@@ -71,7 +71,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "records": {
         *("editing", "engines", "errors", "extras", "inputs", "manifest", "notes", "outputs", "pipeline", "sampling"),
-        *("schema", "settings", "told", "tuned", "version"),
+        *("controls", "schema", "settings", "told", "tuned", "version"),
     },
     "foreign": {"engines", "errors", "extras", "process", "sampling"},
     "expert": {"errors", "extras", "foreign", "sampling", "settings"},

@@ -20,7 +20,9 @@ from cdiff_rt.outputs.generated import Generated
 from cdiff_rt.pipeline import Pipeline
 from cdiff_rt.records.find import inputs_of
 from cdiff_rt.records.read import DAMAGED, READ, Record, array_of, latent_of, read_record
+from cdiff_rt.sampling.calibrated import Calibration
 from cdiff_rt.settings import Settings
+from cdiff_rt.told import CALIBRATION
 from cdiff_rt.version import __version__
 
 PLACE = ("version", "backend", "precision", "experts", "threads", "machine")  # that may round otherwise
@@ -139,8 +141,11 @@ def _made_again(pipeline: Pipeline, record: Record, found: Mapping[str, Any]) ->
 
 
 def _settings(record: Record, found: Mapping[str, Any]) -> Settings:
-    """With the regions' maps that were found."""
+    """With the regions' maps, and the calibration, that were found."""
     settings = record.settings()
+    if CALIBRATION in found:
+        calibration = Calibration.of(found[CALIBRATION], found[CALIBRATION].name)
+        settings = replace(settings, influence=(*settings.influence, calibration))
     maps = (found.get(f"region.{place}", each.map) for place, each in enumerate(settings.region))
     regions = (replace(each, map=map_) for each, map_ in zip(settings.region, maps, strict=True))
     return replace(settings, region=tuple(regions))

@@ -12,11 +12,13 @@ from typing import Any, TypeVar
 import numpy as np
 
 from cdiff_rt import schema
+from cdiff_rt.controls import CALIBRATED
 from cdiff_rt.errors import BadInput, CdiffError
 from cdiff_rt.inputs.containers import LARGEST_TEXT, texts_of
 from cdiff_rt.inputs.images import LARGEST_FILE, name_of, opened, read_array, read_file
 from cdiff_rt.outputs.formats import GALLERY, INPUTS, RECORD
 from cdiff_rt.settings import INFLUENCES, SETTINGS, Settings
+from cdiff_rt.told import CALIBRATION
 
 NEEDED = (*("seed", "first", "batch", "image", "solver", "steps", "eta", "temperature"), "prompt", "size", "version")
 LARGEST = 2**20  # characters of a record
@@ -82,9 +84,12 @@ class Record:
         return found
 
     def settings(self) -> Settings:
-        """Raises BadInput."""
+        """But for a calibration, which is an input. Raises BadInput."""
+        asked = self.request()
+        if CALIBRATION in self.inputs and isinstance(asked.get("influence"), list):
+            asked["influence"] = [each for each in asked["influence"] if not str(each).endswith(CALIBRATED)]
         try:
-            return Settings(**self.request())
+            return Settings(**asked)
         except CdiffError as error:
             raise BadInput(f"record of {self.name}: {error.what}", error.seen, DAMAGED) from None
 

@@ -7,7 +7,7 @@ least where E w is the same for all. It is found at levels of noise and at coars
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from cdiff_rt.schema import from_json, parse
 
 MOST_CELLS, LARGEST_FILE = 64, 2**26  # places in all; bytes
 AGREE, LEAST = 1e-9, 1e-30  # of the variance of experts that agree: a share of the error, and in all
+REMEDY = "make it anew with calibrate"
 CLEANEST = 1e-9  # of 1 - alpha_bar, and of alpha_bar
 
 
@@ -38,9 +39,10 @@ class Calibration:
     pairs: int
     table: dict[str, float]  # the squared error on pairs held out: of each expert alone, of their mean, and of this
     file: str = field(default="", compare=False)  # where it was read, as pictures tell
+    content: bytes = field(default=b"", compare=False, repr=False)  # of that file
 
     def __str__(self) -> str:
-        return self.file or "calibrated"
+        return self.file or "calibrated.json"
 
     @classmethod
     def load(cls, path: str | Path) -> "Calibration":
@@ -48,16 +50,24 @@ class Calibration:
         try:
             if Path(path).stat().st_size > LARGEST_FILE:
                 raise ValueError(f"it has more than {LARGEST_FILE} bytes")
-            found = from_json(cls, parse(Path(path).read_text()), "calibration")
-            found.check()
+            return cls.of(Path(path).read_bytes(), str(path))
         except FileNotFoundError:
             raise BadRequest(f"calibration {path}", *without_file(path)) from None
-        except (OSError, ValueError, TypeError) as error:  # a UnicodeDecodeError is a ValueError
-            raise BadArtefact(f"calibration {path}", f"{error!s:.200}", "make it anew with calibrate") from None
-        return replace(found, file=str(path))
+        except (OSError, ValueError) as error:
+            raise BadArtefact(f"calibration {path}", f"{error!s:.200}", REMEDY) from None
+
+    @classmethod
+    def of(cls, content: bytes, file: str) -> "Calibration":
+        """The content of such a file. Raises BadArtefact."""
+        try:
+            found = from_json(cls, parse(content.decode()), "calibration")
+            found.check()
+        except (ValueError, TypeError) as error:  # a UnicodeDecodeError is a ValueError
+            raise BadArtefact(f"calibration {file}", f"{error!s:.200}", REMEDY) from None
+        return replace(found, file=file, content=content)
 
     def to_json(self) -> str:
-        return json.dumps({name: value for name, value in asdict(self).items() if name != "file"})
+        return json.dumps({name: value for name, value in vars(self).items() if name not in ("file", "content")})
 
     def check(self) -> None:
         """Raises ValueError for numbers that cannot be those of a calibration."""

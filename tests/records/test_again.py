@@ -16,6 +16,7 @@ from cdiff_rt.errors import BadArtefact, BadInput
 from cdiff_rt.outputs.formats import RECORD, png_bytes
 from cdiff_rt.records import find
 from cdiff_rt.runners import HostRunner
+from cdiff_rt.sampling.calibrated import Calibration
 from tests.command_line import check_refused, run
 
 TEXT, OTHER = "This man has a long beard.", "He is in his seventies."
@@ -257,6 +258,25 @@ def test_a_mask_that_is_nowhere_is_one_line(place, picture):
     check_refused(run("reproduce", picture, "--search", "nowhere"), 2, "search", "nowhere")
     with pytest.raises(BadInput, match="m.png"):
         reproduce(picture)
+
+
+WEIGHTS = Calibration(("mask", "text"), (16, 16), (0.5,), 1, 0.1, (1.0, 0.2, 0.2, 0.5), 10, {"mask": 1.0})
+
+
+def test_weights_that_were_found_are_an_input_by_their_hash(place, pipeline):
+    Path("weights.json").write_text(WEIGHTS.to_json())
+    arguments = ["--mask", "m.png", "--text", "A man.", "--tier", "turbo", "--influence", "weights.json"]
+    assert run("generate", *arguments, "--out", "weighed.png").exit_code == 0
+    trace = read_record("weighed.png").inputs["influence.calibration"]
+    assert trace["sha256"] == hashlib.sha256(WEIGHTS.to_json().encode()).hexdigest()
+    assert "--influence weights.json" in run("show", "weighed.png").stdout
+    os.makedirs("elsewhere")
+    os.rename("weights.json", "elsewhere/other.json")
+    check_refused(run("reproduce", "weighed.png"), 3, "influence.calibration", "weights.json", trace["sha256"])
+    assert "the same to the byte" in run("reproduce", "weighed.png", "--search", "elsewhere").stdout
+    pipeline.generate(text="A man.", influence=WEIGHTS, steps=2).save("python.png")
+    Path("weights.json").write_text(WEIGHTS.to_json())
+    assert reproduce("python.png").same
 
 
 def test_a_search_is_not_endless(place, picture, monkeypatch):
