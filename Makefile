@@ -29,7 +29,7 @@ test-all: .venv/test
 	$(TESTS)
 
 # What reads foreign bytes, each for SECONDS with damaged ones.
-SECONDS ?= 30
+SECONDS ?= 10
 fuzz: .venv/fuzz
 	.venv/bin/python -m tests.fuzz all --seconds $(SECONDS)
 

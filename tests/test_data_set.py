@@ -91,7 +91,7 @@ def check(folder: Path, rows: int, kills: int, masks: list[np.ndarray], options:
     )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_set_that_is_killed_five_times_is_that_of_an_unbroken_run(tiny_bundle, mask, tmp_path):
     masks = [mask % 5, mask.T % 5]
     check(tmp_path, 60, 5, masks, ["--model", str(tiny_bundle), "--steps", "8"])

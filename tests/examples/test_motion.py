@@ -257,13 +257,13 @@ def test_the_runtime_moves_by_either_condition_and_by_both(motion, eager, names)
 
 @pytest.mark.slow
 def test_each_condition_and_the_influence_functions_matter(motion):
-    def path(influence=None, **given):
-        return motion.generate(steps=10, influence=influence, **given).latents
+    def path(**given):
+        return motion.generate(steps=10, **given).latents
 
     both = path(**GIVEN)
     for changed in ({"style": "arc"}, {"endpoints": -GIVEN["endpoints"]}):
         assert not np.allclose(path(**GIVEN | changed), both, atol=1e-3)
-    assert not np.allclose(path(WAYS[MEAN][1], **GIVEN), both, atol=1e-3)
+    assert not np.allclose(path(**GIVEN, **WAYS[MEAN][1]), both, atol=1e-3)
 
 
 @pytest.mark.slow
@@ -314,7 +314,7 @@ def test_the_plot_is_small_and_of_requests_that_are_not_in_the_table(motion, tmp
     assert set(requests.styles[list(REQUESTS)]) == set(range(len(NAMES)))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_movement_is_made_again_from_what_its_npz_says(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     np.save("ends.npy", GIVEN["endpoints"])

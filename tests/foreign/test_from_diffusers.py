@@ -101,12 +101,12 @@ def test_classifier_free_guidance_is_that_of_diffusers(tmp_path):
     guided(sd(), tmp_path, bundle=False)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_and_so_is_that_of_its_bundle(tmp_path):
     guided(sd(), tmp_path, bundle=True)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_base_then_refiner_over_time(tmp_path):
     """SDXL: the base until 80 % of the way, then the refiner, each with pooled embeddings and time ids."""
     base, refiner = sdxl(0, 6), sdxl(1, 5)
@@ -131,7 +131,7 @@ def test_base_then_refiner_over_time(tmp_path):
     equal(compose(experts), by_hand(predict), tmp_path / "bundle", influence=influence, **asked)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_fine_tunes_averaged(tmp_path):
     one, two = sd(0), sd(1)
     text = rows(1, TOKENS, WIDTH)
@@ -311,7 +311,7 @@ def test_latents_and_conditions_that_do_not_match(folder):
         compose({"text": Expert.from_diffusers(folder, tokens=TOKENS, fixed=np.ones(3))})
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_one_command_makes_a_bundle_of_a_pipelines_folder(folder, tmp_path):
     out, empty = tmp_path / "bundle", tmp_path / "empty.npy"
     np.save(empty, rows(TOKENS, WIDTH))

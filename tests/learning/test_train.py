@@ -53,6 +53,7 @@ def weights_of(kept):
     return {name: value.numpy() for name, value in kept[-1]._nets.state_dict().items()}
 
 
+@pytest.mark.long
 def test_a_mix_that_is_learned_beats_what_the_image_has_no_part_in(tmp_path, no_export):
     made = compose(experts(), SHAPE)
     calls = []
@@ -64,6 +65,7 @@ def test_a_mix_that_is_learned_beats_what_the_image_has_no_part_in(tmp_path, no_
     assert json.loads((tmp_path / "a" / "influence.json").read_text())["table"] == table
 
 
+@pytest.mark.long
 def test_an_interrupted_run_goes_on_as_if_it_had_not_been(tmp_path, no_export, monkeypatch):
     monkeypatch.setattr(descent, "SAVED_EVERY", 4)
     made, given = compose(experts(), SHAPE), pairs(25)
@@ -100,7 +102,7 @@ def test_minutes_settle_how_many_iterations_there_are(tmp_path, no_export, monke
     assert learned.about.iterations == 3
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_what_was_learned_runs_in_a_composition_and_depends_on_time_and_place(tmp_path):
     late = lambda time: time < 500
     mine = experts(late)

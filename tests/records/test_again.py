@@ -154,7 +154,7 @@ def test_a_picture_is_made_again_to_the_byte(case, place):
     check_shown(file)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("case", GENERATED)
 def test_every_picture_is(case, place):
     files = made("generate", *GENERATED[case], "--out", "out" if many(case) else "out.png")
@@ -162,7 +162,7 @@ def test_every_picture_is(case, place):
     check_shown(files[-1])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("case", EDITED)
 def test_every_edit_is(case, place):
     files = made("edit", *EDITED[case], "--out", "out" if many(case) else "out.png")
@@ -170,7 +170,7 @@ def test_every_edit_is(case, place):
     check_shown(files[-1])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_row_of_jobs_is(place):
     (place / "jobs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in JOBS))
     assert run("generate", "--jobs", "jobs.jsonl", "--out", "faces").exit_code == 0
@@ -304,7 +304,7 @@ def altered(path, change, pixels=None):
         path.write_bytes(png_bytes(np.asarray(image) if pixels is None else pixels, texts))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_another_backend_is_near_enough_and_said(picture, place):
     result = run("reproduce", picture, "--backend", "torch", "--out", "again.png")
     assert result.exit_code == 0 and "the same picture" in result.stdout
