@@ -16,7 +16,7 @@ QUICK = -m "not slow and not long"
 demo: .venv/cpu
 	.venv/bin/cdiff-rt generate --mask examples/1.png --text "$$(cat examples/1.txt)" --out out --force
 
-# What a change needs: at most five minutes.
+# What a change needs: about seven minutes on two cores.
 test: .venv/test
 	$(TESTS) $(QUICK)
 
