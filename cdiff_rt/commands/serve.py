@@ -30,7 +30,9 @@ Examples:
   cdiff-rt serve
   cdiff-rt serve --host 0.0.0.0 --token-file token.txt --allow-host faces.example.org""",
 )
-@option(SERVER, "--host", "Listen on this address; any other than this machine's own needs a token.", default="127.0.0.1")
+@option(
+    SERVER, "--host", "Listen on this address; any other than this machine's own needs a token.", default="127.0.0.1"
+)
 @option(SERVER, "--port", "Listen on this port; 0 is any free one.", type=click.IntRange(0, 65535), default=8000)
 @option(
     SERVER,
@@ -38,7 +40,9 @@ Examples:
     f"Ask every client for the token in this file. Default: that in the environment variable {TOKEN}, if there is one.",
     type=PATH,
 )
-@option(SERVER, "--allow-host", "hosts", "Answer by this host name too; may be repeated.", multiple=True, metavar="NAME")
+@option(
+    SERVER, "--allow-host", "hosts", "Answer by this host name too; may be repeated.", multiple=True, metavar="NAME"
+)
 @option(SERVER, "--log-prompts", "Write sentences to the log.", is_flag=True)
 @option(LIMITS, "--queue", "Let so many requests wait; others get 503.", type=click.IntRange(1, 10_000), default=32)
 @option(LIMITS, "--keep", "Keep a job's result for so many seconds.", type=click.FloatRange(1, 86400), default=600.0)

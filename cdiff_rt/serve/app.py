@@ -25,7 +25,11 @@ from cdiff_rt.serve.refusals import Refused, answer, error_body, refusal, status
 from cdiff_rt.serve.worker import Work, Worker
 
 EVENTS: dict[Operation, str] = {"generate": "image_generation", "edit": "image_edit"}  # OpenAI's names begin so
-NO_TOKENS: dict[str, Any] = {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}  # which OpenAI's events always tell
+NO_TOKENS: dict[str, Any] = {
+    "input_tokens": 0,
+    "output_tokens": 0,
+    "total_tokens": 0,
+}  # which OpenAI's events always tell
 NO_TOKENS |= {"input_tokens_details": {"image_tokens": 0, "text_tokens": 0}}
 
 
@@ -228,7 +232,12 @@ class Service:
             Route("/openapi.json", self.openapi),
             Route("/docs", self.docs),
         ]
-        handlers: Any = {CdiffError: _refuse, HTTPException: _no_such_thing, ClientDisconnect: _gone, Exception: _refuse}
+        handlers: Any = {
+            CdiffError: _refuse,
+            HTTPException: _no_such_thing,
+            ClientDisconnect: _gone,
+            Exception: _refuse,
+        }
         return Starlette(routes=routes, exception_handlers=handlers)
 
 

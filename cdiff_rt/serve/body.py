@@ -45,10 +45,13 @@ async def _of_form(request: Request, kinds: dict[str, type], largest: int) -> di
     try:
         async with request.form(max_files=MOST_FIELDS, max_fields=MOST_FIELDS, max_part_size=largest) as form:
             for key, value in form.multi_items():
-                name, inner = BRACKETS.fullmatch(key).groups() if BRACKETS.fullmatch(key) else (key, None)
+                in_brackets = BRACKETS.fullmatch(key)
+                name, inner = in_brackets.groups() if in_brackets else (key, None)
                 _put(found, name, inner, await _read(name, value, kinds))
     except HTTPException as error:
-        raise Refused(400, "bad_form", "body", f"not a form ({error.detail})", f"send {FORM} as RFC 7578 says") from None
+        raise Refused(
+            400, "bad_form", "body", f"not a form ({error.detail})", f"send {FORM} as RFC 7578 says"
+        ) from None
     return found
 
 

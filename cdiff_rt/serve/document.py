@@ -106,7 +106,9 @@ def _conditions(manifest: Manifest) -> dict[str, Any]:
 
 def _shared(manifest: Manifest) -> dict[str, Any]:
     found = _conditions(manifest) | {name: _setting(name) for name in KEYS}
-    found |= {name: {"type": TYPES[kind], "description": DOES.get(name, "As OpenAI has it.")} for name, kind in OF_ALL.items()}
+    found |= {
+        name: {"type": TYPES[kind], "description": DOES.get(name, "As OpenAI has it.")} for name, kind in OF_ALL.items()
+    }
     found["n"] |= {"minimum": 1, "maximum": LARGEST_BATCH}
     found["partial_images"] |= {"minimum": 0, "maximum": MOST_PARTIAL}
     found["deadline"] |= {"minimum": DEADLINES[0], "maximum": DEADLINES[1]}

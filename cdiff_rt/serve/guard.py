@@ -20,7 +20,8 @@ from cdiff_rt.serve.limits import BODY_SECONDS, Limits
 from cdiff_rt.serve.refusals import Refused, refusal
 
 Message = MutableMapping[str, Any]
-Receive, Send = Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
 Application = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 PLAIN_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 OPEN = ("/v2/health/live", "/v2/health/ready")  # without a token, for whoever watches
@@ -52,6 +53,8 @@ class Guard:
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             await _Passage(self._app, self._rules, self._limits, self._body_seconds).pass_(scope, receive, send)
+        elif scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
 
 
 class _Passage:

@@ -1,5 +1,7 @@
 """What a server counts, by the names that Prometheus wants; no sentence, path, seed or client is in a label."""
 
+from typing import TypedDict
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from cdiff_rt.serve.engine import Ready
@@ -8,12 +10,16 @@ SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
+class _In(TypedDict):
+    registry: CollectorRegistry
+
+
 class Metrics:
     """Counters of one server."""
 
     def __init__(self) -> None:
-        self._registry = registry = CollectorRegistry()
-        by, of = ["op", "outcome"], {"registry": registry}
+        self._registry = CollectorRegistry()
+        by, of = ["op", "outcome"], _In(registry=self._registry)
         self.requests = Counter("cdiff_requests", "Requests that were taken, by what became of them.", by, **of)
         self.rejected = Counter("cdiff_rejected", "Requests that were not taken, by their code.", ["reason"], **of)
         self.running = Gauge("cdiff_requests_running", "Requests that are made now.", **of)

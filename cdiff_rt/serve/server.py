@@ -70,7 +70,9 @@ class Server(uvicorn.Server):
             self.killed_by, self.should_exit, self.force_exit = sig, True, True
         else:
             self._service.draining = True
-            log.info("no more requests are taken; those that were are finished first, and a second signal stops at once")
+            log.info(
+                "no more requests are taken; those that were are finished first, and a second signal stops at once"
+            )
 
     async def main_loop(self) -> None:
         loop = asyncio.get_running_loop()
@@ -136,5 +138,3 @@ def _listen(host: str, port: int) -> socket.socket:
 def opener(model: str, backend: str, precision: Any, threads: int | None, device: int) -> Open:
     how: dict[str, Any] = {"backend": backend, "precision": precision, "threads": threads, "device": device}
     return partial(Pipeline.from_pretrained, model, **how)
-
-
