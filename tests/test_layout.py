@@ -12,7 +12,18 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "cdiff_rt"
 SIGNPOSTS = ("engines", "export", "bench")  # links at the root to folders of the package
 HEAVY = {"torch", "onnx", "onnxruntime", "onnxscript", "openvino", "safetensors", "skimage"}
-HEAVY |= {"diffusers", "tensorrt", "triton", "polygraphy", "ray", "filelock", "platformdirs"}
+HEAVY |= {
+    "prometheus_client",
+    "starlette",
+    "uvicorn",
+    "diffusers",
+    "tensorrt",
+    "triton",
+    "polygraphy",
+    "ray",
+    "filelock",
+    "platformdirs",
+}
 HOMES = {
     "onnxruntime": {"cdiff_rt/engines/ort.py"},
     "openvino": {"cdiff_rt/engines/vino.py"},
@@ -94,6 +105,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "learning": {
         *("editing", "engines", "errors", "export", "extras", "inputs", "manifest", "nets", "notes", "outputs"),
         *("pipeline", "process", "run", "sampling", "schema", "settings"),
+    },
+    "serve": {
+        *("controls", "editing", "errors", "inputs", "jobs", "manifest", "notes", "outputs", "pipeline", "sampling"),
+        *("schema", "settings", "version"),
     },
     "doctor": {"engines", "errors", "extras", "manifest", "process", "runners", "version"},
     "jobs": {

@@ -51,7 +51,7 @@ Examples:
     "--largest-body",
     "Take requests of so many megabytes.",
     type=click.IntRange(1, 1024),
-    default=64,
+    default=16,
     metavar="MB",
 )
 @model_option

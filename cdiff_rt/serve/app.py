@@ -76,7 +76,7 @@ class Service:
         if asked.deadline is not None:
             seen, remedy = f"it waited {asked.deadline:g} s and was not begun", "give it longer, or ask when less waits"
             late = Refused(504, "deadline", "deadline", seen, remedy)
-            asyncio.get_running_loop().call_later(asked.deadline, self.worker.cancel, work, late)
+            work.timer = asyncio.get_running_loop().call_later(asked.deadline, self.worker.cancel, work, late)
         return work
 
     async def _wait(self, request: Request, work: Work) -> Response:
@@ -103,7 +103,7 @@ class Service:
     def _result(self, work: Work) -> Response:
         if work.made is None:
             assert work.error is not None
-            return refusal(work.error)
+            raise work.error
         files = [{"b64_json": _base64(content)} for content in work.made.files]
         told = {"seed": work.made.seed, "warnings": work.made.warnings, "model": self.manifest.name}
         return answer({"created": int(time.time()), "data": files} | self._format() | told)
@@ -136,6 +136,7 @@ class Service:
 
     async def new_job(self, request: Request) -> Response:
         work = await self._take(request, None)
+        self._forget()
         self._jobs[work.id] = work
         return answer(self._told(work), 202, {"location": f"/v1/jobs/{work.id}"})
 
@@ -216,22 +217,8 @@ class Service:
         return HTMLResponse(document.page(document.openapi(self.manifest)), headers=policy)
 
     def app(self) -> Starlette:
-        routes = [
-            Route("/v1/images/generations", self.generations, methods=["POST"]),
-            Route("/v1/images/edits", self.edits, methods=["POST"]),
-            Route("/v1/jobs", self.new_job, methods=["POST"]),
-            Route("/v1/jobs", self.jobs),
-            Route("/v1/jobs/{id}", self.job),
-            Route("/v1/jobs/{id}", self.cancel_job, methods=["DELETE"]),
-            Route("/v1/jobs/{id}/result", self.job_result),
-            Route("/v1/models", self.models),
-            Route("/v1/models/{id}", self.model),
-            Route("/v2/health/live", self.live),
-            Route("/v2/health/ready", self.ready_now),
-            Route("/metrics", self.told_metrics),
-            Route("/openapi.json", self.openapi),
-            Route("/docs", self.docs),
-        ]
+        table = ((path, *each) for path, methods in document.ENDPOINTS.items() for each in methods.items())
+        routes = [Route(path, getattr(self, told[-1]), methods=[method.upper()]) for path, method, told in table]
         handlers: Any = {
             CdiffError: _refuse,
             HTTPException: _no_such_thing,
@@ -242,7 +229,11 @@ class Service:
 
 
 async def _refuse(request: Request, error: Exception) -> Response:
-    return refusal(as_told(error))
+    told = as_told(error)
+    status, code = status_of(told)
+    where = {"error": told.seen.partition(": ")[0]} if status >= 500 else {}  # what comes behind may quote a sentence
+    request.state.log |= {"code": code} | where
+    return refusal(told)
 
 
 async def _no_such_thing(request: Request, error: HTTPException) -> Response:

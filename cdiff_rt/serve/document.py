@@ -30,30 +30,32 @@ DOES = {
 CLIENTS = {"400": "a parameter is wrong", "408": "too slow", "413": "too large", "415": "neither JSON nor a form"}
 CLIENTS |= {"401": "no token", "403": "another site's page", "404": "no such model or job", "421": "not this host"}
 CLIENTS |= {"422": "a picture or a sentence cannot be used"}
-ENDPOINTS = {  # path -> method -> what it does, what it answers, its body
-    "/v1/images/generations": {"post": ("Make images.", "200", "generate")},
-    "/v1/images/edits": {"post": ("Change a picture.", "200", "edit")},
+ENDPOINTS = {  # path -> method -> what it does, what it answers, its body, and what of `Service` it is
+    "/v1/images/generations": {"post": ("Make images.", "200", "generate", "generations")},
+    "/v1/images/edits": {"post": ("Change a picture.", "200", "edit", "edits")},
     "/v1/jobs": {
-        "get": ("All jobs.", "200", ""),
-        "post": ("As both above, without waiting; with an image it is an edit.", "202", "job"),
+        "get": ("All jobs.", "200", "", "jobs"),
+        "post": ("As both above, without waiting; with an image it is an edit.", "202", "job", "new_job"),
     },
     "/v1/jobs/{id}": {
-        "get": ("What a job has come to.", "200", ""),
-        "delete": ("Cancel and forget a job.", "200", ""),
+        "get": ("What a job has come to.", "200", "", "job"),
+        "delete": ("Cancel and forget a job.", "200", "", "cancel_job"),
     },
-    "/v1/jobs/{id}/result": {"get": ("Its images, as those above.", "200", "")},
-    "/v1/models": {"get": ("The model that is served.", "200", "")},
-    "/v1/models/{id}": {"get": ("The model of that name.", "200", "")},
-    "/v2/health/live": {"get": ("Whether the server answers.", "200", "")},
-    "/v2/health/ready": {"get": ("Whether it takes requests; 503 if not.", "200", "")},
-    "/metrics": {"get": ("Counters, for Prometheus.", "200", "")},
+    "/v1/jobs/{id}/result": {"get": ("Its images, as those above.", "200", "", "job_result")},
+    "/v1/models": {"get": ("The model that is served.", "200", "", "models")},
+    "/v1/models/{id}": {"get": ("The model of that name.", "200", "", "model")},
+    "/v2/health/live": {"get": ("Whether the server answers.", "200", "", "live")},
+    "/v2/health/ready": {"get": ("Whether it takes requests; 503 if not.", "200", "", "ready_now")},
+    "/metrics": {"get": ("Counters, for Prometheus.", "200", "", "told_metrics")},
+    "/openapi.json": {"get": ("This document.", "200", "", "openapi")},
+    "/docs": {"get": ("This document as a page.", "200", "", "docs")},
 }
 
 
 def openapi(manifest: Manifest) -> dict[str, Any]:
     paths: dict[str, Any] = {}
     for path, methods in ENDPOINTS.items():
-        for method, (does, success, body) in methods.items():
+        for method, (does, success, body, _) in methods.items():
             paths.setdefault(path, {})[method] = _operation(path, does, success, body)
     fields = {"generate": _generation(manifest), "edit": _edit(manifest)}
     fields["job"] = {**fields["generate"], **fields["edit"], "keep": {"type": "string"}}

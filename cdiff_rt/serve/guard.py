@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from cdiff_rt.errors import CdiffError, as_told
+from cdiff_rt.errors import CdiffError
 from cdiff_rt.serve.limits import BODY_SECONDS, Limits
-from cdiff_rt.serve.refusals import Refused, refusal
+from cdiff_rt.serve.refusals import Refused, refusal, status_of
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -73,13 +73,13 @@ class _Passage:
         told["log"] = {"request_id": id_}
         receive_, send_ = self._receiving(receive), self._sending(send, id_)
         try:
-            try:
-                self._check(scope, headers)
-                await self._app(scope, receive_, send_)
-            except CdiffError as error:
-                await refusal(error)(scope, receive_, send_)
-        except Exception as error:  # noqa: BLE001 - one request's fault is no other's; the application has answered
-            told["log"]["error"] = str(as_told(error))
+            self._check(scope, headers)
+            await self._app(scope, receive_, send_)
+        except CdiffError as error:  # the guard's own
+            told["log"]["code"] = status_of(error)[1]
+            await refusal(error)(scope, receive_, send_)
+        except Exception:  # noqa: BLE001 - one request's fault is no other's; the application has answered
+            told["log"]["level"] = "error"
         finally:
             self._log(scope, told["log"])
 

@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass
 
-from cdiff_rt.inputs.images import LARGEST_FILE
-
 MEGABYTE = 2**20
 MOST_FIELDS = 100  # of a multipart body
 MOST_PARTIAL = 50  # previews of a run
@@ -18,4 +16,4 @@ KEPT_BYTES = 256 * MEGABYTE  # of results that wait to be fetched
 class Limits:
     queue: int = 32  # requests that wait, beside the one that runs
     keep: float = 600.0  # seconds that a job's result stays
-    body: int = LARGEST_FILE  # bytes
+    body: int = 16 * MEGABYTE

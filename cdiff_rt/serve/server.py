@@ -26,36 +26,40 @@ class Impatient(H11Protocol):
 
     def __init__(self, *args: Any, **more: Any) -> None:
         super().__init__(*args, **more)
-        self._slow: asyncio.TimerHandle | None = None
+        self._slow: dict[str, asyncio.TimerHandle] = {}
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
-        self._patience(HEAD_SECONDS)
+        self._end_in("head", HEAD_SECONDS)
 
     def handle_events(self) -> None:
         asked = self.cycle
         super().handle_events()
         if self.cycle is not asked:  # a request's head is there; the guard has an eye on the rest
-            self._patience(None)
-        elif self.cycle and self.cycle.response_complete and not self._slow:  # the next begins
-            self._patience(HEAD_SECONDS)
+            self._go_on("head")
+        elif self.cycle and self.cycle.response_complete and "head" not in self._slow:  # the next begins
+            self._end_in("head", HEAD_SECONDS)
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._patience(READ_SECONDS)
+        self._end_in("answer", READ_SECONDS)
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        self._patience(None)
+        self._go_on("answer")
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._patience(None)
+        self._go_on("head")
+        self._go_on("answer")
         super().connection_lost(exc)
 
-    def _patience(self, seconds: float | None) -> None:
-        if self._slow:
-            self._slow.cancel()
-        self._slow = self.loop.call_later(seconds, self.transport.abort) if seconds else None
+    def _end_in(self, seconds_for: str, seconds: float) -> None:
+        self._go_on(seconds_for)
+        self._slow[seconds_for] = self.loop.call_later(seconds, self.transport.abort)
+
+    def _go_on(self, seconds_for: str) -> None:
+        if timer := self._slow.pop(seconds_for, None):
+            timer.cancel()
 
 
 class Server(uvicorn.Server):

@@ -8,6 +8,7 @@ import time
 import uuid
 from collections import deque
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Literal
 
 from cdiff_rt.errors import BadEnvironment, CdiffError
@@ -17,6 +18,7 @@ from cdiff_rt.serve.asked import Asked
 from cdiff_rt.serve.engine import Made, Ready, Stepped, Stopped, Task
 from cdiff_rt.serve.metrics import Metrics
 from cdiff_rt.serve.refusals import Refused, status_of
+from cdiff_rt.settings import Settings
 
 State = Literal["queued", "running", "completed", "failed", "cancelled"]
 ATTEMPTS = 2  # a request whose process died is made again, but one that kills each is none to try for ever
@@ -35,6 +37,7 @@ class Work:
         self.fetched, self.ended, self.wanted = False, 0.0, True
         self.since = time.monotonic()
         self.listener: asyncio.Task[None] | None = None  # who sees that the client goes
+        self.timer: asyncio.TimerHandle | None = None  # of its deadline
         self._events: asyncio.Queue[bytes | None] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
 
@@ -45,7 +48,12 @@ class Work:
     def tell(self, event: bytes | None) -> None:
         """Of a step its preview, empty if it has none; None when it is over."""
         if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._events.put_nowait, event)
+            self._loop.call_soon_threadsafe(self._hear, event)
+
+    def _hear(self, event: bytes | None) -> None:
+        self._events.put_nowait(event)
+        if event is None and self.timer:
+            self.timer.cancel()  # which would keep it all for as long
 
     async def events(self) -> AsyncIterator[bytes]:
         """Until it is over; for one listener."""
@@ -54,6 +62,7 @@ class Work:
 
     def end(self, state: State, made: Made | None = None, error: CdiffError | None = None) -> None:
         self.made, self.error, self.ended, self.state = made, error, time.monotonic(), state
+        self.asked = replace(self.asked, settings=Settings(), conditions={}, more={})  # pictures, which may be large
         self.tell(None)
 
 

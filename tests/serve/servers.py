@@ -48,7 +48,7 @@ def listening(of, rules=Rules(), body_seconds=30.0):  # noqa: B008
     while not server.started:
         time.sleep(0.01)
     try:
-        yield "http://127.0.0.1:{}".format(server.servers[0].sockets[0].getsockname()[1])
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     finally:
         server.should_exit = server.force_exit = True
         thread.join()

@@ -196,7 +196,7 @@ def test_no_file_of_the_server_is_opened_for_a_name_that_a_client_gives(client, 
     monkeypatch.setattr("builtins.open", lambda file, *a, **k: opened.append(str(file)) or real(file, *a, **k))
     for more in ({"labels": "order.txt"}, {"influence": "found.json"}, {"mask": "mask.png"}, {"mask": "../mask.png"}):
         assert client.post(GENERATIONS, json=QUICK | more).status_code in (400, 422)
-    assert [name for name in opened if name.startswith((str(tmp_path), "order", "found", "mask", "..")) ] == []
+    assert [name for name in opened if name.startswith((str(tmp_path), "order", "found", "mask", ".."))] == []
 
 
 def test_an_edit_needs_a_picture_and_a_condition(client, photo):

@@ -111,7 +111,9 @@ def test_an_error_that_nobody_foresaw_is_one_requests(client, service, lines, mo
 @pytest.mark.parametrize("length", ["-1", "1e9", "9" * 30, str(2**20 + 1)])
 def test_a_length_that_is_too_large_or_none_is_refused_before_the_body(length, service):
     with servers.listening(service) as address, raw(address) as connection:
-        connection.sendall(f"POST {GENERATIONS} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n".encode())
+        connection.sendall(
+            f"POST {GENERATIONS} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n".encode()
+        )
         assert connection.recv(4096).split()[1] in (b"413", b"400")
 
 
@@ -136,7 +138,9 @@ def test_a_body_that_drips_is_refused(service):
         assert 0.25 < time.monotonic() - began < 2
 
 
-@pytest.mark.parametrize("sent", [b"", b"GET / HTTP/1.1\r\nHost: lo", b"GET /v2/health/live HTTP/1.1\r\nHost: localhost\r\n\r\nGET"])
+@pytest.mark.parametrize(
+    "sent", [b"", b"GET / HTTP/1.1\r\nHost: lo", b"GET /v2/health/live HTTP/1.1\r\nHost: localhost\r\n\r\nGET"]
+)
 def test_a_head_that_drips_ends_the_connection(sent, service, monkeypatch):
     monkeypatch.setattr("cdiff_rt.serve.server.HEAD_SECONDS", 0.3)
     with servers.listening(service) as address, raw(address) as connection:
