@@ -294,7 +294,7 @@ def test_a_running_job_is_cancelled_after_its_step(slow):
         client.delete(f"{JOBS}/{job}")
         began = time.monotonic()
         assert client.post(GENERATIONS, json={"prompt": SENTENCE, "steps": 1}).status_code == 200
-        assert time.monotonic() - began < 1.0  # and not 500 steps of 20 ms
+        assert time.monotonic() - began < 4.0  # and not 500 steps of 20 ms
 
 
 def test_results_are_forgotten_when_they_are_old_or_too_large(service, client, monkeypatch):
@@ -343,7 +343,7 @@ def test_a_client_that_leaves_frees_the_worker_within_a_step(slow, slow_address)
         began = time.monotonic()
         while not slow.worker.idle and time.monotonic() - began < 5:
             time.sleep(0.005)
-        assert time.monotonic() - began < 1.0  # of 10 s
+        assert time.monotonic() - began < 4.0  # of 10 s
 
 
 @pytest.mark.slow
