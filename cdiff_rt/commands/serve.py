@@ -2,7 +2,9 @@
 
 import os
 import sys
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -74,10 +76,7 @@ def serve(
     keep: float,
     largest_body: int,
     model: str,
-    backend: str,
-    precision: str | None,
-    threads: int | None,
-    device: int,
+    **how: Any,
 ) -> None:
     """Make and edit images by HTTP, one request after the other.
 
@@ -88,8 +87,8 @@ def serve(
     with needed("serve", "serve"):
         from cdiff_rt.serve.guard import Rules, is_loopback
         from cdiff_rt.serve.limits import MEGABYTE, Limits
-        from cdiff_rt.serve.server import opener
         from cdiff_rt.serve.server import serve as run
+    from cdiff_rt.pipeline import Pipeline
 
     token = _token(token_file)
     if not token and not is_loopback(host):
@@ -98,7 +97,7 @@ def serve(
     everywhere = host in ("0.0.0.0", "::") and not hosts
     rules = Rules({host, *hosts}, everywhere, token)
     limits = Limits(queue, keep, largest_body * MEGABYTE)
-    opened = opener(model, backend, precision, threads, device)
+    opened = partial(Pipeline.from_pretrained, model, **how)
     sys.exit(run(opened, host=host, port=port, rules=rules, limits=limits, log_prompts=log_prompts))
 
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import contextlib
 import json
 import time
 from collections.abc import AsyncIterator
@@ -15,6 +14,7 @@ from starlette.responses import HTMLResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from cdiff_rt.errors import CdiffError, as_told
+from cdiff_rt.jobs.table import value_of
 from cdiff_rt.serve import document
 from cdiff_rt.serve.asked import Operation, asked_of, kinds_of
 from cdiff_rt.serve.body import body_of
@@ -64,7 +64,7 @@ class Service:
         try:
             body = await body_of(request, kinds_of(self.manifest), self.limits.body)
             if (header := request.headers.get("x-deadline")) and "deadline" not in body:
-                body["deadline"] = _number(header)
+                body["deadline"] = value_of("deadline", header, float)
             asked = asked_of(body, self.manifest, op or ("edit" if "image" in body else "generate"))
         except CdiffError as error:
             self.metrics.rejected.labels(status_of(error)[1]).inc()
@@ -252,9 +252,3 @@ def _event(kind: str, **told: Any) -> str:
 
 def _base64(content: bytes) -> str:
     return base64.b64encode(content).decode()
-
-
-def _number(text: str) -> float | str:
-    with contextlib.suppress(ValueError):
-        return float(text)
-    return text

@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import socket
-from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -12,7 +11,6 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from cdiff_rt.errors import BadRequest
 from cdiff_rt.notes import log
-from cdiff_rt.pipeline import Pipeline
 from cdiff_rt.serve.app import Service
 from cdiff_rt.serve.engine import Open
 from cdiff_rt.serve.guard import Guard, Rules, log_requests
@@ -137,8 +135,3 @@ def _listen(host: str, port: int) -> socket.socket:
         remedy = "choose another --port or --host (port 0 is any free one)"
         raise BadRequest("address", f"{host}:{port}: {error.strerror}", remedy) from None
     return found
-
-
-def opener(model: str, backend: str, precision: Any, threads: int | None, device: int) -> Open:
-    how: dict[str, Any] = {"backend": backend, "precision": precision, "threads": threads, "device": device}
-    return partial(Pipeline.from_pretrained, model, **how)

@@ -9,6 +9,7 @@ import uuid
 from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from multiprocessing.process import BaseProcess
 from typing import Literal
 
 from cdiff_rt.errors import BadEnvironment, CdiffError
@@ -74,6 +75,7 @@ class Worker:
         self._changed, self._waiting = threading.Condition(), deque[Work]()
         self._running: Work | None = None
         self._service, self._ended = 1.0, False  # seconds of the last one
+        self._process: BaseProcess | None = None
         self.alive = False
         self._thread = threading.Thread(target=self._make_all, name="worker", daemon=True)
 
@@ -119,14 +121,15 @@ class Worker:
         with self._changed:
             self._ended = True
             self._changed.notify()
-        self._process.kill()
-        self._process.join()
+        if self._process:
+            self._process.kill()
+            self._process.join()
 
     def _start_process(self) -> Ready:
         context = multiprocessing.get_context("spawn")  # a fork would share this one's threads and sockets
         self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=engine.run, args=(theirs, self._open), name="engine", daemon=True)
-        self._process.start()
+        self._process = process = context.Process(target=engine.run, args=(theirs, self._open), daemon=True)
+        process.start()
         theirs.close()
         try:
             told = self._connection.recv()

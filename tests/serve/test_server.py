@@ -77,7 +77,7 @@ def test_what_was_accepted_is_finished_after_a_signal_and_the_server_is_not_read
         assert [each.result().status_code for each in waiting] == [200, 200, 200]
     assert running.poll() is None  # until the job is fetched, or for a while
     assert httpx.get(f"{address}/v1/jobs/{job}/result").status_code == 200
-    assert running.wait(5) == 0
+    assert running.wait(15) == 0
 
 
 @pytest.mark.slow
@@ -89,7 +89,7 @@ def test_a_second_signal_stops_at_once(standin_process):
     assert running.poll() is None
     began = time.monotonic()
     running.send_signal(signal.SIGTERM)
-    assert running.wait(5) == 128 + signal.SIGTERM and time.monotonic() - began < 3
+    assert running.wait(9) == 128 + signal.SIGTERM and time.monotonic() - began < 8
 
 
 @pytest.mark.slow
