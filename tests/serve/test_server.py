@@ -127,12 +127,12 @@ def soak(service, address, requests, clients=8, *, kill_at=(), leak=None):
     chance, lock, grown, counts = random.Random(0), threading.Lock(), [], {"made": 0, "left": 0, "retried": 0}
     todo = iter(range(requests))
 
-    def one(number):
+    def one(asking, number):
         seed, leaves = number % 20, chance.random() < 0.2
         while True:
             try:
                 body = {"prompt": "a man", "steps": 5, "seed": seed}
-                answer = httpx.post(f"{address}{GENERATIONS}", json=body, timeout=0.005 if leaves else 60)
+                answer = asking.post(f"{address}{GENERATIONS}", json=body, timeout=0.005 if leaves else 60)
             except httpx.TimeoutException:
                 return "left"
             if answer.status_code == 503:  # as its Retry-After says, but sooner
@@ -142,20 +142,25 @@ def soak(service, address, requests, clients=8, *, kill_at=(), leak=None):
             assert answer.status_code == 200 and answer.json()["data"] == expected[seed], answer.text[:300]
             return "made"
 
-    def client():
+    def numbers():
         while True:
             with lock:
                 number = next(todo, None)
             if number is None:
                 return
-            if number in kill_at:
-                service.worker._process.kill()
-            if leak is not None:
-                leak.append(bytes(100_000))
-            came_to = one(number)
-            with lock:
-                counts[came_to] += 1
-                grown.append(kilobytes() + kilobytes(service.worker._process.pid))
+            yield number
+
+    def client():
+        with httpx.Client() as asking:
+            for number in numbers():
+                if number in kill_at:
+                    service.worker._process.kill()
+                if leak is not None:
+                    leak.append(bytes(100_000))
+                came_to = one(asking, number)
+                with lock:
+                    counts[came_to] += 1
+                    grown.append(kilobytes() + kilobytes(service.worker._process.pid))
 
     with ThreadPoolExecutor(clients) as pool:
         for each in [pool.submit(client) for _ in range(clients)]:
