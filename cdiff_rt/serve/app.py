@@ -25,12 +25,9 @@ from cdiff_rt.serve.refusals import Refused, answer, error_body, refusal, status
 from cdiff_rt.serve.worker import Work, Worker
 
 EVENTS: dict[Operation, str] = {"generate": "image_generation", "edit": "image_edit"}  # OpenAI's names begin so
-NO_TOKENS: dict[str, Any] = {
-    "input_tokens": 0,
-    "output_tokens": 0,
-    "total_tokens": 0,
-}  # which OpenAI's events always tell
-NO_TOKENS |= {"input_tokens_details": {"image_tokens": 0, "text_tokens": 0}}
+# Which OpenAI's events always tell.
+NO_TOKENS = dict.fromkeys(("input_tokens", "output_tokens", "total_tokens"), 0)
+USAGE = NO_TOKENS | {"input_tokens_details": {"image_tokens": 0, "text_tokens": 0}}
 
 
 class Service:
@@ -126,7 +123,7 @@ class Service:
             if work.error:
                 yield f"event: error\ndata: {json.dumps(error_body(work.error))}\n\n"
             elif work.made:
-                common |= {"seed": work.made.seed, "warnings": work.made.warnings, "usage": NO_TOKENS}
+                common |= {"seed": work.made.seed, "warnings": work.made.warnings, "usage": USAGE}
                 for content in work.made.files:
                     yield _event(f"{name}.completed", b64_json=_base64(content), **common)
         finally:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from multiprocessing.process import BaseProcess
 from typing import Literal
 
-from cdiff_rt.errors import BadEnvironment, CdiffError
+from cdiff_rt.errors import BadArtefact, BadEnvironment, CdiffError, as_told
 from cdiff_rt.notes import log
 from cdiff_rt.serve import engine
 from cdiff_rt.serve.asked import Asked
@@ -81,7 +81,8 @@ class Worker:
 
     def start(self) -> Ready:
         """Raises what opening the pipeline raised."""
-        ready = self._start_process()
+        self._ready = ready = self._start_process()
+        self.alive = True
         self._metrics.tell_build(ready)
         self._metrics.waiting.set_function(lambda: len(self._waiting))
         self._metrics.running.set_function(lambda: int(self._running is not None))
@@ -121,6 +122,9 @@ class Worker:
         with self._changed:
             self._ended = True
             self._changed.notify()
+        self._stop_process()
+
+    def _stop_process(self) -> None:
         if self._process:
             self._process.kill()
             self._process.join()
@@ -137,7 +141,6 @@ class Worker:
             raise BadEnvironment("worker", "its process died while it started", "see what it wrote above") from None
         if isinstance(told, CdiffError):
             raise told
-        self.alive, self._backend = True, told.identity["backend"]
         return told
 
     def _make_all(self) -> None:
@@ -166,6 +169,9 @@ class Worker:
                 if self._ended:
                     return None
                 self._restart()
+            except Exception as error:  # noqa: BLE001 - nobody foresaw it, and where the process is, nobody knows
+                self._restart()
+                return self._finish(work, "failed", error=as_told(error))
         seen, remedy = f"{ATTEMPTS} processes died of this request", "try another one, and report it"
         return self._finish(work, "failed", error=Refused(500, "worker_died", "worker", seen, remedy))
 
@@ -174,8 +180,12 @@ class Worker:
         self._metrics.restarts.inc()
         log.warning("the process that makes images died, and is started anew")
         self._connection.close()
+        self._stop_process()
         try:
-            self._start_process()
+            if self._start_process() != self._ready:
+                self._stop_process()
+                raise BadArtefact("bundle", "it is another than the server was started with", "start the server anew")
+            self.alive = True
         except CdiffError as error:  # the next request tries again
             log.error("%s", error)
 
@@ -185,7 +195,7 @@ class Worker:
         if not work.wanted:
             return self._finish(work, "cancelled", error=Refused(499, *CANCELLED))
         self._connection.send(Task(asked.op, asked.settings, asked.conditions, asked.more, asked.previews))
-        seconds, last = self._metrics.step_seconds.labels(self._backend), time.monotonic()
+        seconds, last = self._metrics.step_seconds.labels(self._ready.identity["backend"]), time.monotonic()
         while isinstance(told := self._connection.recv(), Stepped):
             self._connection.send(work.wanted)
             work.done += 1
