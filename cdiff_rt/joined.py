@@ -122,19 +122,36 @@ def _check_name(name: Any, manifest: Manifest) -> None:
         raise BadRequest(WITH, f"more than {MOST_MODALITIES} experts", "leave some out")
 
 
+def modality_of(guest: Bundle, name: str) -> Modality:
+    """The one of this name, or the only one. Raises BadRequest."""
+    known = {modality.name: modality for modality in guest.manifest.modalities}
+    if name not in known and len(known) > 1:
+        seen = f"bundle {guest.folder.name} has the conditions {', '.join(known)}"
+        raise BadRequest("expert", seen, f"say which by its name, e.g. {next(iter(known))}")
+    return known.get(name, next(iter(known.values())))
+
+
+def lending(host: Bundle, name: str, guest: Bundle, modality: Modality) -> Bundle:
+    """`host` with what its conditions of this name are read by: another's modality, with its files and description."""
+    words = {f"{name}/{file}": guest.content[file] for file in filter(None, [modality.vocabulary])}
+    lent = replace(modality, name=name, vocabulary=next(iter(words), ""))
+    ours = host.manifest
+    modalities = {each.name: each for each in ours.modalities} | {name: lent}
+    source = _source(ours, guest.manifest, modality.name, name)
+    manifest = replace(ours, modalities=tuple(modalities.values()), source=source)
+    return replace(host, manifest=manifest, content={**host.content, **words})
+
+
 def _beside(host: Bundle, name: str, guest: Bundle) -> Bundle:
-    modality = _modality_of(guest, name)
+    modality = modality_of(guest, name)
     for seen in _differences(host, guest):
         raise BadArtefact(f"bundle {guest.folder.name}", seen, ANOTHER)
     ours, theirs = host.manifest, guest.manifest
     own = {network: host.home(network) for network in ours.networks}
     homes = {f"{part}.{name}": (guest, f"{part}.{modality.name}") for part in PARTS}
     networks = ours.networks | {network: theirs.networks[there] for network, (_, there) in homes.items()}
-    words = {f"{name}/{file}": guest.content[file] for file in filter(None, [modality.vocabulary])}
-    modalities = (*ours.modalities, replace(modality, name=name, vocabulary=next(iter(words), "")))
-    source = _source(ours, theirs, modality.name, name)
-    manifest = replace(ours, modalities=modalities, networks=networks, source=source)
-    return replace(host, manifest=manifest, content={**host.content, **words}, homes=own | homes)
+    joined = lending(host, name, guest, modality)
+    return replace(joined, manifest=replace(joined.manifest, networks=networks), homes=own | homes)
 
 
 def _source(ours: Manifest, theirs: Manifest, there: str, here: str) -> dict[str, Any]:
@@ -146,14 +163,6 @@ def _source(ours: Manifest, theirs: Manifest, there: str, here: str) -> dict[str
 def _experts(manifest: Manifest) -> dict[str, Any]:
     found = manifest.source.get("experts")
     return found if isinstance(found, dict) else {}
-
-
-def _modality_of(guest: Bundle, name: str) -> Modality:
-    known = {modality.name: modality for modality in guest.manifest.modalities}
-    if name not in known and len(known) > 1:
-        seen = f"bundle {guest.folder.name} has the conditions {', '.join(known)}"
-        raise BadRequest("expert", seen, f"say which by its name, e.g. {next(iter(known))}=...")
-    return known.get(name, next(iter(known.values())))
 
 
 def _differences(host: Bundle, guest: Bundle) -> Iterator[str]:

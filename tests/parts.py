@@ -8,6 +8,20 @@ from cdiff_rt.joined import space_of
 from cdiff_rt.manifest import NAME, Bundle
 
 
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """Folders of bundles, by their modality."""
+
+    hosts: dict[str, Path]  # with the decoder
+    guests: dict[str, Path]  # without
+
+    @classmethod
+    def of(cls, bundle: Bundle, folder: Path) -> "Parts":
+        names = [modality.name for modality in bundle.manifest.modalities]
+        hosts = {name: part_of(bundle, name, folder / f"{name}-host", decoder=True) for name in names}
+        return cls(hosts, {name: part_of(bundle, name, folder / f"{name}-guest") for name in names})
+
+
 def part_of(bundle: Bundle, modality: str, folder: Path, *, decoder: bool = False, **changes: Any) -> Path:
     """A bundle of that modality alone, whose manifest has these changes; without the `decoder` it says whose its latents are."""
     m = bundle.manifest

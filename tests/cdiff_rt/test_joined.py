@@ -4,16 +4,19 @@ import dataclasses
 import json
 import pickle
 import shutil
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from cdiff_rt import runners
+from cdiff_rt.editing.imagic import Tuning
 from cdiff_rt.engines.backends import fastest
 from cdiff_rt.engines.base import COMPOSED
+from cdiff_rt.engines.weights import places
 from cdiff_rt.errors import BadArtefact, BadRequest
 from cdiff_rt.gpu.runner import DeviceRunner
 from cdiff_rt.inputs.inpainting import Inpainting
+from cdiff_rt.jobs.run import run_jobs
 from cdiff_rt.joined import guests_of, join, space_of
 from cdiff_rt.manifest import NAME, Bundle, sha256
 from cdiff_rt.memory import least
@@ -21,19 +24,12 @@ from cdiff_rt.pipeline import Pipeline
 from cdiff_rt.run import OnDevice
 from cdiff_rt.sampling.conflict import LEVELS
 from cdiff_rt.sampling.schedule import Schedule
+from cdiff_rt.settings import Settings
+from cdiff_rt.tuned import edit_by_imagic
 from tests.parts import part_of
 
 TEXT = "This man has a long beard. He is in his fifties."
 GIVEN = {"text": TEXT, "steps": 2, "seed": 3, "eta": 1.0}
-
-
-@pytest.fixture(scope="session")
-def parts(bundle, tmp_path_factory):
-    """Each modality with the decoder, and without."""
-    folder = tmp_path_factory.mktemp("parts")
-    hosts = {name: part_of(bundle, name, folder / f"{name}-host", decoder=True) for name in ("mask", "text")}
-    guests = {name: part_of(bundle, name, folder / f"{name}-guest") for name in ("mask", "text")}
-    return SimpleNamespace(hosts=hosts, guests=guests)
 
 
 def joined(parts, host="text", guest="mask", **how):
@@ -218,8 +214,6 @@ def test_a_decoder_with_other_weights_is_another_space(bundle, parts):
     host = Bundle.open(parts.hosts["text"])
     name = host.manifest.weights
     assert space_of(host) == space_of(bundle) == Bundle.open(parts.guests["mask"]).manifest.space
-    from cdiff_rt.engines.weights import places
-
     place = next(place for key, place in places(host.content[name]).items() if key.startswith("vae."))
     content = bytearray(host.content[name])
     content[place.offset] ^= 1
@@ -269,18 +263,12 @@ def test_a_damaged_guest_is_refused(bundle, tmp_path):
 
 
 def test_experts_of_two_bundles_run_separate(parts, monkeypatch):
-    from cdiff_rt import runners
-
     monkeypatch.setattr(runners, "check_experts", lambda backend, experts: None)
     with pytest.raises(BadRequest, match="experts: stacked, and some are another bundle's; leave it out"):
         joined(parts, experts="stacked")
 
 
 def test_imagic_trains_no_guest(both, mask, tmp_path):
-    from cdiff_rt.editing.imagic import Tuning
-    from cdiff_rt.settings import Settings
-    from cdiff_rt.tuned import edit_by_imagic
-
     photo = np.zeros((128, 128, 3), np.uint8)
     with pytest.raises(
         BadRequest, match="method: imagic, which trains a model's own experts; mask is of bundle mask-guest"
@@ -289,8 +277,6 @@ def test_imagic_trains_no_guest(both, mask, tmp_path):
 
 
 def test_jobs_go_on_unless_the_expert_is_another(parts, bundle, mask_file, tmp_path):
-    from cdiff_rt.jobs.run import run_jobs
-
     rows = tmp_path / "jobs.jsonl"
     rows.write_text(json.dumps({"mask": str(mask_file), "text": TEXT, "steps": 1}))
     other = part_of(bundle, "mask", tmp_path / "other", licence="other")
