@@ -4,14 +4,17 @@ import dataclasses
 import json
 import pickle
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from safetensors.numpy import load, save
 
 from cdiff_rt import runners
 from cdiff_rt.editing.imagic import Tuning
-from cdiff_rt.engines.backends import fastest
-from cdiff_rt.engines.base import COMPOSED
+from cdiff_rt.engines import backends
+from cdiff_rt.engines.backends import BACKENDS, fastest
+from cdiff_rt.engines.base import COMPOSED, Placement
 from cdiff_rt.engines.weights import places
 from cdiff_rt.errors import BadArtefact, BadRequest
 from cdiff_rt.gpu.runner import DeviceRunner
@@ -137,6 +140,17 @@ def test_a_pickled_pipeline_opens_both_again_unless_one_is_another(both, parts, 
         pickle.loads(pickled)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_every_backend_loads_a_network_of_the_bundle_that_it_is_of(backend, both, parts, monkeypatch):
+    """So plans that were built of either bundle are found, and what builds them is told by its own folder."""
+    function = BACKENDS[backend].loader.split(":")[1]
+    asked = SimpleNamespace(**{function: lambda bundle, network, placement: (bundle.folder, network)})
+    monkeypatch.setattr(backends.importlib, "import_module", lambda name: asked)
+    for network in both.manifest.networks:
+        folder = parts.guests["mask"] if "mask" in network else parts.hosts["text"]
+        assert backends._load(backend, both.bundle, network, Placement()) == (folder, network)
+
+
 # --- what is told ----------------------------------------------------------------------------------------------------
 
 
@@ -210,10 +224,12 @@ def test_latents_of_another_shape_or_scale_are_refused(bundle, parts, monkeypatc
         join(scaled, {"words": parts.hosts["text"]})
 
 
-def test_a_decoder_with_other_weights_is_another_space(bundle, parts):
+def test_a_decoder_with_other_weights_is_another_space_and_one_in_more_digits_is_not(bundle, parts):
     host = Bundle.open(parts.hosts["text"])
     name = host.manifest.weights
     assert space_of(host) == space_of(bundle) == Bundle.open(parts.guests["mask"]).manifest.space
+    in_fp32 = save({key: value.astype(np.float32) for key, value in load(host.content[name]).items()})
+    assert space_of(dataclasses.replace(host, content={**host.content, name: in_fp32})) == space_of(host)
     place = next(place for key, place in places(host.content[name]).items() if key.startswith("vae."))
     content = bytearray(host.content[name])
     content[place.offset] ^= 1
