@@ -138,6 +138,8 @@ MAY_IMPORT |= {
     "__init__": RUNTIME,
 }
 NO_TORCH = {
+    "bundled",
+    "joined",
     "intact",
     "settings",
     "sampling",

@@ -15,7 +15,7 @@ def composed(**how):
     return compose({name: Expert.from_bundle("faces-128", name, **how) for name in ("mask", "text")})
 
 
-@pytest.mark.parametrize("with_logit", [True, False])
+@pytest.mark.parametrize("with_logit", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_models_experts_composed_give_its_latents(with_logit, pipeline, mask):
     """To the bit: what it predicts passes through tables of 0 and 1. Without logits it is the plain mean."""
     ours = composed(with_logit=with_logit).generate(mask=mask, text=TEXT, steps=2, batch=2)

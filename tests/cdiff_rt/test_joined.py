@@ -52,8 +52,8 @@ def both(parts):
     ("backend", "host", "guest"),
     [
         ("onnxruntime", "text", "mask"),
-        ("onnxruntime", "mask", "text"),
-        pytest.param("openvino", "text", "mask", marks=pytest.mark.slow),
+        pytest.param("onnxruntime", "mask", "text", marks=pytest.mark.slow),
+        pytest.param("openvino", "text", "mask", marks=pytest.mark.long),
         pytest.param("torch", "mask", "text", marks=pytest.mark.slow),
     ],
 )
@@ -65,8 +65,10 @@ def test_a_model_in_two_bundles_gives_the_images_of_the_whole_one(backend, host,
     np.testing.assert_array_equal(ours.images, theirs.images)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("backend", ["torch-cuda", "onnxruntime-cuda"])
+@pytest.mark.parametrize(
+    "backend",
+    [pytest.param("torch-cuda", marks=pytest.mark.long), pytest.param("onnxruntime-cuda", marks=pytest.mark.slow)],
+)
 def test_so_it_does_by_the_runner_of_devices(backend, parts, bundle, mask):
     made = []
     for pipeline in (joined(parts), Pipeline(bundle)):
@@ -79,9 +81,9 @@ def test_so_it_does_by_the_runner_of_devices(backend, parts, bundle, mask):
     "asked",
     [
         {"influence": {"mask": "2@0-0.5"}},
-        {"influence": {"text": 0.5}, "without": ["mask"]},
+        pytest.param({"influence": {"text": 0.5}, "without": ["mask"]}, marks=pytest.mark.slow),
         {"region": ["mask={map}:only"]},
-        {"influence": "as-trained", "batch": 2},
+        pytest.param({"influence": "as-trained", "batch": 2}, marks=pytest.mark.slow),
     ],
     ids=["weighed", "left out", "only there", "as trained"],
 )
@@ -93,7 +95,7 @@ def test_settings_name_it_as_any_other(asked, both, pipeline, mask, tmp_path):
     np.testing.assert_array_equal(ours.latents, theirs.latents)
 
 
-@pytest.mark.parametrize("given", ["mask", "text"])
+@pytest.mark.parametrize("given", ["mask", pytest.param("text", marks=pytest.mark.slow)])
 def test_any_subset_of_the_conditions_runs(given, both, pipeline, mask):
     value = {"mask": mask, "text": TEXT}[given]
     ours, theirs = (each.generate(**{given: value}, steps=2) for each in (both, pipeline))
@@ -292,6 +294,7 @@ def test_imagic_trains_no_guest(both, mask, tmp_path):
         edit_by_imagic(both, photo, Settings(), {"mask": mask}, tmp_path / "work", Tuning(1, 1))
 
 
+@pytest.mark.slow
 def test_jobs_go_on_unless_the_expert_is_another(parts, bundle, mask_file, tmp_path):
     rows = tmp_path / "jobs.jsonl"
     rows.write_text(json.dumps({"mask": str(mask_file), "text": TEXT, "steps": 1}))
