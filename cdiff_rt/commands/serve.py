@@ -14,9 +14,11 @@ from cdiff_rt.commands.options import (
     PRECISIONS,
     GroupedCommand,
     backend_option,
+    experts_of,
     model_option,
     option,
     threads_option,
+    with_option,
 )
 from cdiff_rt.errors import BadInput, BadRequest
 
@@ -57,6 +59,7 @@ Examples:
     metavar="MB",
 )
 @model_option
+@with_option
 @backend_option
 @option(
     MODEL,
@@ -97,7 +100,7 @@ def serve(
     everywhere = host in ("0.0.0.0", "::") and not hosts
     rules = Rules({host, *hosts}, everywhere, token)
     limits = Limits(queue, keep, largest_body * MEGABYTE)
-    opened = partial(Pipeline.from_pretrained, model, **how)
+    opened = partial(Pipeline.from_pretrained, model, with_experts=experts_of(how), **how)
     sys.exit(run(opened, host=host, port=port, rules=rules, limits=limits, log_prompts=log_prompts))
 
 
