@@ -143,6 +143,12 @@ def test_a_bad_sentence_is_refused_in_the_words_of_the_command_line(name, client
     assert error_of(response, 422)["message"].startswith(f"text: {words}")
 
 
+def test_half_a_character_in_a_name_is_told_all_the_same(client):
+    body = json.dumps({"text": SENTENCE, "influence": {"\ud800": "x"}}).encode()
+    refused = client.post(GENERATIONS, content=body, headers={"content-type": "application/json"})
+    assert error_of(refused, 400)["message"].startswith("influence of \ud800: 'x' is no number")
+
+
 @pytest.mark.parametrize("text", ["محمد 👨‍🦰 é", "../../x %s -rf", "word " * 200])
 def test_an_odd_sentence_is_made_and_warned_of(text, client):
     told = client.post(GENERATIONS, json=QUICK | {"prompt": text}).json()
