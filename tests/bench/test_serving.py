@@ -1,8 +1,11 @@
+import pytest
+
 from cdiff_rt.bench.serving import load
 from cdiff_rt.serve.limits import Limits
 from tests.serve import servers
 
 
+@pytest.mark.slow
 def test_answers_are_counted_by_their_status_and_timed():
     with servers.service(0.01, Limits(queue=1)) as service, servers.listening(service) as address:
         found = load(address, {"prompt": "a man", "steps": 5}, clients=6, seconds=1)

@@ -292,6 +292,7 @@ def test_a_job_with_a_picture_is_an_edit_and_one_that_fails_says_why(client, pho
     assert error_of(client.get(f"{JOBS}/{bad}/result"), 422)["code"] == "bad_input"
 
 
+@pytest.mark.slow
 def test_a_running_job_is_cancelled_after_its_step(slow):
     with servers.client(slow) as client:
         job = client.post(JOBS, json={"prompt": SENTENCE, "steps": 500}).json()["id"]
@@ -318,6 +319,7 @@ def test_results_are_forgotten_when_they_are_old_or_too_large(service, client, m
 # --- overload, deadlines, clients that leave -------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_full_queue_refuses_at_once_and_says_when_to_come_back(slow):
     with servers.client(slow) as client:
         jobs = [client.post(JOBS, json={"prompt": SENTENCE, "steps": 100}).json()["id"] for _ in range(5)]
@@ -334,6 +336,7 @@ def test_a_full_queue_refuses_at_once_and_says_when_to_come_back(slow):
             client.delete(f"{JOBS}/{job}")
 
 
+@pytest.mark.slow
 def test_a_request_that_waited_too_long_is_not_begun(slow, slow_address):
     httpx.post(f"{slow_address}{JOBS}", json={"prompt": SENTENCE, "steps": 50})
     began = time.monotonic()
@@ -342,6 +345,7 @@ def test_a_request_that_waited_too_long_is_not_begun(slow, slow_address):
     assert slow.worker.idle is False
 
 
+@pytest.mark.slow
 def test_a_client_that_leaves_frees_the_worker_within_a_step(slow, slow_address):
     for more in ({}, {"stream": True, "partial_images": 1}):
         with pytest.raises(httpx.TimeoutException):

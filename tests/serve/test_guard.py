@@ -138,6 +138,7 @@ def test_a_body_that_drips_is_refused(service):
         assert 0.25 < time.monotonic() - began < 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sent", [b"", b"GET / HTTP/1.1\r\nHost: lo", b"GET /v2/health/live HTTP/1.1\r\nHost: localhost\r\n\r\nGET"]
 )
@@ -162,6 +163,7 @@ def test_a_head_that_drips_ends_the_connection(sent, service, monkeypatch):
         assert 0.2 < time.monotonic() - began < 1.5
 
 
+@pytest.mark.slow
 def test_a_client_that_does_not_read_is_left(service, monkeypatch):
     monkeypatch.setattr("cdiff_rt.serve.server.READ_SECONDS", 0.3)
     request = b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -180,6 +182,7 @@ def test_a_client_that_does_not_read_is_left(service, monkeypatch):
         assert httpx.get(f"{address}/v2/health/live").status_code == 200
 
 
+@pytest.mark.slow
 def test_two_requests_at_once_on_one_connection_are_answered_in_turn(service):
     request = b"GET /v2/health/live HTTP/1.1\r\nHost: localhost\r\n\r\n"
     with servers.listening(service) as address, raw(address) as connection:
