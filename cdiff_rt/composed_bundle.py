@@ -64,7 +64,7 @@ def export_composition(
     check_names(out)
     check_folder(out.parent)
     check_backend("onnxruntime")  # which every network is compared on
-    plan = _plan(pipeline.manifest, composed, precision)
+    plan = _plan(pipeline.bundle, composed, precision)
     with new_file_or_folder(out) as partial:
         partial.mkdir()
         manifest = replace(_write(plan, partial, watch), name=out.name)
@@ -75,6 +75,7 @@ def export_composition(
 @dataclass(frozen=True, eq=False)
 class _Plan:
     manifest: Manifest
+    calibrated: bytes  # the file of weights that were found; empty if none were
     composed: Composition
     experts: dict[str, Network]
     decoder: Network | None  # None: latents are images, or there are none
@@ -85,10 +86,11 @@ class _Plan:
         return [*dict.fromkeys(self.experts.values()), *([self.decoder] if self.decoder else [])]
 
 
-def _plan(manifest: Manifest, composed: Composition, precision: str | None) -> _Plan:
-    experts, known = {}, dict[object, Network]()
-    if composed.mixing is not None:
-        raise BadRequest("mixing", "a bundle holds none", "leave it out, and give weights by influence= and region=")
+def _plan(bundle: Bundle, composed: Composition, precision: str | None) -> _Plan:
+    manifest, experts, known = bundle.manifest, {}, dict[object, Network]()
+    for what in ("mixing", "top_k"):
+        if getattr(composed, what) is not None:
+            raise BadRequest(what, "a bundle holds none", "leave it out, and give weights by influence= and region=")
     for name, expert in composed.experts.items():
         if expert.logit is not None:
             seen = "its logit is a Python function, which no bundle holds"
@@ -102,7 +104,8 @@ def _plan(manifest: Manifest, composed: Composition, precision: str | None) -> _
     decoder = _network("decode", "vae.", decode, z) if decode is not None and manifest.image_size else None
     parts = {f"experts.{name}": expert.denoise for name, expert in composed.experts.items()} | {"vae": decode}
     half = {part for part, of in parts.items() if precision == "fp16" or (precision is None and _is_half(of))}
-    return _Plan(manifest, composed, experts, decoder, frozenset(half))
+    calibrated = bundle.content.get(manifest.calibrated, b"")
+    return _Plan(manifest, calibrated, composed, experts, decoder, frozenset(half))
 
 
 def _takes(expert: Expert, latent: tuple[int, ...]) -> dict[str, Given]:
@@ -137,6 +140,8 @@ def _write(plan: _Plan, folder: Path, watch: Watch) -> Manifest:
     with watch(len(stored), "weights") as done:
         write_tensors(folder / WEIGHTS, stored, counted(brought.weight_tensors(plan.networks, stored), done), {})
     (folder / WEIGHTS).chmod(0o644)
+    if plan.calibrated:
+        (folder / plan.manifest.calibrated).write_bytes(plan.calibrated)
     graphs, specs = _graphs(plan, places(folder / WEIGHTS) if stored else {}), dict[str, NetworkSpec]()
     with watch(len(graphs), "graphs") as done:
         for network, (spec, make) in counted(graphs.items(), done):
