@@ -1,5 +1,8 @@
 """Modules and ONNX files as a bundle: the same images, on every backend of graphs, and by every command."""
 
+import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from cdiff_rt import Expert, Parameterisation, Pipeline, Schedule, compose, export_composition
+from cdiff_rt import Expert, Parameterisation, Pipeline, Schedule, calibrate, compose, export_composition
+from cdiff_rt.bench.task import run_of
 from cdiff_rt.engines.backends import fastest
 from cdiff_rt.engines.base import Placement
 from cdiff_rt.engines.trt_build import build_plan
@@ -17,8 +21,9 @@ from cdiff_rt.errors import BadEnvironment, BadRequest
 from cdiff_rt.export.typed import typed_network, write_typed
 from cdiff_rt.export.whole_step import whole_step_graph
 from cdiff_rt.gpu.runner import DeviceRunner
-from cdiff_rt.manifest import Bundle
+from cdiff_rt.manifest import Bundle, digest, sha256
 from cdiff_rt.run import OnDevice
+from cdiff_rt.sampling.tiers import sampling
 from tests.brought import Small, onnx_file
 from tests.command_line import check_refused, run
 from tests.shared import once
@@ -220,6 +225,64 @@ def test_operators_that_no_bundle_has_go_where_they_can_be_folded(sizes, goes, t
         return
     with pytest.raises(BadRequest, match="network expert.a: it has the operator ConstantOfShape; let it use plain"):
         export_composition(pipeline, tmp_path / "out")
+
+
+# --- weights that were found, inside -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def calibrated(composed, shared):
+    """A file's network told in two ways, with weights that were found; its bundle."""
+    draw, names = np.random.default_rng(0), ("style", "theirs")
+    conditions = lambda: {name: draw.normal(size=5) for name in names}
+    pairs = [(draw.normal(size=(3, 16, 16)), conditions()) for _ in range(20)]
+    theirs = composed.composed.experts["theirs"]
+    experts = {"style": replace(theirs, form=FLOW), "theirs": theirs}
+    made = compose(experts, influence=calibrate(compose(experts), pairs))
+    return made, once(shared / "calibrated", lambda at: export_composition(made, at / "mine")) / "mine"
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_weights_inside_a_bundle_hold_on_every_backend(calibrated, backend):
+    (made, folder), asked = calibrated, {name: ASKED[name] for name in ("style", "theirs", "steps", "eta", "seed")}
+    opened = Pipeline.from_pretrained(folder, backend=backend)
+    for how in ({}, {"influence": "as-trained"}, {"influence": "style=2"}):
+        wanted = made.generate(**asked, **how).latents
+        assert np.abs(opened.generate(**asked, **how).latents - wanted).max() < 1e-5 * wanted.std()
+    assert np.abs(wanted - made.generate(**asked).latents).max() > 1e-2 * wanted.std()
+    assert opened.manifest.files["calibrated.json"]
+
+
+def test_commands_use_the_weights_inside_and_show_tells_of_them(calibrated, tmp_path):
+    made, folder = calibrated
+    np.save(tmp_path / "five.npy", np.ones(5))
+    given = ["--model", folder, "--steps", "4"]
+    for name in ("style", "theirs"):
+        given += ["--condition", f"{name}={tmp_path / 'five.npy'}"]
+    assert run("generate", *given, "--out", tmp_path / "a.npz").exit_code == 0
+    wanted = made.generate(style=np.ones(5), theirs=np.ones(5), steps=4).latents
+    assert np.abs(np.load(tmp_path / "a.npz")["latent"] - wanted).max() < 1e-5 * wanted.std()
+    assert "calibrated calibrated.json" in run("show", tmp_path / "a.npz").stdout
+    assert run("reproduce", tmp_path / "a.npz", "--model", folder).exit_code == 0
+    run_ = run_of(Bundle.open(folder), sampling(steps=4), 1)  # what `bench` times
+    assert run_.adjust.controls is not None
+
+
+@pytest.mark.parametrize("damage", ["bytes", "content", "others"])
+def test_weights_that_are_damaged_inside_a_bundle_are_refused(calibrated, damage, tmp_path):
+    _, folder = calibrated
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    file = copy / "calibrated.json"
+    text = {"bytes": "x", "content": '{"names": 3}', "others": file.read_text().replace('"theirs"', '"other"')}[damage]
+    file.write_text(text)
+    if damage != "bytes":
+        manifest = json.loads((copy / "manifest.json").read_text())
+        manifest["files"]["calibrated.json"] = sha256(file)
+        manifest["digest"] = digest(manifest)
+        (copy / "manifest.json").write_text(json.dumps(manifest))
+    words = {"bytes": "calibrated.json", "content": "make it anew", "others": "calibrated.json knows no theirs"}[damage]
+    check_refused(run("generate", "--model", copy, "--out", tmp_path / "a.npz"), 4, words)
 
 
 # --- the command -----------------------------------------------------------------------------------------------------
