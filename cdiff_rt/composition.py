@@ -18,6 +18,7 @@ import numpy as np
 from cdiff_rt.errors import BadRequest, check_range, check_type, named_as, whole
 from cdiff_rt.expert import Expert, agreed_shape, check_expert, fixed_condition
 from cdiff_rt.extras import needed
+from cdiff_rt.foreign.logits import as_logit, check_logit
 from cdiff_rt.foreign.modules import as_function
 from cdiff_rt.manifest import Bundle, Manifest, Modality, odd
 from cdiff_rt.pipeline import Pipeline
@@ -78,7 +79,10 @@ def compose(
     host = Schedule(**{**vars(host), "prediction": "v"})
     for name, expert in experts.items():
         check_expert(name, expert, host)
+    experts = {name: replace(expert, logit=as_logit(expert.logit, expert.form)) for name, expert in experts.items()}
     shape = agreed_shape(experts, latent_shape)
+    for name, expert in experts.items():
+        check_logit(name, expert.logit, shape, expert.condition)
     image_size = image_size or getattr(decode, "factor", 0) * shape[-1]
     _check_top_k(top_k, experts)
     found = _calibration(influence, decided="top_k" if top_k else "mixing" if mixing else "")
@@ -100,7 +104,7 @@ def compose(
     runner = HostRunner(lambda network, threads: Function(functions[network]), parallel=False, routing=routing)
     content = {CALIBRATED: found.to_json().encode()} if found else {}
     made = Pipeline(Bundle(Path(NAME), manifest, "", content), BACKEND, runner=runner)
-    made.composed = Composition(dict(experts), decode, functions, mixing, top_k)
+    made.composed = Composition(experts, decode, functions, mixing, top_k)
     return made
 
 
@@ -198,7 +202,7 @@ def networks_of(name: str, expert: Expert, host: Schedule, latent: tuple[int, ..
         return {"context": inputs if always is None else np.repeat(always.reshape(1, 1, -1), len(inputs), 0)}
 
     def time(t: np.ndarray) -> dict[str, np.ndarray]:
-        return {"projections": np.column_stack([expert.form.table(bars[t]), bars[t]])}
+        return {"projections": numbers_of(expert, bars[t])}
 
     def step(x: np.ndarray, projections: np.ndarray, context: np.ndarray) -> dict[str, np.ndarray]:
         row = projections[0]
@@ -212,10 +216,16 @@ def networks_of(name: str, expert: Expert, host: Schedule, latent: tuple[int, ..
 
     def route(x: np.ndarray, projections: np.ndarray, context: np.ndarray) -> dict[str, np.ndarray]:
         condition = [] if expert.condition is None else [context.reshape(len(x), *expert.condition)]
-        logit = expert.logit(x, float(projections[0, -1]), *condition) if expert.logit else 0.0
+        logit = expert.logit.of(x, float(projections[0, -1]), *condition) if expert.logit else 0.0
         return {"logit": _broadcast(name, logit, (len(x), 1, *latent[1:]))}
 
     return {f"condition.{name}": condition, f"time.{name}": time, f"expert.{name}": step, f"router.{name}": route}
+
+
+def numbers_of(expert: Expert, alpha_bars: np.ndarray) -> np.ndarray:
+    """[S, 4], its parameterisation's; with a logit [S, 5], also what that is told of the noise."""
+    told = [expert.logit.told(alpha_bars)] if expert.logit else []
+    return np.column_stack([expert.form.table(alpha_bars), *told])
 
 
 def _checked(name: str, out: Any, shape: tuple[int, ...]) -> np.ndarray:
