@@ -40,6 +40,7 @@ class Plan:
     seed: int
     rate: float  # of learning, falling to 0
     channels: tuple[float, ...] | None
+    width: int  # of the networks
 
 
 def time_of(alpha_bars: np.ndarray) -> np.ndarray:
