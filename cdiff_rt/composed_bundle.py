@@ -11,22 +11,24 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
-from cdiff_rt.composition import Composition
+from cdiff_rt.composition import Composition, numbers_of
 from cdiff_rt.engines.backends import check_backend
 from cdiff_rt.engines.base import COMPOSED
 from cdiff_rt.engines.graphs import graph_of
 from cdiff_rt.engines.ort import OrtEngine
 from cdiff_rt.errors import BadArtefact, BadRequest, check_choice
 from cdiff_rt.expert import Expert, fixed_condition
-from cdiff_rt.export import brought
-from cdiff_rt.export.brought import Given, Network
+from cdiff_rt.export import brought, wrapped
+from cdiff_rt.export.brought import OLDEST, Given, Network
 from cdiff_rt.export.bundle import WEIGHTS, Shape, network_spec
 from cdiff_rt.export.cpu_graph import write_cpu_graph
 from cdiff_rt.export.stored import Stored
 from cdiff_rt.export.tensors import places, write_tensors
+from cdiff_rt.export.to_onnx import OPSET
 from cdiff_rt.export.verify import TOLERANCE, relative_error
 from cdiff_rt.export.watch import Watch, counted, unwatched
 from cdiff_rt.foreign.from_diffusers import Called
+from cdiff_rt.foreign.logits import LogitFunction
 from cdiff_rt.foreign.modules import is_module
 from cdiff_rt.foreign.onnx_files import OnnxFunction
 from cdiff_rt.manifest import NAME, Bundle, Manifest, Modality, NetworkSpec, sha256
@@ -64,7 +66,7 @@ def export_composition(
     check_names(out)
     check_folder(out.parent)
     check_backend("onnxruntime")  # which every network is compared on
-    plan = _plan(pipeline.manifest, composed, precision)
+    plan = _plan(pipeline.bundle, composed, precision)
     with new_file_or_folder(out) as partial:
         partial.mkdir()
         manifest = replace(_write(plan, partial, watch), name=out.name)
@@ -75,34 +77,49 @@ def export_composition(
 @dataclass(frozen=True, eq=False)
 class _Plan:
     manifest: Manifest
+    calibrated: bytes  # the file of weights that were found; empty if none were
     composed: Composition
     experts: dict[str, Network]
+    logits: dict[str, Network]  # of those whose influence a network tells
     decoder: Network | None  # None: latents are images, or there are none
     half: frozenset[str]  # parts whose weights are kept in fp16
 
     @property
     def networks(self) -> list[Network]:
-        return [*dict.fromkeys(self.experts.values()), *([self.decoder] if self.decoder else [])]
+        own = dict.fromkeys([*self.experts.values(), *self.logits.values()])
+        return [*own, *([self.decoder] if self.decoder else [])]
 
 
-def _plan(manifest: Manifest, composed: Composition, precision: str | None) -> _Plan:
-    experts, known = {}, dict[object, Network]()
-    if composed.mixing is not None:
-        raise BadRequest("mixing", "a bundle holds none", "leave it out, and give weights by influence= and region=")
+def _plan(bundle: Bundle, composed: Composition, precision: str | None) -> _Plan:
+    manifest, experts, logits = bundle.manifest, {}, dict[str, Network]()
+    known = dict[object, tuple[str, Network]]()  # with the name of the expert that it came with
+    opset = OPSET if any(expert.logit for expert in composed.experts.values()) else OLDEST
+    for what in ("mixing", "top_k"):
+        if getattr(composed, what) is not None:
+            raise BadRequest(what, "a bundle holds none", "leave it out, and give weights by influence= and region=")
     for name, expert in composed.experts.items():
         if expert.logit is not None:
-            seen = "its logit is a Python function, which no bundle holds"
-            raise BadRequest(f"expert {name}", seen, "leave it out, and give weights by influence= and region=")
+            _check_holdable(f"expert {name}, logit", expert.logit.function)
         made, takes = expert.denoise, _takes(expert, manifest.latent_shape)
         key = made.path if isinstance(made, OnnxFunction) else made.net if isinstance(made, Called) else made
         if (key, expert.condition) not in known:
-            known[key, expert.condition] = _network(f"expert {name}", f"experts.{name}.", made, takes)
-        experts[name] = known[key, expert.condition]  # of one network, though asked under two conditions
+            known[key, expert.condition] = name, _network(f"expert {name}", f"experts.{name}.", made, takes, opset)
+        owner, experts[name] = known[key, expert.condition]  # of one network, though asked under two conditions
+        if expert.logit is not None:
+            logits[name] = _logit(name, expert.logit, takes, f"experts.{owner}.influence.{name}.")
     decode, z = composed.decode, {"z": Given("z", "float32", manifest.latent_shape)}
     decoder = _network("decode", "vae.", decode, z) if decode is not None and manifest.image_size else None
     parts = {f"experts.{name}": expert.denoise for name, expert in composed.experts.items()} | {"vae": decode}
     half = {part for part, of in parts.items() if precision == "fp16" or (precision is None and _is_half(of))}
-    return _Plan(manifest, composed, experts, decoder, frozenset(half))
+    calibrated = bundle.content.get(manifest.calibrated, b"")
+    return _Plan(manifest, calibrated, composed, experts, logits, decoder, frozenset(half))
+
+
+def _logit(name: str, function: LogitFunction, takes: Mapping[str, Given], prefix: str) -> Network:
+    """What tells an expert's influence. Raises BadRequest for what no bundle holds."""
+    one = [np.zeros((1, *given.shape), np.float32) for role, given in takes.items() if role != "time"]
+    rank = np.ndim(function(one[0], 0.5, *one[1:]))
+    return replace(_network(f"expert {name}, logit", prefix, function.function, takes, OPSET), rank=rank)
 
 
 def _takes(expert: Expert, latent: tuple[int, ...]) -> dict[str, Given]:
@@ -110,20 +127,25 @@ def _takes(expert: Expert, latent: tuple[int, ...]) -> dict[str, Given]:
     return {"x": Given("x", "float32", latent), "time": Given("time", "float32", ()), **condition}
 
 
-def _network(what: str, prefix: str, function: Any, takes: Mapping[str, Given]) -> Network:
+def _network(
+    what: str, prefix: str, function: Any, takes: Mapping[str, Given], opset_at_least: int = OLDEST
+) -> Network:
     if isinstance(function, OnnxFunction):
         ports = {"x": function.x, "time": function.time, "condition": function.condition}
         given = {role: Given(p.name, p.dtype, p.shape, p.batched) for role, p in ports.items() if p}
-        return brought.read_file(function.path, given, function.out.name, prefix)
-    if not is_module(function):
-        raise BadRequest(
-            what, "it is a Python function, which no bundle holds", "give a torch.nn.Module or an ONNX file"
-        )
+        return brought.read_file(function.path, given, function.out.name, prefix, opset_at_least)
+    _check_holdable(what, function)
     try:
         return brought.traced(function, takes, prefix)
     except Exception as error:  # of torch's exporter and of the module's own code: no base class but this
         reason = " ".join(str(error.__cause__ or error).split())[:200]
         raise BadRequest(what, f"its module cannot be traced ({reason})", OTHERWISE) from error
+
+
+def _check_holdable(what: str, function: Any) -> None:
+    if not is_module(function) and not isinstance(function, OnnxFunction):
+        seen = "it is a Python function, which no bundle holds"
+        raise BadRequest(what, seen, "give a torch.nn.Module or an ONNX file")
 
 
 def _is_half(function: Any) -> bool:
@@ -137,6 +159,8 @@ def _write(plan: _Plan, folder: Path, watch: Watch) -> Manifest:
     with watch(len(stored), "weights") as done:
         write_tensors(folder / WEIGHTS, stored, counted(brought.weight_tensors(plan.networks, stored), done), {})
     (folder / WEIGHTS).chmod(0o644)
+    if plan.calibrated:
+        (folder / plan.manifest.calibrated).write_bytes(plan.calibrated)
     graphs, specs = _graphs(plan, places(folder / WEIGHTS) if stored else {}), dict[str, NetworkSpec]()
     with watch(len(graphs), "graphs") as done:
         for network, (spec, make) in counted(graphs.items(), done):
@@ -161,7 +185,7 @@ def _graphs(plan: _Plan, lies: Mapping[str, Stored]) -> Graphs:
         decoder, same = plan.decoder, [("Identity", ["z"], "image")]
         found["vae.decode"] = (
             decode,
-            lambda s: brought.plain_graph(decoder, s, WEIGHTS, lies) if decoder else brought.small_graph(s, same, {}),
+            lambda s: wrapped.plain_graph(decoder, s, WEIGHTS, lies) if decoder else wrapped.small_graph(s, same, {}),
         )
     return found
 
@@ -169,12 +193,12 @@ def _graphs(plan: _Plan, lies: Mapping[str, Stored]) -> Graphs:
 def _of_expert(plan: _Plan, modality: Modality, lies: Mapping[str, Stored]) -> Graphs:
     """What encodes its condition, or is always it; the table of its numbers; and its own network."""
     name, expert = modality.name, plan.composed.experts[modality.name]
-    always, network = fixed_condition(name, expert), plan.experts[name]
+    always, network, logit = fixed_condition(name, expert), plan.experts[name], plan.logits.get(name)
     inputs: Shape = ("batch", *modality.input_shape)
     latent: Shape = ("batch", *plan.manifest.latent_shape)
     context: Shape = inputs if always is None else ("batch", 1, always.size)
     condition, time, step = (f"{kind}.{name}" for kind in ("condition", "time", "expert"))
-    table = expert.form.table(plan.manifest.schedule.alpha_bars()).astype(np.float32)
+    table = numbers_of(expert, plan.manifest.schedule.alpha_bars()).astype(np.float32)
     whole = [("Identity", ["inputs"], "context")]
     constants: dict[str, Any] = {}
     if always is not None:
@@ -189,13 +213,13 @@ def _of_expert(plan: _Plan, modality: Modality, lies: Mapping[str, Stored]) -> G
     return {
         condition: (
             network_spec(condition, {"inputs": inputs}, {"context": context}),
-            lambda s: brought.small_graph(s, whole, constants),
+            lambda s: wrapped.small_graph(s, whole, constants),
         ),
         time: (
             network_spec(time, {"t": ("steps",)}, {"projections": ("steps", table.shape[1])}, "int64"),
-            lambda s: brought.small_graph(s, [("Gather", ["table", "t"], "projections")], {"table": table}),
+            lambda s: wrapped.small_graph(s, [("Gather", ["table", "t"], "projections")], {"table": table}),
         ),
-        step: (replace(spec, exact=exact), lambda s: brought.expert_graph(network, s, WEIGHTS, lies)),
+        step: (replace(spec, exact=exact), lambda s: wrapped.expert_graph(network, logit, s, WEIGHTS, lies)),
     }
 
 
@@ -225,8 +249,10 @@ def _errors(bundle: Bundle, plan: _Plan, network: str) -> Iterator[float]:
             raise BadRequest(f"network {network}", error.seen, PLAIN) from None
         engine.close()
         wanted = plan.composed.functions[network](**inputs)
-        for name in found:
-            yield relative_error(found[name], np.asarray(wanted[name])[..., : found[name].shape[-1]])
+        kind, _, name = network.partition(".")
+        wanted |= plan.composed.functions[f"router.{name}"](**inputs) if kind == "expert" else {}
+        for output in found:
+            yield relative_error(found[output], np.asarray(wanted[output])[..., : found[output].shape[-1]])
 
 
 def _examples(bundle: Bundle, plan: _Plan, network: str) -> dict[str, np.ndarray]:
@@ -242,5 +268,5 @@ def _examples(bundle: Bundle, plan: _Plan, network: str) -> dict[str, np.ndarray
     if "projections" in made:
         name = network.partition(".")[2]
         bars = plan.manifest.schedule.alpha_bars()[[steps // 2]]
-        made["projections"] = plan.composed.experts[name].form.table(bars).astype(np.float32)
+        made["projections"] = numbers_of(plan.composed.experts[name], bars).astype(np.float32)
     return made

@@ -9,7 +9,7 @@ pipeline.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +18,12 @@ import numpy as np
 from cdiff_rt.errors import BadRequest, check_range, check_type, named_as, whole
 from cdiff_rt.expert import Expert, agreed_shape, check_expert, fixed_condition
 from cdiff_rt.extras import needed
+from cdiff_rt.foreign.logits import as_logit, check_logit
 from cdiff_rt.foreign.modules import as_function
 from cdiff_rt.manifest import Bundle, Manifest, Modality, odd
 from cdiff_rt.pipeline import Pipeline
 from cdiff_rt.runners import HostRunner, Routing
+from cdiff_rt.sampling.calibrated import Calibration
 from cdiff_rt.sampling.preconditioning import A_OUT, A_X, C_IN, TIME, Parameterisation
 from cdiff_rt.sampling.schedule import Schedule, half_log_snr
 from cdiff_rt.sampling.superposition import Mixing
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 BACKEND = "python"  # what runs the experts, as pictures carry it
-NAME, WEIGHTS = "composed", "none"  # as a manifest names them
+NAME, WEIGHTS, CALIBRATED = "composed", "none", "calibrated.json"  # as a manifest names them
 IN_SPACE = Schedule(1000, 1e-4, 0.02, "v", "linear")  # the host's where no expert has a schedule of timesteps
 
 Decode = Callable[[np.ndarray], np.ndarray]  # latents [B, C, *latent] -> images [B, 3, S, S] in [-1, 1]
@@ -45,6 +47,7 @@ class Composition:
     decode: Any
     functions: Mapping[str, Callable[..., dict[str, np.ndarray]]]  # its networks, by their names in a bundle
     mixing: Mixing | None
+    top_k: int | None
 
 
 def compose(
@@ -54,14 +57,15 @@ def compose(
     schedule: Schedule | None = None,
     image_size: int = 0,
     decode: "Decode | str | Path | nn.Module | None" = None,
-    influence: Influence | None = None,
+    influence: Influence | Calibration | str | Path | None = None,
     top_k: int | None = None,
     mixing: Mixing | None = None,
 ) -> Pipeline:
     """A pipeline of these experts, by the names of their conditions, over latents of `latent_shape`, channels first: by
     default what the experts were trained on.
 
-    Of each image, only the `top_k` experts whose `logit` gives them most influence are called. `mixing`, such as a
+    `influence` is what holds unless a run asks for another: of the experts' logits, or in their place the weights that
+    `calibrate` found, or its file. Of each image, only the `top_k` experts whose `logit` gives them most influence are called. `mixing`, such as a
     Superposition, decides the influence functions in place of logits. The loop follows `schedule`, or the experts' own
     that ends least noisy, so that each knows all noise it meets. With an `image_size`, `decode` makes images of latents;
     it may be an autoencoder of diffusers, or its folder, which knows the size. Without `decode`, latents [3, S, S] in
@@ -75,24 +79,32 @@ def compose(
     host = Schedule(**{**vars(host), "prediction": "v"})
     for name, expert in experts.items():
         check_expert(name, expert, host)
+    experts = {name: replace(expert, logit=as_logit(expert.logit, expert.form)) for name, expert in experts.items()}
     shape = agreed_shape(experts, latent_shape)
+    for name, expert in experts.items():
+        check_logit(name, expert.logit, shape, expert.condition)
     image_size = image_size or getattr(decode, "factor", 0) * shape[-1]
     _check_top_k(top_k, experts)
+    found = _calibration(influence, decided="top_k" if top_k else "mixing" if mixing else "")
     if decode is not None and not image_size:
         raise BadRequest("image_size", "none, and something decodes", "say how many pixels a side of its images has")
     if image_size and decode is None and shape != (3, image_size, image_size):
         seen = f"latents {list(shape)} for images of {image_size} pixels"
         raise BadRequest("decode", f"none, and {seen}", "give what decodes them, or image_size=0")
-    manifest = _manifest(experts, shape, host, image_size, influence or Influence("none", 1.0))
+    usual = influence if isinstance(influence, Influence) else Influence("none", 1.0, sharpness=0.0 if found else 1.0)
+    manifest = _manifest(experts, shape, host, image_size, usual, CALIBRATED if found else "")
     for fault in odd(manifest):
         raise BadRequest("experts", fault, "correct it")
+    if found:
+        found.check_fits(list(experts), host, shape[1:])
     functions = {"vae.decode": _decoding(decode, image_size)}
     for name, expert in experts.items():
         functions |= networks_of(name, expert, host, shape)
     routing = Routing(any(expert.logit for expert in experts.values()), top_k, mixing)
     runner = HostRunner(lambda network, threads: Function(functions[network]), parallel=False, routing=routing)
-    made = Pipeline(Bundle(Path(NAME), manifest, "", {}), BACKEND, runner=runner)
-    made.composed = Composition(dict(experts), decode, functions, mixing)
+    content = {CALIBRATED: found.to_json().encode()} if found else {}
+    made = Pipeline(Bundle(Path(NAME), manifest, "", content), BACKEND, runner=runner)
+    made.composed = Composition(experts, decode, functions, mixing, top_k)
     return made
 
 
@@ -107,6 +119,18 @@ class Function:
 
     def close(self) -> None:
         """Whoever made it keeps it."""
+
+
+def _calibration(given: Any, decided: str) -> Calibration | None:
+    """Of what `calibrate` found, or of its file. Raises BadRequest, BadArtefact."""
+    check_type(
+        "influence", given, Influence | Calibration | str | Path | None, "give what calibrate found, or its file"
+    )
+    if given is None or isinstance(given, Influence):
+        return None
+    if decided:
+        raise BadRequest("influence", f"weights that were found, and {decided}", "give one of them, for either decides")
+    return given if isinstance(given, Calibration) else Calibration.load(given)
 
 
 def _check_top_k(top_k: int | None, experts: Mapping[str, Expert]) -> None:
@@ -150,10 +174,17 @@ def _least_noisy(experts: Sequence[Expert]) -> Schedule:
 
 
 def _manifest(
-    experts: Mapping[str, Expert], latent: tuple[int, ...], host: Schedule, size: int, influence: Influence
+    experts: Mapping[str, Expert],
+    latent: tuple[int, ...],
+    host: Schedule,
+    size: int,
+    influence: Influence,
+    calibrated: str,
 ) -> Manifest:
     modalities = tuple(_modality(name, None if e.fixed is not None else e.condition) for name, e in experts.items())
-    return Manifest(NAME, size, latent, 1.0, host, influence, modalities, {}, WEIGHTS, {}, {}, "", {WEIGHTS: ""})
+    files = dict.fromkeys((WEIGHTS, *filter(None, [calibrated])), "")
+    made = Manifest(NAME, size, latent, 1.0, host, influence, modalities, {}, WEIGHTS, {}, {}, "", files)
+    return replace(made, calibrated=calibrated)
 
 
 def _modality(name: str, condition: tuple[int, ...] | None) -> Modality:
@@ -171,7 +202,7 @@ def networks_of(name: str, expert: Expert, host: Schedule, latent: tuple[int, ..
         return {"context": inputs if always is None else np.repeat(always.reshape(1, 1, -1), len(inputs), 0)}
 
     def time(t: np.ndarray) -> dict[str, np.ndarray]:
-        return {"projections": np.column_stack([expert.form.table(bars[t]), bars[t]])}
+        return {"projections": numbers_of(expert, bars[t])}
 
     def step(x: np.ndarray, projections: np.ndarray, context: np.ndarray) -> dict[str, np.ndarray]:
         row = projections[0]
@@ -185,10 +216,16 @@ def networks_of(name: str, expert: Expert, host: Schedule, latent: tuple[int, ..
 
     def route(x: np.ndarray, projections: np.ndarray, context: np.ndarray) -> dict[str, np.ndarray]:
         condition = [] if expert.condition is None else [context.reshape(len(x), *expert.condition)]
-        logit = expert.logit(x, float(projections[0, -1]), *condition) if expert.logit else 0.0
+        logit = expert.logit.of(x, float(projections[0, -1]), *condition) if expert.logit else 0.0
         return {"logit": _broadcast(name, logit, (len(x), 1, *latent[1:]))}
 
     return {f"condition.{name}": condition, f"time.{name}": time, f"expert.{name}": step, f"router.{name}": route}
+
+
+def numbers_of(expert: Expert, alpha_bars: np.ndarray) -> np.ndarray:
+    """[S, 4], its parameterisation's; with a logit [S, 5], also what that is told of the noise."""
+    told = [expert.logit.told(alpha_bars)] if expert.logit else []
+    return np.column_stack([expert.form.table(alpha_bars), *told])
 
 
 def _checked(name: str, out: Any, shape: tuple[int, ...]) -> np.ndarray:

@@ -17,9 +17,9 @@ HOMES = {
     "onnxruntime": {"cdiff_rt/engines/ort.py"},
     "openvino": {"cdiff_rt/engines/vino.py"},
     "onnx": {
-        f"cdiff_rt/export/{name}.py" for name in ("brought", "islands", "to_onnx", "typed", "whole_step", "cpu_graph")
+        f"cdiff_rt/export/{name}.py" for name in ("islands", "to_onnx", "typed", "whole_step", "wrapped", "cpu_graph")
     },
-    "onnxscript": {"cdiff_rt/export/brought.py", "cdiff_rt/export/to_onnx.py"},
+    "onnxscript": {f"cdiff_rt/export/{name}.py" for name in ("brought", "to_onnx", "wrapped")},
     "diffusers": {"cdiff_rt/foreign/from_diffusers.py"},
     "skimage": {"cdiff_rt/bench/faces.py"},
     "ray": {"cdiff_rt/jobs/on_ray.py"},
@@ -92,8 +92,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "told_experts": {"errors", "expert", "foreign", "inputs"},
     "learning": {
-        *("editing", "engines", "errors", "export", "extras", "inputs", "manifest", "nets", "notes", "outputs"),
-        *("pipeline", "process", "run", "sampling", "schema", "settings"),
+        *("editing", "engines", "errors", "export", "extras", "foreign", "inputs", "manifest", "nets", "notes"),
+        *("outputs", "pipeline", "process", "run", "sampling", "schema", "settings"),
     },
     "doctor": {"engines", "errors", "extras", "manifest", "process", "runners", "version"},
     "jobs": {
