@@ -3,66 +3,56 @@
 python -m examples.motion.evaluate --model motion
 """
 
-import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import click
 import numpy as np
 
-from cdiff_rt import Learned, compose
 from cdiff_rt.pipeline import Pipeline
 from cdiff_rt.sampling.loop import StepState
-from examples.motion.experts import ACTION, WAYPOINTS, experts
+from examples.motion.experts import ACTION, WAYPOINTS
 from examples.motion.judge import Verdict, held_out, judge
 from examples.motion.motions import Motions, Requests, as_motions
-from examples.motion.train import CALIBRATED, LEARNED
+from examples.motion.train import BUNDLE, CALIBRATED
 
+TRUE = "true motions"
 SEED = 0  # motion i of this seed belongs to request i
 SURE = 1.96  # deviations, of an interval that holds in 95 of 100
 STYLE_ONLY, POINTS_ONLY, MEAN, WEIGHED, BOTH = (
     "action only",
     "way-points only",
     "plain mean",
-    CALIBRATED[:-5],
+    "calibrated",
     "collaborative",
 )
-GIVEN = {STYLE_ONLY: (ACTION,), POINTS_ONLY: (WAYPOINTS,)}  # all others are given both
-WAYS = (STYLE_ONLY, POINTS_ONLY, MEAN, WEIGHED, BOTH)
+WAYS: dict[str, tuple[tuple[str, ...], dict]] = {  # the conditions that are given, and the settings
+    STYLE_ONLY: ((ACTION,), {}),
+    POINTS_ONLY: ((WAYPOINTS,), {}),
+    MEAN: ((ACTION, WAYPOINTS), {"influence": "as-trained", "sharpness": 0.0}),
+    WEIGHED: ((ACTION, WAYPOINTS), {}),  # its weights are a file
+    BOTH: ((ACTION, WAYPOINTS), {}),
+}
 
 Callback = Callable[[StepState], object]
 
 
-@dataclass(frozen=True)
-class Models:
-    """Two pipelines of the same experts, and the file of weights."""
-
-    plain: Pipeline
-    learned: Pipeline
-    calibrated: Path
-
-    @classmethod
-    def open(cls, folder: Path) -> "Models":
-        known = experts(folder)
-        return cls(compose(known), compose(Learned(folder / LEARNED).over(known)), folder / CALIBRATED)
-
-    def sample(self, requests: Requests, i: int, way: str, *, callback: Callback | None = None) -> np.ndarray:
-        """[1, CHANNELS, FRAMES]: a motion for request i, made in one of WAYS."""
-        both = {ACTION: requests.words()[i], WAYPOINTS: requests.points[i]}
-        pipeline = self.learned if way == BOTH else self.plain
-        return pipeline.generate(
-            tier="fast",
-            seed=SEED,
-            first=i,
-            callback_on_step_end=callback,
-            influence=str(self.calibrated) if way == WEIGHED else "as-trained",
-            **{name: both[name] for name in GIVEN.get(way, both)},
-        ).latents
+def sample(
+    folder: Path, pipeline: Pipeline, requests: Requests, i: int, way: str, *, callback: Callback | None = None
+) -> np.ndarray:
+    """[1, CHANNELS, FRAMES]: a motion for request i, made in one of WAYS by what training left in `folder`."""
+    names, settings = WAYS[way]
+    both = {ACTION: requests.words()[i], WAYPOINTS: requests.points[i]}
+    if way == WEIGHED:
+        settings = {"influence": str(folder / CALIBRATED)}
+    given = {name: both[name] for name in names}
+    return pipeline.generate(
+        tier="fast", seed=SEED, first=i, callback_on_step_end=callback, **settings, **given
+    ).latents
 
 
-def motions(models: Models, requests: Requests, way: str) -> Motions:
-    return as_motions(np.concatenate([models.sample(requests, i, way) for i in range(len(requests))]))
+def motions(folder: Path, pipeline: Pipeline, requests: Requests, way: str) -> Motions:
+    return as_motions(np.concatenate([sample(folder, pipeline, requests, i, way) for i in range(len(requests))]))
 
 
 def wilson(met: np.ndarray) -> tuple[float, float]:
@@ -78,10 +68,12 @@ def table(found: dict[str, Verdict]) -> str:
     columns = next(iter(found.values())).met
     heads = ["motions", *(f"{name} met" for name in columns), "foot slide"]
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
-    for name, verdict in found.items():
-        cells = [_share(met) for met in verdict.met.values()]
-        lines.append("| " + " | ".join([name, *cells, f"{np.nanmean(verdict.slide):.2f} m/s"]) + " |")
-    return "\n".join(lines)
+    return "\n".join([*lines, *(_row(name, verdict) for name, verdict in found.items())])
+
+
+def _row(name: str, verdict: Verdict) -> str:
+    cells = [name, *(_share(met) for met in verdict.met.values()), f"{np.nanmean(verdict.slide):.2f} m/s"]
+    return "| " + " | ".join(cells) + " |"
 
 
 def _share(met: np.ndarray) -> str:
@@ -95,15 +87,12 @@ def _share(met: np.ndarray) -> str:
 def main(model: Path, count: int) -> None:
     """Print how many of COUNT held-out requests are met by what training left in MODEL."""
     requests, truth = held_out(count)
-    models = Models.open(model)
-    found = {way: judge(motions(models, requests, way), requests) for way in WAYS}
-    print(table(found | {"true motions": judge(truth, requests)}))
-    errors = {name: round(value, 5) for name, value in models_table(model).items()}
-    print(f"squared error of a prediction, on pairs held out: {json.dumps(errors)}")
-
-
-def models_table(folder: Path) -> dict[str, float]:
-    return Learned(folder / LEARNED).table
+    pipeline = Pipeline.from_pretrained(model / BUNDLE)
+    found = {}
+    for way in WAYS:
+        found[way] = judge(motions(model, pipeline, requests, way), requests)
+        print(_row(way, found[way]), flush=True)
+    print(f"\n{table(found | {TRUE: judge(truth, requests)})}")
 
 
 if __name__ == "__main__":

@@ -10,11 +10,13 @@ import click
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from cdiff_rt.pipeline import Pipeline
 from cdiff_rt.sampling.loop import StepState
-from examples.motion.evaluate import BOTH, POINTS_ONLY, STYLE_ONLY, Models
+from examples.motion.evaluate import BOTH, POINTS_ONLY, STYLE_ONLY, sample
 from examples.motion.gait import BONES, NAMES
 from examples.motion.judge import WAYPOINTS_KEPT, judge, waypoint_distances
 from examples.motion.motions import FRAMES, RATE, Motions, Requests, as_motions, draw
+from examples.motion.train import BUNDLE
 
 ROWS = {STYLE_ONLY: ("action word", "only"), POINTS_ONLY: ("way-points", "only"), BOTH: ("both,", "collaborative")}
 SEED, SHOWN = 2, (1, 2, 4)  # requests of no table: march, sneak, hop
@@ -114,7 +116,8 @@ def draw_influence(sheet: Sheet, left: float, top: float, steps: list[StepState]
     sheet.paste(Image.fromarray(np.rint(colours).astype(np.uint8)), left, top, WIDTH, HEAT)
 
 
-def picture(models: Models) -> Sheet:
+def picture(folder: Path) -> Sheet:
+    pipeline = Pipeline.from_pretrained(folder / BUNDLE)
     requests, _ = draw(max(SHOWN) + 1, np.random.default_rng(SEED))
     heat_top = TOP + len(ROWS) * (HEIGHT + GAP)
     sheet = Sheet(LEFT + len(SHOWN) * (WIDTH + GAP), heat_top + HEAT + BOTTOM)
@@ -131,7 +134,7 @@ def picture(models: Models) -> Sheet:
             (left + WIDTH / 2, TOP - 14), f'"{NAMES[asked.styles[0]]}", by four points on the ground', 14, INK, "mm"
         )
         for row, way in enumerate(ROWS):
-            latents = models.sample(requests, i, way, callback=steps.append if way == BOTH else None)
+            latents = sample(folder, pipeline, requests, i, way, callback=steps.append if way == BOTH else None)
             draw_cell(sheet, left, TOP + row * (HEIGHT + GAP), as_motions(latents), asked)
         draw_influence(sheet, left, heat_top, steps)
         for number, t in enumerate(asked.points[0, :, 2]):
@@ -163,7 +166,7 @@ def draw_legend(sheet: Sheet, x: float, y: float) -> None:
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), required=True)
 def main(model: Path, out: Path) -> None:
     """Draw requests that are not in the table, the same for every way of running the model."""
-    picture(Models.open(model)).save(out)
+    picture(model).save(out)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from cdiff_rt import Learned, calibrate, compose, train
+from cdiff_rt import Learned, calibrate, compose, export_composition, train
 from cdiff_rt.learning.descent import adamw, share_of_rate
 from examples.motion.experts import ACTION, MODULES, SCHEDULE, WAYPOINTS, WIDTH, experts, save
 from examples.motion.motions import WALKED, as_latents, draw
@@ -26,7 +26,7 @@ CHANNELS = [12.0, 12.0] + [1.0] * 45  # the same, of the two together
 SHARES = {ACTION: 0.3, WAYPOINTS: 0.3, "influence": 0.4}  # of the minutes
 LEAST_NOISE = 0.01
 WARM, TIMED = 3, 10  # steps; how long the second take tells how many there will be
-CALIBRATED, LEARNED = "calibrated.json", "learned"  # in the folder, beside a file for each expert
+CALIBRATED, LEARNED, BUNDLE = "calibrated.json", "learned", "bundle"  # in the folder, beside a file for each expert
 ALPHA_BARS = torch.from_numpy(SCHEDULE.alpha_bars())
 
 Told = Callable[[str], None]
@@ -117,6 +117,12 @@ def train_influence(out: Path, minutes: float, seed: int, *, iterations: int | N
     return train(pipeline, known, out / LEARNED, resume=begun, **rest)
 
 
+def export(out: Path) -> dict[str, float]:
+    """Experts and influence as one bundle, which needs no PyTorch; how far its networks are from these."""
+    pipeline = compose(Learned(out / LEARNED).over(experts(out)))
+    return export_composition(pipeline, out / BUNDLE, precision="fp16")
+
+
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="A folder; what is there already is kept.")
 @click.option("--minutes", type=click.FloatRange(min=0.1), default=25.0, show_default=True, help="In all.")
@@ -129,6 +135,7 @@ def main(out: Path, minutes: float, seed: int) -> None:
         if not (out / f"{name}.safetensors").exists():
             train_expert(name, out, SHARES[name] * minutes, seed)
     print(train_influence(out, SHARES["influence"] * minutes, seed).table)
+    print(f"{out / BUNDLE}: its networks and these differ by {max(export(out).values()):.1e} or less")
 
 
 if __name__ == "__main__":

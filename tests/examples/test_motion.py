@@ -5,9 +5,10 @@ import pytest
 import torch
 
 from cdiff_rt import compose
+from cdiff_rt.pipeline import Pipeline
 from cdiff_rt.sampling.solvers import x0_coefficients
 from examples.motion import train
-from examples.motion.evaluate import BOTH, MEAN, POINTS_ONLY, STYLE_ONLY, WAYS, Models, motions, table, wilson
+from examples.motion.evaluate import BOTH, MEAN, POINTS_ONLY, STYLE_ONLY, TRUE, WAYS, motions, sample, table, wilson
 from examples.motion.experts import (
     ACTION,
     BODY,
@@ -211,6 +212,7 @@ def folder(tmp_path_factory):
         for name in MODULES:
             train.train_expert(name, out, 1, 10, steps=2, width=32)
         train.train_influence(out, 1, 10, iterations=2)
+        assert max(train.export(out).values()) < 1e-2
     patched.undo()
     torch.set_num_threads(threads)
     return out
@@ -269,36 +271,36 @@ def test_training_is_repeatable_and_the_loss_falls(monkeypatch, capsys):
 
 
 @pytest.fixture(scope="module")
-def models(folder):
-    return Models.open(folder)
+def pipeline(folder):
+    return Pipeline.from_pretrained(folder / train.BUNDLE)
 
 
 @pytest.mark.long
-def test_every_way_gives_its_conditions_only(models):
+def test_every_way_gives_its_conditions_only(folder, pipeline):
     requests, _ = true_motions()
-    found = {way: models.sample(requests, 0, way) for way in WAYS}
+    found = {way: sample(folder, pipeline, requests, 0, way) for way in WAYS}
     assert {latents.shape for latents in found.values()} == {(1, *SHAPE)}
     other_style = Requests(requests.styles[[1]], requests.points)
     other_points = Requests(requests.styles, requests.points[1:])
     for way, of_style, of_points in ((STYLE_ONLY, True, False), (POINTS_ONLY, False, True), (BOTH, True, True)):
-        assert np.array_equal(models.sample(other_style, 0, way), found[way]) is not of_style
-        assert np.array_equal(models.sample(other_points, 0, way), found[way]) is not of_points
+        assert np.array_equal(sample(folder, pipeline, other_style, 0, way), found[way]) is not of_style
+        assert np.array_equal(sample(folder, pipeline, other_points, 0, way), found[way]) is not of_points
     assert not np.array_equal(found[MEAN], found[BOTH])
 
 
 @pytest.mark.long
-def test_the_table_has_every_way_and_intervals(models):
+def test_the_table_has_every_way_and_intervals(folder, pipeline):
     requests, truth = held_out(2)
-    found = {way: judge(motions(models, requests, way), requests) for way in WAYS}
-    rows = table(found | {"true motions": judge(truth, requests)}).splitlines()
+    found = {way: judge(motions(folder, pipeline, requests, way), requests) for way in WAYS}
+    rows = table(found | {TRUE: judge(truth, requests)}).splitlines()
     assert rows[0] == "| motions | way-points met | style met | both met | foot slide |"
     assert [row.split(" | ")[0].removeprefix("| ") for row in rows[2:]] == [*WAYS, "true motions"]
     assert rows[-1].startswith("| true motions | 100 % [34, 100] | 100 % [34, 100] | 100 % [34, 100] |")
 
 
 @pytest.mark.long
-def test_the_picture_is_small(models, tmp_path):
-    picture(models).save(tmp_path / "motion.png")
+def test_the_picture_is_small(folder, tmp_path):
+    picture(folder).save(tmp_path / "motion.png")
     assert 20_000 < (tmp_path / "motion.png").stat().st_size < 300_000
 
 
