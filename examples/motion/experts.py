@@ -48,6 +48,10 @@ def smooth(shape: tuple[int, int]) -> np.ndarray:
 class Denoiser(nn.Module):
     """What both have: a network that predicts v, of which x_0 follows; bodies go along curves of few turns."""
 
+    bars: Tensor
+    path: Tensor
+    body: Tensor
+
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
         self.unet = unet(channels, width)
@@ -83,6 +87,8 @@ class Waypoints(Denoiser):
     It sees the straight lines between the points, and what it says goes through them.
     """
 
+    times: Tensor
+
     def __init__(self, width: int = WIDTH) -> None:
         super().__init__(CHANNELS + 3, width)
         self.point = nn.Linear(3, CONTEXT)
@@ -114,7 +120,7 @@ class Waypoints(Denoiser):
         return torch.cat([lines, near], dim=1)
 
 
-MODULES: dict[str, type[nn.Module]] = {ACTION: Action, WAYPOINTS: Waypoints}
+MODULES: dict[str, type[Action] | type[Waypoints]] = {ACTION: Action, WAYPOINTS: Waypoints}
 
 
 def save(module: nn.Module, path: Path) -> None:

@@ -75,10 +75,10 @@ def _walked(root: np.ndarray) -> np.ndarray:
     return np.concatenate([np.zeros((len(root), 1)), np.abs(np.diff(smooth, axis=1)).cumsum(1)], axis=1)
 
 
-def _nearest(body: np.ndarray, walked: np.ndarray, pace: float, style: Style) -> float:
-    """body [T, 45], walked [T]: from the nearest of the true gaits."""
+def _nearest(body: np.ndarray, walked: np.ndarray, pace: np.ndarray, style: Style) -> float:
+    """body [T, 45], walked [T], pace []: from the nearest of the true gaits."""
     build, tempo, vigour = SWINGS
-    stride = stride_at(style, np.array(pace), build, tempo)  # [G]
+    stride = stride_at(style, pace, build, tempo)  # [G]
     gaits = Gaits(style, build, stride, vigour, np.zeros(len(build)))
     true = joints(gaits, _straight(len(build)), stride[:, None] * np.arange(PHASES) / PHASES)
     true = true.reshape(len(build), PHASES, -1)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from cdiff_rt import Learned, calibrate, compose, export_composition, train
 from cdiff_rt.learning.descent import adamw, share_of_rate
+from cdiff_rt.nets.unet import UNet
 from examples.motion.experts import ACTION, MODULES, SCHEDULE, WAYPOINTS, WIDTH, experts, save
 from examples.motion.motions import WALKED, as_latents, draw
 
@@ -98,11 +99,11 @@ def train_expert(name: str, out: Path, minutes: float, seed: int, *, steps: int 
     save(module.eval(), out / f"{name}.safetensors")
 
 
-def _begin(unet: nn.Module, known: dict[str, Tensor]) -> None:
+def _begin(unet: UNet, known: dict[str, Tensor]) -> None:
     """With the other's weights; what else it sees adds nothing yet."""
     weights = {name.removeprefix("unet."): value.float() for name, value in known.items() if name.startswith("unet.")}
     first = weights["input_blocks.0.0.weight"]
-    more = unet.input_blocks[0][0].in_channels - first.shape[1]
+    more = unet.config.in_channels - first.shape[1]
     weights["input_blocks.0.0.weight"] = F.pad(first, (0, 0, 0, more))
     unet.load_state_dict(weights)
 
@@ -112,9 +113,16 @@ def train_influence(out: Path, minutes: float, seed: int, *, iterations: int | N
     pipeline, known = compose(experts(out)), pairs(PAIRS, seed + len(MODULES))
     if not (out / CALIBRATED).exists():
         print(calibrate(pipeline, known[:300], out / CALIBRATED, channels=CHANNELS).table, flush=True)
-    begun = (out / LEARNED).exists()
-    rest = {"minutes": minutes, "iterations": iterations, "channels": CHANNELS, "seed": seed}
-    return train(pipeline, known, out / LEARNED, resume=begun, **rest)
+    return train(
+        pipeline,
+        known,
+        out / LEARNED,
+        minutes=minutes,
+        iterations=iterations,
+        resume=(out / LEARNED).exists(),
+        seed=seed,
+        channels=CHANNELS,
+    )
 
 
 def export(out: Path) -> dict[str, float]:

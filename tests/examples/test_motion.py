@@ -1,4 +1,5 @@
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -48,6 +49,7 @@ from examples.motion.motions import (
     draw,
 )
 from examples.motion.plot import picture
+from tests.command_line import run
 
 COUNT = 24
 
@@ -315,3 +317,32 @@ def test_saved_experts_are_the_same_but_for_rounding(tmp_path):
     found = [pipeline.generate(steps=2, **given).latents for pipeline in (own, compose(experts(tmp_path)))]
     assert found[0].shape == (1, *SHAPE) and np.allclose(*found, atol=0.02)
     assert not np.array_equal(own.generate(steps=2, **given | {ACTION: word("hop")}).latents, found[0])
+
+
+@pytest.mark.long
+def test_a_movement_is_made_again_from_what_its_npz_says(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.save("points.npy", true_motions()[0].points[0])
+    np.save("hop.npy", word("hop"))
+    given = ("--condition", "waypoints=points.npy", "--condition", "action=hop.npy", "--steps", 10, "--batch", 2)
+    bundle = folder / train.BUNDLE
+    for more, out in (((), "plain"), (("--embed-inputs",), "whole")):
+        assert run("generate", "--model", bundle, *given, *more, "--out", out).exit_code == 0
+    Path("points.npy").rename("renamed.npy")
+    made = [f"{out}/seed0-{number:03d}.npz" for out in ("plain", "whole") for number in range(2)]
+    result = run("reproduce", *made, "--model", bundle)
+    assert result.stdout.splitlines() == [f"{name}: the same to the byte" for name in made], result.stderr
+    Path("renamed.npy").unlink()
+    assert run("reproduce", made[0], "--model", bundle).exit_code == 3
+    assert run("reproduce", made[3], "--model", bundle).exit_code == 0
+    assert "--condition action=hop.npy" in run("show", made[0]).stdout
+
+
+@pytest.mark.long
+def test_influence_is_a_function_of_the_frame(folder, pipeline):
+    requests, _ = true_motions()
+    steps = []
+    sample(folder, pipeline, requests, 0, BOTH, callback=steps.append)
+    influence = np.stack([state.influence for state in steps])
+    assert influence.shape == (20, 2, 1, 1, FRAMES)
+    assert np.allclose(influence.sum(axis=1), 1, atol=1e-5) and influence.std(axis=-1).max() > 1e-4
