@@ -17,7 +17,7 @@ SCHEDULE = Schedule(beta_start=0.0001, beta_end=0.02, prediction="v")
 ACTION, WAYPOINTS = "action", "waypoints"
 SHAPE, CONDITIONS = (CHANNELS, FRAMES), {ACTION: (1, len(NAMES)), WAYPOINTS: (4, 3)}
 WIDTH, CONTEXT = 64, 64  # 64 channels, for of a GroupNorm's 32 groups none may be of one channel
-PATH, BODY = (14, 0), (4, 24)  # of how many polynomials and cosines over time a channel is a sum
+PATH, BODY = (10, 0), (4, 24)  # of how many polynomials and cosines over time a channel is a sum
 
 
 def unet(channels: int, width: int) -> UNet:
