@@ -69,7 +69,8 @@ def asked_of(body: Mapping[str, Any], manifest: Manifest, op: Operation) -> Aske
     known = [*conditions, *KEYS, *OF_ALL, *OF[op], *sources]
     if unknown := [name for name in row if name not in known]:
         raise unknown_argument(unknown[0], known)
-    own = {name: row.pop(name) for name in (*OF_ALL, *OF[op], *sources) if name in row}
+    ours = (name for name in (*OF_ALL, *OF[op], *sources) if name not in conditions)  # which may have such a name
+    own = {name: row.pop(name) for name in ours if name in row}
     _check_openai(own, manifest)
     _translate(row, own, manifest)
     job = job_of(Row(1, 1, lambda: _with_contents(row, manifest)), Path(), manifest, Defaults())

@@ -14,6 +14,7 @@ from cdiff_rt.version import __version__
 TYPES = {int: "integer", float: "number", bool: "boolean", str: "string"}
 FILE = {"type": "string", "description": "A file's content: base64, or a file of a form. No path or address is read."}
 TEXTS = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}, {"type": "object"}]}
+OPENAIS = "As OpenAI has it."
 DOES = {
     "prompt": "The sentence, by OpenAI's name.",
     "model": "The name of the model that is served.",
@@ -107,15 +108,12 @@ def _conditions(manifest: Manifest) -> dict[str, Any]:
 
 
 def _shared(manifest: Manifest) -> dict[str, Any]:
-    found = _conditions(manifest) | {name: _setting(name) for name in KEYS}
-    found |= {
-        name: {"type": TYPES[kind], "description": DOES.get(name, "As OpenAI has it.")} for name, kind in OF_ALL.items()
-    }
+    found = {name: {"type": TYPES[kind], "description": DOES.get(name, OPENAIS)} for name, kind in OF_ALL.items()}
     found["n"] |= {"minimum": 1, "maximum": LARGEST_BATCH}
     found["partial_images"] |= {"minimum": 0, "maximum": MOST_PARTIAL}
     found["deadline"] |= {"minimum": DEADLINES[0], "maximum": DEADLINES[1]}
     found["quality"]["enum"] = list(QUALITIES)
-    return found
+    return found | {name: _setting(name) for name in KEYS} | _conditions(manifest)
 
 
 def _setting(name: str) -> dict[str, Any]:

@@ -5,7 +5,9 @@ import io
 import json
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import numpy as np
@@ -13,6 +15,7 @@ import openai
 import pytest
 from PIL import Image
 
+from cdiff_rt.serve.asked import asked_of
 from tests import bad_files
 from tests.command_line import run
 from tests.serve import servers, standin
@@ -213,6 +216,16 @@ def test_an_edit_needs_a_picture_and_a_condition(client, photo):
     assert "one file of a form" in error_of(refused, 422)["message"]
     several = error_of(client.post(EDITS, data={"prompt": SENTENCE, "n": "2"}, files={"image": photo}), 400)
     assert several["message"].startswith("n: 2 for an edit")
+
+
+def test_a_condition_may_have_the_name_of_a_field_of_openais(bundle):
+    modalities = tuple(
+        replace(each, name={"text": "size"}.get(each.name, each.name)) for each in bundle.manifest.modalities
+    )
+    named = SimpleNamespace(**vars(bundle.manifest) | {"modalities": modalities})
+    named.networks = {**bundle.manifest.networks, "condition.size": bundle.manifest.networks["condition.text"]}
+    asked = asked_of({"size": SENTENCE, "n": 2}, named, "generate")
+    assert (asked.conditions, asked.settings.batch) == ({"size": SENTENCE}, 2)
 
 
 def test_a_random_seed_is_told(client):
