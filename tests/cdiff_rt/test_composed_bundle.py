@@ -405,3 +405,15 @@ def test_bad_words_are_one_line_and_leave_nothing(file, options, code, words, tm
     out = tmp_path / "out"
     check_refused(run("compose", "--expert", f"a={file}", *options, "--out", out), code, words)
     assert not out.exists()
+
+
+def test_a_command_takes_influence_that_was_found_or_learned(file, calibrated, tmp_path):
+    made, _ = calibrated
+    found = tmp_path / "weights.json"
+    found.write_bytes(made.bundle.content["calibrated.json"])
+    theirs = onnx_file(tmp_path / "cond.onnx")
+    given = ["--expert", f"style={theirs}", "--predicts", "style=flow", "--expert", f"theirs={theirs}"]
+    given += ["--predicts", "theirs=eps", "--betas", "theirs=linear:0.0001:0.02:1000", "--out", tmp_path / "out"]
+    check_refused(run("compose", *given, "--learned", tmp_path / "none"), 2, "learned", "there is no such file")
+    assert run("compose", *given, "--influence", found).exit_code == 0
+    assert Bundle.open(tmp_path / "out").content["calibrated.json"] == found.read_bytes()
