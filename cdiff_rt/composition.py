@@ -9,7 +9,7 @@ pipeline.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,8 @@ from cdiff_rt.errors import BadRequest, check_range, check_type, named_as, whole
 from cdiff_rt.expert import Expert, agreed_shape, check_expert, fixed_condition
 from cdiff_rt.extras import needed
 from cdiff_rt.foreign.modules import as_function
-from cdiff_rt.manifest import Bundle, Manifest, Modality, odd
+from cdiff_rt.inputs.subwords import FILE as TOKENIZER
+from cdiff_rt.manifest import Bundle, Manifest, Modality, NetworkSpec, TensorSpec, odd
 from cdiff_rt.pipeline import Pipeline
 from cdiff_rt.runners import HostRunner, Routing
 from cdiff_rt.sampling.preconditioning import A_OUT, A_X, C_IN, TIME, Parameterisation
@@ -35,6 +36,8 @@ NAME, WEIGHTS = "composed", "none"  # as a manifest names them
 IN_SPACE = Schedule(1000, 1e-4, 0.02, "v", "linear")  # the host's where no expert has a schedule of timesteps
 
 Decode = Callable[[np.ndarray], np.ndarray]  # latents [B, C, *latent] -> images [B, 3, S, S] in [-1, 1]
+Encode = Callable[[np.ndarray], np.ndarray]  # the other way round
+NO_VARIANCE = -30.0  # the logarithm of the variance of latents that are known
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ class Composition:
 
     experts: Mapping[str, Expert]
     decode: Any
+    encode: Any
     functions: Mapping[str, Callable[..., dict[str, np.ndarray]]]  # its networks, by their names in a bundle
     mixing: Mixing | None
 
@@ -54,6 +58,7 @@ def compose(
     schedule: Schedule | None = None,
     image_size: int = 0,
     decode: "Decode | str | Path | nn.Module | None" = None,
+    encode: "Encode | nn.Module | None" = None,
     influence: Influence | None = None,
     top_k: int | None = None,
     mixing: Mixing | None = None,
@@ -65,7 +70,7 @@ def compose(
     Superposition, decides the influence functions in place of logits. The loop follows `schedule`, or the experts' own
     that ends least noisy, so that each knows all noise it meets. With an `image_size`, `decode` makes images of latents;
     it may be an autoencoder of diffusers, or its folder, which knows the size. Without `decode`, latents [3, S, S] in
-    [-1, 1] are the images. Raises BadRequest.
+    [-1, 1] are the images. `encode` makes latents of images, to edit these; an autoencoder has its own. Raises BadRequest.
     """
     check_type("experts", experts, Mapping, "give a dict from names to cdiff_rt.Expert")
     if not experts:
@@ -83,16 +88,21 @@ def compose(
     if image_size and decode is None and shape != (3, image_size, image_size):
         seen = f"latents {list(shape)} for images of {image_size} pixels"
         raise BadRequest("decode", f"none, and {seen}", "give what decodes them, or image_size=0")
+    if encode is not None and (decode is None or not callable(encode)):
+        raise BadRequest("encode", f"a {type(encode).__name__}", "give a function or a module, and decode= beside it")
+    encode = encode or getattr(decode, "image_encoder", lambda: None)()
     manifest = _manifest(experts, shape, host, image_size, influence or Influence("none", 1.0))
+    if image_size and (encode is not None or decode is None):
+        manifest = replace(manifest, networks={"vae.encode": encode_spec(manifest)})
     for fault in odd(manifest):
         raise BadRequest("experts", fault, "correct it")
-    functions = {"vae.decode": _decoding(decode, image_size)}
+    functions = {"vae.decode": _decoding(decode, image_size), "vae.encode": _encoding(encode, shape)}
     for name, expert in experts.items():
         functions |= networks_of(name, expert, host, shape)
     routing = Routing(any(expert.logit for expert in experts.values()), top_k, mixing)
     runner = HostRunner(lambda network, threads: Function(functions[network]), parallel=False, routing=routing)
-    made = Pipeline(Bundle(Path(NAME), manifest, "", {}), BACKEND, runner=runner)
-    made.composed = Composition(dict(experts), decode, functions, mixing)
+    made = Pipeline(Bundle(Path(NAME), manifest, "", tokenizers_of(experts)), BACKEND, runner=runner)
+    made.composed = Composition(dict(experts), decode, encode, functions, mixing)
     return made
 
 
@@ -143,6 +153,29 @@ def _decoding(decode: Any, size: int) -> Callable[..., dict[str, np.ndarray]]:
     return call
 
 
+def _encoding(encode: Any, latent: tuple[int, ...]) -> Callable[..., dict[str, np.ndarray]]:
+    """What makes latents of images; where these are the latents, none."""
+    encoder = as_function(encode) if encode is not None else lambda image: image
+
+    def call(image: np.ndarray) -> dict[str, np.ndarray]:
+        with named_as("encode,"):
+            mean = np.asarray(encoder(image))
+        wanted = (len(image), *latent)
+        if mean.shape != wanted or mean.dtype.kind != "f":
+            raise BadRequest("encode", f"it returned {mean.dtype} of shape {mean.shape}", f"return latents {wanted}")
+        mean = mean.astype(np.float32, copy=False)
+        return {"mean": mean, "logvar": np.full_like(mean, NO_VARIANCE)}
+
+    return call
+
+
+def encode_spec(manifest: Manifest) -> NetworkSpec:
+    size, latent = manifest.image_size, manifest.latent_shape
+    given = TensorSpec("image", ("batch", 3, size, size), "float32")
+    mean, logvar = (TensorSpec(name, ("batch", *latent), "float32") for name in ("mean", "logvar"))
+    return NetworkSpec("", (given,), (mean, logvar))
+
+
 def _least_noisy(experts: Sequence[Expert]) -> Schedule:
     forms = [expert.form for expert in experts if isinstance(expert.form, Parameterisation)]  # others are refused later
     schedules = [form.schedule for form in forms if form.space == "vp"]
@@ -152,23 +185,46 @@ def _least_noisy(experts: Sequence[Expert]) -> Schedule:
 def _manifest(
     experts: Mapping[str, Expert], latent: tuple[int, ...], host: Schedule, size: int, influence: Influence
 ) -> Manifest:
-    modalities = tuple(_modality(name, None if e.fixed is not None else e.condition) for name, e in experts.items())
-    return Manifest(NAME, size, latent, 1.0, host, influence, modalities, {}, WEIGHTS, {}, {}, "", {WEIGHTS: ""})
+    modalities = tuple(_modality(name, expert) for name, expert in experts.items())
+    files = dict.fromkeys([WEIGHTS, *tokenizers_of(experts)], "")
+    return Manifest(NAME, size, latent, 1.0, host, influence, modalities, {}, WEIGHTS, {}, {}, "", files)
 
 
-def _modality(name: str, condition: tuple[int, ...] | None) -> Modality:
-    if condition is None:
+def _modality(name: str, expert: Expert) -> Modality:
+    if expert.condition is None or expert.fixed is not None:
         return Modality(name, "nothing", decays=False, anchor=False)
-    tokens, width = math.prod(condition[:-1]), condition[-1] if condition else 1
+    encoder = expert.encoder
+    if encoder and encoder.tokenizer:
+        file = f"{name}.{TOKENIZER}"
+        return Modality(name, "words", decays=False, anchor=False, tokens=encoder.takes[0], vocabulary=file)
+    rows, width = expert.condition[:-1], expert.condition[-1] if expert.condition else 1
+    tokens, width = (1, math.prod(encoder.takes)) if encoder else (math.prod(rows), width)
     return Modality(name, "numbers", decays=False, anchor=False, tokens=tokens, width=width)
+
+
+def tokenizers_of(experts: Mapping[str, Expert]) -> dict[str, bytes]:
+    """The files of those experts that are asked by sentences."""
+    asked = {name: e.encoder.tokenizer for name, e in experts.items() if e.encoder and e.fixed is None}
+    return {f"{name}.{TOKENIZER}": content for name, content in asked.items() if content}
+
+
+def context_shape(modality: Modality, expert: Expert) -> tuple[int, int]:
+    """Of its condition, as encoded: as many rows as its encoder reads, as a manifest has it."""
+    rows = modality.input_shape[0]
+    return rows, math.prod(expert.condition or ()) // rows
 
 
 def networks_of(name: str, expert: Expert, host: Schedule, latent: tuple[int, ...]) -> dict[str, Callable]:
     """The three networks of an expert, as a bundle has them."""
     bars, denoise, always = host.alpha_bars(), as_function(expert.denoise), fixed_condition(name, expert)
+    encoder, shape = expert.encoder, context_shape(_modality(name, expert), expert)
 
     def condition(inputs: np.ndarray) -> dict[str, np.ndarray]:
-        return {"context": inputs if always is None else np.repeat(always.reshape(1, 1, -1), len(inputs), 0)}
+        if always is not None:
+            return {"context": np.repeat(always.reshape(1, 1, -1), len(inputs), 0)}
+        with named_as(f"expert {name},"):
+            found = encoder(inputs, expert.condition or ()) if encoder else inputs
+        return {"context": found.reshape(len(inputs), *shape)}
 
     def time(t: np.ndarray) -> dict[str, np.ndarray]:
         return {"projections": np.column_stack([expert.form.table(bars[t]), bars[t]])}

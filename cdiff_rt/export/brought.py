@@ -6,7 +6,7 @@ v = a_x x + a_out F(c_in x, time): these nodes are called `exact/...` and stay i
 """
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 WHOLE = ("int32", "int64")
 OLDEST = 13  # opset, of the nodes that are put around
 FOLDED = ("ConstantOfShape", "OneHot", "Range", "Tile")
+Nodes = Sequence[tuple[str, list[str], str]]  # operator, what it takes, what it makes
+Small = tuple[Nodes, Mapping[str, Any]]  # with constants
 Specs = dict[str, tuple[str, tuple[int, ...]]]  # of weights: name -> type, shape
 
 
@@ -59,7 +61,8 @@ def traced(module: nn.Module, takes: Mapping[str, Given], prefix: str) -> Networ
     """The graph of `module(*tensors)`; what torch raises for one that cannot be traced comes out as it is."""
     weight = next((p for p in module.parameters() if p.is_floating_point()), torch.zeros(0))
     module = module if weight.dtype == torch.float32 else copy.deepcopy(module).float()
-    examples = tuple(torch.zeros(2, *each.shape, device=weight.device) for each in takes.values())
+    kinds = {name: getattr(torch, each.dtype) for name, each in takes.items()}
+    examples = tuple(torch.zeros(2, *each.shape, dtype=kinds[n], device=weight.device) for n, each in takes.items())
     with quiet_exporter():
         program = torch.onnx.export(
             _Plain(module).eval(),
@@ -113,7 +116,8 @@ def _network(model: "ir.Model", takes: Mapping[str, Given], out: str, prefix: st
         """What a bundle may not hold (engines/graphs.py) is folded wherever its inputs are known."""
         return False if any(map(large, node.inputs)) else node.op_type in FOLDED or None
 
-    optimize_ir(model, num_iterations=1, should_fold=folds)
+    with np.errstate(all="ignore"):  # it computes constants, infinite ones too
+        optimize_ir(model, num_iterations=1, should_fold=folds)
     values = model.graph.initializers
     return Network(
         model, takes, out, {n: prefix + n for n in values if large(values[n]) and _kind(values[n]) == "float32"}
@@ -157,10 +161,10 @@ class _Nodes:
         self.nodes.append(self._node(kind, taken, [made], f"{made}/made", **attributes))
         return made
 
-    def typed(self, value: str, given: Given, made: str) -> str:
-        """A float32 value as that input wants it: rounded, where it is a whole number."""
-        if given.dtype in WHOLE:
-            value = self.add("Round", [value], f"{made}/rounded")
+    def typed(self, value: str, given: Given, made: str, kind: str = "float32") -> str:
+        """A value of this type as that input wants it: rounded, where that is a whole number."""
+        if given.dtype != kind:
+            value = self.add("Round", [value], f"{made}/rounded") if kind not in WHOLE else value
             value = self.add("Cast", [value], f"{made}/whole", to=element_type(given.dtype))
         return self.add("Identity", [value], made)
 
@@ -207,17 +211,31 @@ def expert_graph(network: Network, spec: NetworkSpec, weights: str, places: Mapp
     return _model(model, [*before, *model.graph.node, *made.nodes], made.constants, spec)
 
 
-def plain_graph(network: Network, spec: NetworkSpec, weights: str, places: Mapping[str, Stored]) -> "onnx.ModelProto":
-    """The network itself, under the names of the spec: one input, one output."""
-    model = _pointing(network, weights, places)
-    (given,), (taken,), (out,) = network.takes.values(), spec.inputs, spec.outputs
-    rename(model.graph.node, {f"net/{given.name}": taken.name, f"net/{network.out}": out.name})
-    return _model(model, list(model.graph.node), [], spec)
-
-
-def small_graph(
-    spec: NetworkSpec, nodes: list[tuple[str, list[str], str]], constants: Mapping[str, Any]
+def plain_graph(
+    network: Network, spec: NetworkSpec, weights: str, places: Mapping[str, Stored], more: Small = ((), {})
 ) -> "onnx.ModelProto":
+    """The network itself, under the names of the spec: one input, one output; and `more` that follows from this."""
+    model, made = _pointing(network, weights, places), _Nodes(more[1])
+    (given,), (taken,), (out, *_) = network.takes.values(), spec.inputs, spec.outputs
+    rename(model.graph.node, {f"net/{given.name}": taken.name, f"net/{network.out}": out.name})
+    for kind, inputs, output in more[0]:
+        made.add(kind, inputs, output)
+    return _model(model, [*model.graph.node, *made.nodes], made.constants, spec)
+
+
+def encoder_graph(network: Network, spec: NetworkSpec, weights: str, places: Mapping[str, Stored]) -> "onnx.ModelProto":
+    """inputs -> context, whatever shape the network itself has these in."""
+    (given,), (taken,), (out,) = network.takes.values(), spec.inputs, spec.outputs
+    made = _Nodes({"shape/in": np.array([-1, *given.shape]), "shape/out": np.array([-1, *out.shape[1:]])})
+    shaped = made.add("Reshape", [taken.name, "shape/in"], "shaped")
+    made.typed(shaped, given, f"net/{given.name}", taken.dtype)
+    before, made.nodes = made.nodes, []
+    made.add("Reshape", [f"net/{network.out}", "shape/out"], out.name)
+    model = _pointing(network, weights, places)
+    return _model(model, [*before, *model.graph.node, *made.nodes], made.constants, spec)
+
+
+def small_graph(spec: NetworkSpec, nodes: Nodes, constants: Mapping[str, Any]) -> "onnx.ModelProto":
     """One of a few nodes, whose constants it holds itself."""
     import onnx
 

@@ -286,7 +286,7 @@ def test_what_nobody_says_must_be_said(folder):
         BadRequest, match="form: nothing says what it predicts of which noise: no scheduler_config.json"
     ):
         Expert.from_diffusers(folder)
-    with pytest.raises(BadArtefact, match="there is no such folder; give a folder that save_pretrained"):
+    with pytest.raises(BadArtefact, match="no such folder, and nothing is downloaded; download it, e.g. by `hf"):
         Expert.from_diffusers("stabilityai/sdxl-turbo")
 
 
