@@ -18,7 +18,6 @@ from cdiff_rt.engines.backends import check_backend
 from cdiff_rt.engines.base import COMPOSED
 from cdiff_rt.engines.graphs import graph_of
 from cdiff_rt.engines.ort import OrtEngine
-from cdiff_rt.engines.weights import ENCODER
 from cdiff_rt.errors import BadArtefact, BadRequest, check_choice
 from cdiff_rt.expert import Expert, fixed_condition
 from cdiff_rt.export import brought
@@ -149,8 +148,7 @@ def _write(plan: _Plan, folder: Path, watch: Watch) -> Manifest:
     for file, content in tokenizers_of(plan.composed.experts).items():
         (folder / file).write_bytes(content)
     files = {path.name: sha256(path) for path in sorted(folder.iterdir())}
-    knows = {name: {ENCODER: {"vocabulary": e.encoder.knows}} for name, e in plan.composed.experts.items() if e.encoder}
-    source, provenance = {COMPOSED: described, "experts": knows}, {"torch": torch.__version__}
+    source, provenance = plan.manifest.source | {COMPOSED: described}, {"torch": torch.__version__}
     return replace(plan.manifest, networks=specs, weights=WEIGHTS, source=source, provenance=provenance, files=files)
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cdiff_rt.engines.weights import ENCODER
 from cdiff_rt.errors import BadRequest, check_range, check_type, named_as, whole
 from cdiff_rt.expert import Expert, agreed_shape, check_expert, fixed_condition
 from cdiff_rt.extras import needed
@@ -187,7 +188,9 @@ def _manifest(
 ) -> Manifest:
     modalities = tuple(_modality(name, expert) for name, expert in experts.items())
     files = dict.fromkeys([WEIGHTS, *tokenizers_of(experts)], "")
-    return Manifest(NAME, size, latent, 1.0, host, influence, modalities, {}, WEIGHTS, {}, {}, "", files)
+    known = {name: {ENCODER: {"vocabulary": e.encoder.knows}} for name, e in experts.items() if e.encoder}
+    source = {"experts": known}
+    return Manifest(NAME, size, latent, 1.0, host, influence, modalities, {}, WEIGHTS, source, {}, "", files)
 
 
 def _modality(name: str, expert: Expert) -> Modality:

@@ -88,7 +88,19 @@ MAY_IMPORT: dict[str, set[str]] = {
     "foreign": {"engines", "errors", "extras", "inputs", "process", "sampling"},
     "expert": {"errors", "extras", "foreign", "sampling", "settings"},
     "composition": {
-        *("errors", "expert", "extras", "foreign", "inputs", "manifest", "pipeline", "runners", "sampling", "settings"),
+        *(
+            "engines",
+            "errors",
+            "expert",
+            "extras",
+            "foreign",
+            "inputs",
+            "manifest",
+            "pipeline",
+            "runners",
+            "sampling",
+            "settings",
+        ),
     },
     "composed_ends": {"composition", "engines", "export", "foreign", "manifest"},
     "composed_bundle": {

@@ -105,6 +105,7 @@ class _Plain(nn.Module):
 
 def _network(model: "ir.Model", takes: Mapping[str, Given], out: str, prefix: str) -> Network:
     """Simplified, but for what has to do with large weights, which are shared."""
+    from onnxscript import ir
     from onnxscript.optimizer import optimize_ir
 
     def large(value: "ir.Value | None") -> bool:
@@ -119,9 +120,11 @@ def _network(model: "ir.Model", takes: Mapping[str, Given], out: str, prefix: st
     with np.errstate(all="ignore"):  # it computes constants, infinite ones too
         optimize_ir(model, num_iterations=1, should_fold=folds)
     values = model.graph.initializers
-    return Network(
-        model, takes, out, {n: prefix + n for n in values if large(values[n]) and _kind(values[n]) == "float32"}
-    )
+    stored = {n: prefix + n for n in values if large(values[n]) and _kind(values[n]) == "float32"}
+    for name in set(values) - set(stored):  # small ones, which may lie in a file beside theirs, are in the graph itself
+        if values[name].const_value is not None:
+            values[name].const_value = ir.tensor(np.array(values[name].const_value.numpy()), name=name)
+    return Network(model, takes, out, stored)
 
 
 def _kind(value: "ir.Value") -> str:

@@ -104,8 +104,14 @@ def onnx_encoder(path, *, inputs=(("ids", TensorProto.INT64, ("batch", TOKENS)),
     return path
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["CLIPTextModel", "CLIPTextModelWithProjection", "T5EncoderModel"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param("CLIPTextModel", marks=pytest.mark.slow),
+        pytest.param("CLIPTextModelWithProjection", marks=pytest.mark.long),
+        pytest.param("T5EncoderModel", marks=pytest.mark.long),
+    ],
+)
 def test_a_sentence_is_what_transformers_makes_of_it_here_and_in_a_bundle(kind, tmp_path):
     model = text_encoder(tmp_path / "mine", kind)
     asked = {"un": None, "influence": {"text": 3, "un": -2}} | ASKED
@@ -124,7 +130,7 @@ def test_a_sentence_is_what_transformers_makes_of_it_here_and_in_a_bundle(kind, 
     assert np.abs(again.latents - wanted).max() < 1e-5 * wanted.std()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_experts_of_one_encoder_have_its_weights_once_and_a_command_makes_the_same(tmp_path):
     text_encoder(tmp_path / "mine")
     net, options = tmp_path / "net.onnx", []
@@ -165,6 +171,7 @@ def test_too_long_sentences_and_words_nobody_knows_are_told(tmp_path):
     assert said == ["text: too long, 5 word pieces are read and the last 7 left out"]
 
 
+@pytest.mark.slow
 def test_numbers_are_encoded_by_a_module_and_in_a_bundle(tmp_path):
     numbers = Numbers()
     pipeline = compose({"style": expert(Encoder(numbers, (3,)))}, (3, 16, 16))
