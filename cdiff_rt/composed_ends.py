@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cdiff_rt.composition import NO_VARIANCE, Composition
+from cdiff_rt.composed_images import NO_VARIANCE
+from cdiff_rt.composition import Composition
 from cdiff_rt.engines.weights import ENCODER
-from cdiff_rt.export import brought
+from cdiff_rt.export import wrapped
 from cdiff_rt.export.brought import Given, Network
 from cdiff_rt.export.bundle import WEIGHTS, Shape, network_spec
 from cdiff_rt.export.stored import Stored
@@ -54,12 +55,12 @@ def condition_graph(
     network, kind = f"condition.{modality.name}", "int64" if modality.kind == "words" else "float32"
     spec = network_spec(network, {"inputs": ("batch", *modality.input_shape)}, {"context": context}, kind)
     if encoder:
-        return spec, lambda s: brought.encoder_graph(encoder, s, WEIGHTS, lies)
+        return spec, lambda s: wrapped.encoder_graph(encoder, s, WEIGHTS, lies)
     if always is None:
-        return spec, lambda s: brought.small_graph(s, [("Identity", ["inputs"], "context")], {})
+        return spec, lambda s: wrapped.small_graph(s, [("Identity", ["inputs"], "context")], {})
     nodes = [("Mul", ["inputs", "none"], "nothing"), ("Add", ["nothing", "always"], "context")]
     constants = {"none": np.float32(0), "always": always.reshape(1, 1, -1)}
-    return spec, lambda s: brought.small_graph(s, nodes, constants)
+    return spec, lambda s: wrapped.small_graph(s, nodes, constants)
 
 
 def of_images(manifest: Manifest, composed: Composition, make: Make) -> dict[str, Network]:
@@ -93,8 +94,8 @@ def image_graphs(manifest: Manifest, networks: Mapping[str, Network], lies: Mapp
     def graph(verb: str, spec: NetworkSpec) -> "onnx.ModelProto":
         taken, given, (more, constants) = shapes[verb]
         if verb in networks:
-            return brought.plain_graph(networks[verb], spec, WEIGHTS, lies, (more, constants))
-        return brought.small_graph(spec, [("Identity", [*taken], next(iter(given))), *more], constants)
+            return wrapped.plain_graph(networks[verb], spec, WEIGHTS, lies, (more, constants))
+        return wrapped.small_graph(spec, [("Identity", [*taken], next(iter(given))), *more], constants)
 
     known = ["decode"] * bool(manifest.image_size) + ["encode"] * ("vae.encode" in manifest.networks)
     return {f"vae.{verb}": (network_spec(f"vae.{verb}", *shapes[verb][:2]), partial(graph, verb)) for verb in known}

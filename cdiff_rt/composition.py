@@ -15,15 +15,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cdiff_rt.composed_images import Decode, Encode, decoder, decoding, encode_spec, encoding
 from cdiff_rt.engines.weights import ENCODER
 from cdiff_rt.errors import BadRequest, check_range, check_type, named_as, whole
 from cdiff_rt.expert import Expert, agreed_shape, check_expert, fixed_condition
-from cdiff_rt.extras import needed
+from cdiff_rt.foreign.logits import as_logit, check_logit
 from cdiff_rt.foreign.modules import as_function
 from cdiff_rt.inputs.subwords import FILE as TOKENIZER
-from cdiff_rt.manifest import Bundle, Manifest, Modality, NetworkSpec, TensorSpec, odd
+from cdiff_rt.manifest import Bundle, Manifest, Modality, odd
 from cdiff_rt.pipeline import Pipeline
 from cdiff_rt.runners import HostRunner, Routing
+from cdiff_rt.sampling.calibrated import Calibration
 from cdiff_rt.sampling.preconditioning import A_OUT, A_X, C_IN, TIME, Parameterisation
 from cdiff_rt.sampling.schedule import Schedule, half_log_snr
 from cdiff_rt.sampling.superposition import Mixing
@@ -33,12 +35,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 BACKEND = "python"  # what runs the experts, as pictures carry it
-NAME, WEIGHTS = "composed", "none"  # as a manifest names them
+NAME, WEIGHTS, CALIBRATED = "composed", "none", "calibrated.json"  # as a manifest names them
 IN_SPACE = Schedule(1000, 1e-4, 0.02, "v", "linear")  # the host's where no expert has a schedule of timesteps
-
-Decode = Callable[[np.ndarray], np.ndarray]  # latents [B, C, *latent] -> images [B, 3, S, S] in [-1, 1]
-Encode = Callable[[np.ndarray], np.ndarray]  # the other way round
-NO_VARIANCE = -30.0  # the logarithm of the variance of latents that are known
 
 
 @dataclass(frozen=True)
@@ -50,6 +48,7 @@ class Composition:
     encode: Any
     functions: Mapping[str, Callable[..., dict[str, np.ndarray]]]  # its networks, by their names in a bundle
     mixing: Mixing | None
+    top_k: int | None
 
 
 def compose(
@@ -60,14 +59,15 @@ def compose(
     image_size: int = 0,
     decode: "Decode | str | Path | nn.Module | None" = None,
     encode: "Encode | nn.Module | None" = None,
-    influence: Influence | None = None,
+    influence: Influence | Calibration | str | Path | None = None,
     top_k: int | None = None,
     mixing: Mixing | None = None,
 ) -> Pipeline:
     """A pipeline of these experts, by the names of their conditions, over latents of `latent_shape`, channels first: by
     default what the experts were trained on.
 
-    Of each image, only the `top_k` experts whose `logit` gives them most influence are called. `mixing`, such as a
+    `influence` is what holds unless a run asks for another: of the experts' logits, or in their place the weights that
+    `calibrate` found, or its file. Of each image, only the `top_k` experts whose `logit` gives them most influence are called. `mixing`, such as a
     Superposition, decides the influence functions in place of logits. The loop follows `schedule`, or the experts' own
     that ends least noisy, so that each knows all noise it meets. With an `image_size`, `decode` makes images of latents;
     it may be an autoencoder of diffusers, or its folder, which knows the size. Without `decode`, latents [3, S, S] in
@@ -76,14 +76,18 @@ def compose(
     check_type("experts", experts, Mapping, "give a dict from names to cdiff_rt.Expert")
     if not experts:
         raise BadRequest("experts", "there are none", "give one or more")
-    decode = _decoder(decode)
+    decode = decoder(decode)
     host = schedule or _least_noisy([expert for expert in experts.values() if isinstance(expert, Expert)])
     host = Schedule(**{**vars(host), "prediction": "v"})
     for name, expert in experts.items():
         check_expert(name, expert, host)
+    experts = {name: replace(expert, logit=as_logit(expert.logit, expert.form)) for name, expert in experts.items()}
     shape = agreed_shape(experts, latent_shape)
+    for name, expert in experts.items():
+        check_logit(name, expert.logit, shape, expert.condition)
     image_size = image_size or getattr(decode, "factor", 0) * shape[-1]
     _check_top_k(top_k, experts)
+    found = _calibration(influence, decided="top_k" if top_k else "mixing" if mixing else "")
     if decode is not None and not image_size:
         raise BadRequest("image_size", "none, and something decodes", "say how many pixels a side of its images has")
     if image_size and decode is None and shape != (3, image_size, image_size):
@@ -92,18 +96,22 @@ def compose(
     if encode is not None and (decode is None or not callable(encode)):
         raise BadRequest("encode", f"a {type(encode).__name__}", "give a function or a module, and decode= beside it")
     encode = encode or getattr(decode, "image_encoder", lambda: None)()
-    manifest = _manifest(experts, shape, host, image_size, influence or Influence("none", 1.0))
+    usual = influence if isinstance(influence, Influence) else Influence("none", 1.0, sharpness=0.0 if found else 1.0)
+    content = tokenizers_of(experts) | ({CALIBRATED: found.to_json().encode()} if found else {})
+    manifest = _manifest(experts, shape, host, image_size, usual, content)
     if image_size and (encode is not None or decode is None):
         manifest = replace(manifest, networks={"vae.encode": encode_spec(manifest)})
     for fault in odd(manifest):
         raise BadRequest("experts", fault, "correct it")
-    functions = {"vae.decode": _decoding(decode, image_size), "vae.encode": _encoding(encode, shape)}
+    if found:
+        found.check_fits(list(experts), host, shape[1:])
+    functions = {"vae.decode": decoding(decode, image_size), "vae.encode": encoding(encode, shape)}
     for name, expert in experts.items():
         functions |= networks_of(name, expert, host, shape)
     routing = Routing(any(expert.logit for expert in experts.values()), top_k, mixing)
     runner = HostRunner(lambda network, threads: Function(functions[network]), parallel=False, routing=routing)
-    made = Pipeline(Bundle(Path(NAME), manifest, "", tokenizers_of(experts)), BACKEND, runner=runner)
-    made.composed = Composition(dict(experts), decode, encode, functions, mixing)
+    made = Pipeline(Bundle(Path(NAME), manifest, "", content), BACKEND, runner=runner)
+    made.composed = Composition(experts, decode, encode, functions, mixing, top_k)
     return made
 
 
@@ -120,61 +128,23 @@ class Function:
         """Whoever made it keeps it."""
 
 
+def _calibration(given: Any, decided: str) -> Calibration | None:
+    """Of what `calibrate` found, or of its file. Raises BadRequest, BadArtefact."""
+    check_type(
+        "influence", given, Influence | Calibration | str | Path | None, "give what calibrate found, or its file"
+    )
+    if given is None or isinstance(given, Influence):
+        return None
+    if decided:
+        raise BadRequest("influence", f"weights that were found, and {decided}", "give one of them, for either decides")
+    return given if isinstance(given, Calibration) else Calibration.load(given)
+
+
 def _check_top_k(top_k: int | None, experts: Mapping[str, Expert]) -> None:
     if top_k is not None:
         check_range("top_k", whole("top_k", top_k), 1, len(experts))
         if not any(expert.logit for expert in experts.values()):
             raise BadRequest("top_k", "no expert has a logit to be chosen by", "give each one, or leave top_k out")
-
-
-def _decoder(given: Any) -> Any:
-    """A folder's, or an autoencoder's of diffusers; anything else as it is. Raises BadRequest, BadArtefact."""
-    if not isinstance(given, str | Path) and not (hasattr(given, "config") and hasattr(given, "decode")):
-        if given is None or callable(given):
-            return given
-        raise BadRequest("decode", f"a {type(given).__name__}", "give a function, a module, or an autoencoder's folder")
-    with needed("decode", "compose"):
-        from cdiff_rt.foreign.from_diffusers import bring_decoder
-    return bring_decoder(given)
-
-
-def _decoding(decode: Any, size: int) -> Callable[..., dict[str, np.ndarray]]:
-    """What decodes latents, whose images are looked at."""
-    decoder = as_function(decode) if decode is not None else lambda z: z
-
-    def call(z: np.ndarray) -> dict[str, np.ndarray]:
-        with named_as("decode,"):
-            image = np.asarray(decoder(z))
-        wanted = (len(z), 3, size, size)
-        if image.shape != wanted or image.dtype.kind != "f":
-            seen = f"it returned {image.dtype} of shape {image.shape}"
-            raise BadRequest("decode", seen, f"return numbers in [-1, 1] of shape {wanted}")
-        return {"image": image.astype(np.float32, copy=False)}
-
-    return call
-
-
-def _encoding(encode: Any, latent: tuple[int, ...]) -> Callable[..., dict[str, np.ndarray]]:
-    """What makes latents of images; where these are the latents, none."""
-    encoder = as_function(encode) if encode is not None else lambda image: image
-
-    def call(image: np.ndarray) -> dict[str, np.ndarray]:
-        with named_as("encode,"):
-            mean = np.asarray(encoder(image))
-        wanted = (len(image), *latent)
-        if mean.shape != wanted or mean.dtype.kind != "f":
-            raise BadRequest("encode", f"it returned {mean.dtype} of shape {mean.shape}", f"return latents {wanted}")
-        mean = mean.astype(np.float32, copy=False)
-        return {"mean": mean, "logvar": np.full_like(mean, NO_VARIANCE)}
-
-    return call
-
-
-def encode_spec(manifest: Manifest) -> NetworkSpec:
-    size, latent = manifest.image_size, manifest.latent_shape
-    given = TensorSpec("image", ("batch", 3, size, size), "float32")
-    mean, logvar = (TensorSpec(name, ("batch", *latent), "float32") for name in ("mean", "logvar"))
-    return NetworkSpec("", (given,), (mean, logvar))
 
 
 def _least_noisy(experts: Sequence[Expert]) -> Schedule:
@@ -184,13 +154,18 @@ def _least_noisy(experts: Sequence[Expert]) -> Schedule:
 
 
 def _manifest(
-    experts: Mapping[str, Expert], latent: tuple[int, ...], host: Schedule, size: int, influence: Influence
+    experts: Mapping[str, Expert],
+    latent: tuple[int, ...],
+    host: Schedule,
+    size: int,
+    influence: Influence,
+    content: Mapping[str, bytes],
 ) -> Manifest:
     modalities = tuple(_modality(name, expert) for name, expert in experts.items())
-    files = dict.fromkeys([WEIGHTS, *tokenizers_of(experts)], "")
-    known = {name: {ENCODER: {"vocabulary": e.encoder.knows}} for name, e in experts.items() if e.encoder}
-    source = {"experts": known}
-    return Manifest(NAME, size, latent, 1.0, host, influence, modalities, {}, WEIGHTS, source, {}, "", files)
+    source = {"experts": {name: {ENCODER: {"vocabulary": e.encoder.knows}} for name, e in experts.items() if e.encoder}}
+    files = dict.fromkeys((WEIGHTS, *content), "")
+    made = Manifest(NAME, size, latent, 1.0, host, influence, modalities, {}, WEIGHTS, source, {}, "", files)
+    return replace(made, calibrated=CALIBRATED if CALIBRATED in content else "")
 
 
 def _modality(name: str, expert: Expert) -> Modality:
@@ -230,7 +205,7 @@ def networks_of(name: str, expert: Expert, host: Schedule, latent: tuple[int, ..
         return {"context": found.reshape(len(inputs), *shape)}
 
     def time(t: np.ndarray) -> dict[str, np.ndarray]:
-        return {"projections": np.column_stack([expert.form.table(bars[t]), bars[t]])}
+        return {"projections": numbers_of(expert, bars[t])}
 
     def step(x: np.ndarray, projections: np.ndarray, context: np.ndarray) -> dict[str, np.ndarray]:
         row = projections[0]
@@ -244,10 +219,16 @@ def networks_of(name: str, expert: Expert, host: Schedule, latent: tuple[int, ..
 
     def route(x: np.ndarray, projections: np.ndarray, context: np.ndarray) -> dict[str, np.ndarray]:
         condition = [] if expert.condition is None else [context.reshape(len(x), *expert.condition)]
-        logit = expert.logit(x, float(projections[0, -1]), *condition) if expert.logit else 0.0
+        logit = expert.logit.of(x, float(projections[0, -1]), *condition) if expert.logit else 0.0
         return {"logit": _broadcast(name, logit, (len(x), 1, *latent[1:]))}
 
     return {f"condition.{name}": condition, f"time.{name}": time, f"expert.{name}": step, f"router.{name}": route}
+
+
+def numbers_of(expert: Expert, alpha_bars: np.ndarray) -> np.ndarray:
+    """[S, 4], its parameterisation's; with a logit [S, 5], also what that is told of the noise."""
+    told = [expert.logit.told(alpha_bars)] if expert.logit else []
+    return np.column_stack([expert.form.table(alpha_bars), *told])
 
 
 def _checked(name: str, out: Any, shape: tuple[int, ...]) -> np.ndarray:

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 # (x [B, C, *latent], time [B], condition [B, *shape] if it has one) -> like x; float32. Or a torch.nn.Module that does so.
 Denoise = Callable[..., Any]
-Logit = Callable[..., Any]  # (x of the host, alpha_bar, condition if it has one) -> what broadcasts to [B, 1, *latent]
+# (x of the host, alpha_bar, condition if it has one) -> [B], or what broadcasts to [B, 1, *latent]. Or a torch.nn.Module
+# that does so of tensors, alpha_bar [B]; or an ONNX file's path.
+Logit = Any
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ def check_expert(name: str, expert: Any, host: Schedule) -> None:
     if not isinstance(expert, Expert):
         seen = f"a {type(expert).__name__}"
         raise BadRequest(what, seen, "give a cdiff_rt.Expert, which says what it predicts of which noise")
-    if not callable(expert.denoise) or not (expert.logit is None or callable(expert.logit)):
+    if not callable(expert.denoise) or not (isinstance(expert.logit, str | Path | None) or callable(expert.logit)):
         raise BadRequest(what, "its denoise or logit cannot be called", "give functions")
     if not isinstance(expert.form, Parameterisation):
         raise BadRequest(what, f"its form is a {type(expert.form).__name__}", "give a cdiff_rt.Parameterisation")

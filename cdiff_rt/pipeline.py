@@ -26,6 +26,7 @@ from cdiff_rt.run import (
     Run,
     Runner,
     adjustment_of,
+    calibration_of,
     check_finite,
     given_contexts,
     given_start,
@@ -74,6 +75,7 @@ class Pipeline:
         self.backend = backend if runner else resolve(backend, bundle.manifest, (on_device or OnDevice()).precision)
         self._runner = runner or load_runner(bundle, self.backend, on_device)
         self._turns = Turns("pipeline")
+        self._own = calibration_of(bundle)
         self.composed: object = None  # what composition.py made it of
 
     def __reduce__(self) -> tuple:
@@ -147,7 +149,7 @@ class Pipeline:
                 noise.normal(settings.seed, numbers, 0, shape) if x_T is None else given_start(x_T, drawn),
                 noise.of_steps(self.manifest.schedule, table, settings.seed, numbers, shape),
                 table,
-                adjustment_of(self.manifest, modalities, table, settings),
+                adjustment_of(self.manifest, modalities, table, settings, self._own),
                 known_of(self.encode(painted.photo), painted.keep, table, settings) if painted else None,
                 given_contexts(contexts, self.manifest, modalities, settings.batch) if contexts else None,
             )
@@ -287,7 +289,7 @@ class Pipeline:
         """One without a beginning: an inversion's."""
         modalities, inputs = self._read(conditions, settings, table)
         nothing = np.zeros((1, *self.manifest.latent_shape), np.float32)
-        adjustment = adjustment_of(self.manifest, modalities, table, settings)
+        adjustment = adjustment_of(self.manifest, modalities, table, settings, self._own)
         return Run(modalities, inputs, nothing, lambda i: nothing, table, adjustment)
 
     def _encoded_size(self, argument: str) -> int:

@@ -30,7 +30,7 @@ def read_expert(name: str, path: str, told: Mapping[str, Any]) -> Expert:
         form = schedulers.told(_scheduler(path, told, is_file), **_form(told))
         if not is_file:
             sizes = {option: _whole(option, told[option]) for option in OF_DIFFUSERS if option in told}
-            return Expert.from_diffusers(path, form=form, fixed=fixed, encoder=encoder, **sizes)  # type: ignore[arg-type]
+            return Expert.from_diffusers(path, form=form, fixed=fixed, encoder=encoder, **sizes)
         if form is None:
             raise BadRequest(
                 "predicts", "an ONNX file does not say what it predicts", "say it, and its betas or scheduler"

@@ -27,9 +27,9 @@ HOMES = {
     "onnxruntime": {"cdiff_rt/engines/ort.py"},
     "openvino": {"cdiff_rt/engines/vino.py"},
     "onnx": {
-        f"cdiff_rt/export/{name}.py" for name in ("brought", "islands", "to_onnx", "typed", "whole_step", "cpu_graph")
+        f"cdiff_rt/export/{name}.py" for name in ("islands", "to_onnx", "typed", "whole_step", "wrapped", "cpu_graph")
     },
-    "onnxscript": {"cdiff_rt/export/brought.py", "cdiff_rt/export/to_onnx.py"},
+    "onnxscript": {f"cdiff_rt/export/{name}.py" for name in ("brought", "to_onnx", "wrapped")},
     "diffusers": {"cdiff_rt/foreign/from_diffusers.py"},
     "transformers": {"cdiff_rt/foreign/encoders.py"},
     "tokenizers": {"cdiff_rt/inputs/subwords.py"},
@@ -88,6 +88,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "foreign": {"engines", "errors", "extras", "inputs", "process", "sampling"},
     "expert": {"errors", "extras", "foreign", "sampling", "settings"},
     "composition": {
+        "composed_images",
         *(
             "engines",
             "errors",
@@ -102,7 +103,8 @@ MAY_IMPORT: dict[str, set[str]] = {
             "settings",
         ),
     },
-    "composed_ends": {"composition", "engines", "export", "foreign", "manifest"},
+    "composed_images": {"errors", "extras", "foreign", "manifest"},
+    "composed_ends": {"composed_images", "composition", "engines", "export", "foreign", "manifest"},
     "composed_bundle": {
         *(
             "composed_ends",
@@ -120,8 +122,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "told_experts": {"errors", "expert", "foreign", "inputs"},
     "learning": {
-        *("editing", "engines", "errors", "export", "extras", "inputs", "manifest", "nets", "notes", "outputs"),
-        *("pipeline", "process", "run", "sampling", "schema", "settings"),
+        *("editing", "engines", "errors", "export", "extras", "foreign", "inputs", "manifest", "nets", "notes"),
+        *("outputs", "pipeline", "process", "run", "sampling", "schema", "settings"),
     },
     "doctor": {"engines", "errors", "extras", "manifest", "process", "runners", "version"},
     "jobs": {

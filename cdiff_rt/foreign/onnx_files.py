@@ -13,7 +13,18 @@ from cdiff_rt.process import usual_threads
 
 USUAL = {
     "x": ("x", "x_t", "sample", "latent", "latents", "latent_model_input", "hidden_states", "noisy_latents", "input"),
-    "time": ("time", "t", "timestep", "timesteps", "sigma", "sigmas", "time_step", "noise_level"),
+    "time": (
+        "time",
+        "t",
+        "timestep",
+        "timesteps",
+        "sigma",
+        "sigmas",
+        "time_step",
+        "noise_level",
+        "alpha_bar",
+        "alpha_bars",
+    ),
 }
 WHOLE = ("int64", "int32")
 AGAIN = "export it with fixed sizes and a dynamic batch, e.g. dynamic_shapes={0: Dim('batch')} of every input"
@@ -89,8 +100,9 @@ def typed(value: np.ndarray, port: Port) -> np.ndarray:
     return (np.rint(value) if port.dtype in WHOLE else value).astype(port.dtype).reshape(shape)
 
 
-def open_onnx(path: Path, names: Mapping[str, str]) -> OnnxFunction:
-    """`names` are those of its x, time, condition and out, where they are unusual. Raises BadRequest, BadArtefact."""
+def open_onnx(path: Path, names: Mapping[str, str], *, logit: bool = False) -> OnnxFunction:
+    """`names` are those of its x, time, condition and out, where they are unusual; what a `logit` gives may be of any
+    sizes. Raises BadRequest, BadArtefact."""
     session = _session(path)
     if strange := sorted(set(names) - {"x", "time", "condition", "out"}):
         raise BadRequest("names", f"{strange[0]!r:.80}", "name x, time, condition or out")
@@ -106,7 +118,8 @@ def open_onnx(path: Path, names: Mapping[str, str]) -> OnnxFunction:
     out = names.get("out", next(iter(session.outputs)))
     if out not in session.outputs:
         raise BadRequest(f"file {path.name}", f"it gives no {out!r:.80}", f"name one of {', '.join(session.outputs)}")
-    return _checked(path, OnnxFunction(path, session, x, time, condition, _port(path, out, *session.outputs[out])))
+    given = _port(path, out, *session.outputs[out])
+    return _checked(path, OnnxFunction(path, session, x, time, condition, given), logit=logit)
 
 
 def _session(path: Path) -> OrtFile:
@@ -118,7 +131,7 @@ def _session(path: Path) -> OrtFile:
     return OrtFile(path, usual_threads())
 
 
-def _checked(path: Path, found: OnnxFunction) -> OnnxFunction:
+def _checked(path: Path, found: OnnxFunction, *, logit: bool) -> OnnxFunction:
     if found.x.dtype != "float32" or found.out.dtype != "float32":
         seen = f"it takes x as {found.x.dtype} and gives {found.out.dtype}"
         raise BadRequest(
@@ -126,7 +139,7 @@ def _checked(path: Path, found: OnnxFunction) -> OnnxFunction:
         )
     if not found.x.batched or (found.condition and not found.condition.batched):
         raise BadRequest(f"file {path.name}", f"its {found.x.name} has a fixed batch", AGAIN)
-    if found.time.shape not in ((), (1,)) or (found.out.shape and found.out.shape != found.x.shape):
+    if found.time.shape not in ((), (1,)) or (found.out.shape not in ((), found.x.shape) and not logit):
         seen = f"time is {list(found.time.shape)} and out {list(found.out.shape)}, x {list(found.x.shape)} without the batch"
         raise BadRequest(
             f"file {path.name}", seen, "export a network of x [B, ...] and time [B] that predicts what is like x"

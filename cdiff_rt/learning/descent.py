@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from cdiff_rt.editing.imagic import restore, save
 from cdiff_rt.export.to_onnx import OPSET, quiet_exporter
 from cdiff_rt.learning.calibrate import AT_ONCE, FOLDS, LEVELS, draw_of, spread_levels
-from cdiff_rt.learning.learned import NETWORK, Plan, time_of
+from cdiff_rt.learning.learned import NETWORK, PORTS, Plan, time_of
 from cdiff_rt.learning.pairs import Answer, Pairs, ask, levels
 from cdiff_rt.nets.dynamic import DynamicDiffuser, config_of, mixing_error
 from cdiff_rt.notes import log
@@ -100,7 +100,7 @@ class Descent:
 
     def _logits(self, x: np.ndarray, alpha_bars: np.ndarray, rows: np.ndarray) -> Tensor:
         """x [B, C, *latent], alpha_bars [B], pairs [B] -> [M, B, 1, *latent]."""
-        time = torch.tensor([time_of(alpha_bar) for alpha_bar in alpha_bars])
+        time = torch.from_numpy(time_of(alpha_bars)).float()
         found = []
         for m, net in enumerate(self._nets):
             condition = np.concatenate([self._pairs.inputs[row][m] for row in rows])
@@ -133,8 +133,8 @@ class Descent:
                 program = torch.onnx.export(
                     self._nets[m].eval(),
                     given,
-                    input_names=["x", "time", "condition"],
-                    output_names=["logit"],
+                    input_names=[PORTS[role] for role in ("x", "time", "condition")],
+                    output_names=[PORTS["out"]],
                     dynamic_shapes=({0: batch},) * len(given),
                     opset_version=OPSET,
                     dynamo=True,
