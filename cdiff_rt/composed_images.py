@@ -27,6 +27,16 @@ def decoder(given: Any) -> Any:
     return bring_decoder(given)
 
 
+def check_latents(decode: Any, shape: tuple[int, ...]) -> None:
+    """Raises BadRequest for latents that an autoencoder of diffusers does not have."""
+    factor, channels = getattr(decode, "factor", None), getattr(decode, "channels", None)
+    if isinstance(channels, int) and channels != shape[0]:
+        seen = f"its latents have {channels} channels, the experts' {shape[0]}"
+        raise BadRequest("decode", seen, "give the autoencoder that the experts were trained with")
+    if factor and (len(shape) != 3 or shape[1] != shape[2]):
+        raise BadRequest("latent_shape", f"{list(shape)} for images, which are square", "give as many rows as columns")
+
+
 def decoding(decode: Any, size: int) -> Callable[..., dict[str, np.ndarray]]:
     """What decodes latents, whose images are looked at."""
     decoder = as_function(decode) if decode is not None else lambda z: z

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cdiff_rt.composed_images import Decode, Encode, decoder, decoding, encode_spec, encoding
+from cdiff_rt.composed_images import Decode, Encode, check_latents, decoder, decoding, encode_spec, encoding
 from cdiff_rt.engines.weights import ENCODER
 from cdiff_rt.errors import BadRequest, check_range, check_type, named_as, whole
-from cdiff_rt.expert import Expert, agreed_shape, check_expert, fixed_condition
+from cdiff_rt.expert import Expert, agreed_shape, check_expert, check_schedule, fixed_condition
 from cdiff_rt.foreign.logits import as_logit, check_logit
 from cdiff_rt.foreign.modules import as_function
 from cdiff_rt.inputs.subwords import FILE as TOKENIZER
@@ -77,6 +77,11 @@ def compose(
     if not experts:
         raise BadRequest("experts", "there are none", "give one or more")
     decode = decoder(decode)
+    for name, expert in experts.items():
+        if isinstance(expert, Expert) and isinstance(expert.form, Parameterisation) and expert.form.space == "vp":
+            check_schedule(f"expert {name}, schedule", expert.form.schedule)
+    if schedule is not None:
+        check_schedule("schedule", schedule)
     host = schedule or _least_noisy([expert for expert in experts.values() if isinstance(expert, Expert)])
     host = Schedule(**{**vars(host), "prediction": "v"})
     for name, expert in experts.items():
@@ -85,6 +90,7 @@ def compose(
     shape = agreed_shape(experts, latent_shape)
     for name, expert in experts.items():
         check_logit(name, expert.logit, shape, expert.condition)
+    check_latents(decode, shape)
     image_size = image_size or getattr(decode, "factor", 0) * shape[-1]
     _check_top_k(top_k, experts)
     found = _calibration(influence, decided="top_k" if top_k else "mixing" if mixing else "")

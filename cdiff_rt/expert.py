@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -11,6 +12,7 @@ import numpy as np
 from cdiff_rt.errors import BadRequest, check_type, named_as
 from cdiff_rt.extras import needed
 from cdiff_rt.foreign.encoders import Encoder, check_encoder
+from cdiff_rt.foreign.schedulers import LONGEST
 from cdiff_rt.sampling.preconditioning import Parameterisation
 from cdiff_rt.sampling.schedule import Schedule
 from cdiff_rt.settings import RESERVED
@@ -121,6 +123,17 @@ def check_expert(name: str, expert: Any, host: Schedule) -> None:
         expert.form.table(host.alpha_bars()[1:])
     except BadRequest as error:
         raise BadRequest(f"{what}, {error.what}", error.seen, error.remedy) from None
+
+
+def check_schedule(what: str, schedule: Any) -> None:
+    """Raises BadRequest for one whose numbers are none of noise that grows."""
+    bars, steps = np.zeros(0), getattr(schedule, "train_steps", None)
+    with np.errstate(all="ignore"), suppress(TypeError, ValueError):
+        if isinstance(schedule, Schedule) and isinstance(steps, int) and 2 <= steps <= LONGEST:
+            bars = schedule.alpha_bars()
+    if not len(bars) or not (np.isfinite(bars).all() and 0 <= bars[-1] < bars[0] <= 1 and (np.diff(bars) <= 0).all()):
+        remedy = f"give a cdiff_rt.Schedule of 2 to {LONGEST} timesteps with betas between 0 and 1"
+        raise BadRequest(what, f"{schedule!r:.120} is none of noise that grows", remedy)
 
 
 def fixed_condition(name: str, expert: Expert) -> np.ndarray | None:

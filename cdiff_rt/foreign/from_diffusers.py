@@ -67,9 +67,9 @@ class Called(nn.Module):
 class Decoder(nn.Module):
     """An autoencoder's decoder, of latents as denoisers see them."""
 
-    def __init__(self, vae: nn.Module, scale: float, shift: float, factor: int) -> None:
+    def __init__(self, vae: nn.Module, scale: float, shift: float, factor: int, channels: int | None) -> None:
         super().__init__()
-        self.vae, self.scale, self.shift, self.factor = vae, scale, shift, factor
+        self.vae, self.scale, self.shift, self.factor, self.channels = vae, scale, shift, factor, channels
 
     def forward(self, z: Tensor) -> Tensor:
         return self.vae.decode(z / self.scale + self.shift, return_dict=False)[0]  # type: ignore[operator]
@@ -118,7 +118,9 @@ def bring_decoder(model: "str | Path | nn.Module") -> Decoder:
         raise BadRequest("decode", f"a {type(vae).__name__} has no decoder and scaling_factor", "give an AutoencoderKL")
     channels: Any = config.get("block_out_channels") or config.get("decoder_block_out_channels") or ()
     factor = 2 ** max(len(channels) - 1, 0)
-    return Decoder(vae.eval(), config["scaling_factor"], config.get("shift_factor") or 0.0, factor)
+    return Decoder(
+        vae.eval(), config["scaling_factor"], config.get("shift_factor") or 0.0, factor, config.get("latent_channels")
+    )
 
 
 def network_folder(folder: Path, names: tuple[str, ...] = NETWORKS) -> Path:
