@@ -53,7 +53,8 @@ def test_a_picture_is_encoded_painted_into_and_edited(how):
     keep = np.zeros((16, 16), np.uint8)
     keep[:, :8] = 1
     painted = pipeline.generate(grey=0, inpaint=Inpainting(PICTURE, keep), steps=4, eta=0.0).latents
-    assert np.abs(painted - latents)[..., :3].max() < 0.1 < np.abs(painted - latents)[..., -3:].max()
+    error = np.abs(painted - latents).mean((0, 1, 2))
+    assert error[:3].max() < 0.15 < 0.2 < error[-3:].min()
     edited = pipeline.edit(PICTURE, **EDIT)
     assert edited.images.shape == (1, 16, 16, 3)
 
