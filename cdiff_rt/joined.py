@@ -146,8 +146,11 @@ def _beside(host: Bundle, name: str, guest: Bundle) -> Bundle:
     own = {network: host.home(network) for network in ours.networks}
     homes = {f"{part}.{name}": (guest, f"{part}.{modality.name}") for part in PARTS}
     networks = ours.networks | {network: theirs.networks[there] for network, (_, there) in homes.items()}
+    if ours.calibrated:
+        log.warning("%s: the weights that were found without %s hold no more; see --influence", ours.name, name)
     joined = lending(host, name, guest, modality)
-    return replace(joined, manifest=replace(joined.manifest, networks=networks), homes=own | homes)
+    manifest = replace(joined.manifest, networks=networks, calibrated="")
+    return replace(joined, manifest=manifest, homes=own | homes)
 
 
 def _source(ours: Manifest, theirs: Manifest, there: str, here: str) -> dict[str, Any]:

@@ -34,6 +34,12 @@ def test_prediction_and_logit_of_one_x_cost_one_call(mask, monkeypatch):
     assert called.count("expert.mask.onnx") == called.count("expert.text.onnx") == 2
 
 
+def test_what_was_asked_last_is_not_taken_for_another_condition(pipeline):
+    made = compose({"text": Expert.from_bundle("faces-128", "text")})
+    first, second = (made.generate(text=text, steps=1).latents for text in (TEXT, "A woman."))
+    assert np.abs(first - second).max() > 0.01
+
+
 def test_conditions_are_read_as_in_the_bundle(pipeline):
     made = composed()
     with pytest.raises(BadInput, match="mask "):

@@ -189,6 +189,12 @@ def test_the_record_has_the_bundle_and_its_hash(both, parts, mask):
     assert both.identity()["with"] == {"mask": {"modality": "mask", "model_hash": hashed}}  # wherever it lies
 
 
+def test_weights_that_were_found_without_it_hold_no_more(bundle, parts, caplog):
+    found = dataclasses.replace(bundle, manifest=dataclasses.replace(bundle.manifest, calibrated="weights.json"))
+    assert join(found, {}).manifest.calibrated and not join(found, {"words": parts.guests["text"]}).manifest.calibrated
+    assert "faces-128: the weights that were found without words hold no more" in caplog.text
+
+
 def test_a_model_without_guests_tells_of_none(pipeline):
     assert "with" not in pipeline.identity() and guests_of(pipeline.bundle) == {}
 
