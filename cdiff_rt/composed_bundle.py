@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
+from cdiff_rt.bundled import Bundled
 from cdiff_rt.composition import Composition, numbers_of
 from cdiff_rt.engines.backends import check_backend
 from cdiff_rt.engines.base import COMPOSED
@@ -143,6 +144,9 @@ def _network(
 
 
 def _check_holdable(what: str, function: Any) -> None:
+    if isinstance(function, Bundled):
+        seen = f"it is of bundle {function.bundle.folder.name}, and is not put into another"
+        raise BadRequest(what, seen, "let it take part beside the exported bundle: --with, or with_experts=")
     if not is_module(function) and not isinstance(function, OnnxFunction):
         seen = "it is a Python function, which no bundle holds"
         raise BadRequest(what, seen, "give a torch.nn.Module or an ONNX file")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cdiff_rt.bundled import encoders_of, lent
 from cdiff_rt.errors import BadRequest, check_range, check_type, named_as, whole
 from cdiff_rt.expert import Expert, agreed_shape, check_expert, fixed_condition
 from cdiff_rt.extras import needed
@@ -100,10 +101,12 @@ def compose(
     functions = {"vae.decode": _decoding(decode, image_size)}
     for name, expert in experts.items():
         functions |= networks_of(name, expert, host, shape)
+    denoisers = {name: expert.denoise for name, expert in experts.items()}
+    functions |= encoders_of(denoisers)
     routing = Routing(any(expert.logit for expert in experts.values()), top_k, mixing)
     runner = HostRunner(lambda network, threads: Function(functions[network]), parallel=False, routing=routing)
     content = {CALIBRATED: found.to_json().encode()} if found else {}
-    made = Pipeline(Bundle(Path(NAME), manifest, "", content), BACKEND, runner=runner)
+    made = Pipeline(lent(Bundle(Path(NAME), manifest, "", content), denoisers), BACKEND, runner=runner)
     made.composed = Composition(experts, decode, functions, mixing, top_k)
     return made
 

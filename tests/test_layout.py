@@ -44,6 +44,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "settings": {"controls", "errors", "inputs", "sampling"},
     "sampling": {"controls", "errors", "schema", "settings", "notes"},
     "manifest": {"errors", "intact", "schema", "sampling", "settings"},
+    "joined": {"engines", "errors", "manifest", "notes", "settings"},
     "memory": {"engines", "errors", "manifest", "process"},
     "nets": set(),
     "engines": {"errors", "extras", "schema", "manifest", "nets", "notes", "process", "version"},
@@ -63,21 +64,35 @@ MAY_IMPORT: dict[str, set[str]] = {
         "settings",
     },
     "pipeline": {
-        *("editing", "engines", "errors", "inputs", "manifest", "memory", "notes", "outputs", "run", "runners"),
-        *("sampling", "settings", "told", "turns", "version"),
+        *("editing", "engines", "errors", "inputs", "joined", "manifest", "memory", "notes", "outputs", "run"),
+        *("runners", "sampling", "settings", "told", "turns", "version"),
     },
     "tuned": {
-        *("editing", "engines", "inputs", "outputs", "pipeline", "process", "run", "sampling", "settings", "told"),
+        *("editing", "engines", "errors", "inputs", "joined", "outputs", "pipeline", "process", "run", "sampling"),
+        *("settings", "told"),
     },
     "records": {
         *("editing", "engines", "errors", "extras", "inputs", "manifest", "notes", "outputs", "pipeline", "sampling"),
-        *("controls", "schema", "settings", "told", "tuned", "version"),
+        *("controls", "intact", "joined", "schema", "settings", "told", "tuned", "version"),
     },
     "foreign": {"engines", "errors", "extras", "process", "sampling"},
-    "expert": {"errors", "extras", "foreign", "sampling", "settings"},
-    "composition": {"errors", "expert", "extras", "foreign", "manifest", "pipeline", "runners", "sampling", "settings"},
+    "expert": {"bundled", "errors", "extras", "foreign", "manifest", "sampling", "settings"},
+    "bundled": {"engines", "joined", "manifest", "sampling"},
+    "composition": {
+        "bundled",
+        "errors",
+        "expert",
+        "extras",
+        "foreign",
+        "manifest",
+        "pipeline",
+        "runners",
+        "sampling",
+        "settings",
+    },
     "composed_bundle": {
         *(
+            "bundled",
             "composition",
             "engines",
             "errors",
@@ -123,6 +138,8 @@ MAY_IMPORT |= {
     "__init__": RUNTIME,
 }
 NO_TORCH = {
+    "bundled",
+    "joined",
     "intact",
     "settings",
     "sampling",
