@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cdiff_rt.bundled import encoders_of, lent
+from cdiff_rt.composed_images import Decode, Encode, check_latents, decoder, decoding, encode_spec, encoding
+from cdiff_rt.engines.weights import ENCODER
 from cdiff_rt.errors import BadRequest, check_range, check_type, named_as, whole
-from cdiff_rt.expert import Expert, agreed_shape, check_expert, fixed_condition
-from cdiff_rt.extras import needed
+from cdiff_rt.expert import Expert, agreed_shape, check_expert, check_schedule, fixed_condition
 from cdiff_rt.foreign.logits import as_logit, check_logit
 from cdiff_rt.foreign.modules import as_function
+from cdiff_rt.inputs.subwords import FILE as TOKENIZER
 from cdiff_rt.manifest import Bundle, Manifest, Modality, odd
 from cdiff_rt.pipeline import Pipeline
 from cdiff_rt.runners import HostRunner, Routing
@@ -37,8 +39,6 @@ BACKEND = "python"  # what runs the experts, as pictures carry it
 NAME, WEIGHTS, CALIBRATED = "composed", "none", "calibrated.json"  # as a manifest names them
 IN_SPACE = Schedule(1000, 1e-4, 0.02, "v", "linear")  # the host's where no expert has a schedule of timesteps
 
-Decode = Callable[[np.ndarray], np.ndarray]  # latents [B, C, *latent] -> images [B, 3, S, S] in [-1, 1]
-
 
 @dataclass(frozen=True)
 class Composition:
@@ -46,6 +46,7 @@ class Composition:
 
     experts: Mapping[str, Expert]
     decode: Any
+    encode: Any
     functions: Mapping[str, Callable[..., dict[str, np.ndarray]]]  # its networks, by their names in a bundle
     mixing: Mixing | None
     top_k: int | None
@@ -58,6 +59,7 @@ def compose(
     schedule: Schedule | None = None,
     image_size: int = 0,
     decode: "Decode | str | Path | nn.Module | None" = None,
+    encode: "Encode | nn.Module | None" = None,
     influence: Influence | Calibration | str | Path | None = None,
     top_k: int | None = None,
     mixing: Mixing | None = None,
@@ -66,16 +68,22 @@ def compose(
     default what the experts were trained on.
 
     `influence` is what holds unless a run asks for another: of the experts' logits, or in their place the weights that
-    `calibrate` found, or its file. Of each image, only the `top_k` experts whose `logit` gives them most influence are called. `mixing`, such as a
-    Superposition, decides the influence functions in place of logits. The loop follows `schedule`, or the experts' own
-    that ends least noisy, so that each knows all noise it meets. With an `image_size`, `decode` makes images of latents;
-    it may be an autoencoder of diffusers, or its folder, which knows the size. Without `decode`, latents [3, S, S] in
-    [-1, 1] are the images. Raises BadRequest.
+    `calibrate` found, or its file. Of each image, only the `top_k` experts whose `logit` gives them most influence are
+    called. `mixing`, such as a Superposition, decides the influence functions in place of logits. The loop follows
+    `schedule`, or the experts' own that ends least noisy, so that each knows all noise it meets. With an `image_size`,
+    `decode` makes images of latents; it may be an autoencoder of diffusers, or its folder, which knows the size. Without
+    `decode`, latents [3, S, S] in [-1, 1] are the images. `encode` makes latents of images, to edit these; an autoencoder
+    has its own. Raises BadRequest.
     """
     check_type("experts", experts, Mapping, "give a dict from names to cdiff_rt.Expert")
     if not experts:
         raise BadRequest("experts", "there are none", "give one or more")
-    decode = _decoder(decode)
+    decode = decoder(decode)
+    for name, expert in experts.items():
+        if isinstance(expert, Expert) and isinstance(expert.form, Parameterisation) and expert.form.space == "vp":
+            check_schedule(f"expert {name}, schedule", expert.form.schedule)
+    if schedule is not None:
+        check_schedule("schedule", schedule)
     host = schedule or _least_noisy([expert for expert in experts.values() if isinstance(expert, Expert)])
     host = Schedule(**{**vars(host), "prediction": "v"})
     for name, expert in experts.items():
@@ -84,30 +92,30 @@ def compose(
     shape = agreed_shape(experts, latent_shape)
     for name, expert in experts.items():
         check_logit(name, expert.logit, shape, expert.condition)
+    check_latents(decode, shape)
     image_size = image_size or getattr(decode, "factor", 0) * shape[-1]
     _check_top_k(top_k, experts)
     found = _calibration(influence, decided="top_k" if top_k else "mixing" if mixing else "")
-    if decode is not None and not image_size:
-        raise BadRequest("image_size", "none, and something decodes", "say how many pixels a side of its images has")
-    if image_size and decode is None and shape != (3, image_size, image_size):
-        seen = f"latents {list(shape)} for images of {image_size} pixels"
-        raise BadRequest("decode", f"none, and {seen}", "give what decodes them, or image_size=0")
+    _check_ends(decode, encode, image_size, shape)
+    encode = encode or getattr(decode, "image_encoder", lambda: None)()
     usual = influence if isinstance(influence, Influence) else Influence("none", 1.0, sharpness=0.0 if found else 1.0)
-    manifest = _manifest(experts, shape, host, image_size, usual, CALIBRATED if found else "")
+    content = tokenizers_of(experts) | ({CALIBRATED: found.to_json().encode()} if found else {})
+    manifest = _manifest(experts, shape, host, image_size, usual, content)
+    if image_size and (encode is not None or decode is None):
+        manifest = replace(manifest, networks={"vae.encode": encode_spec(manifest)})
     for fault in odd(manifest):
         raise BadRequest("experts", fault, "correct it")
     if found:
         found.check_fits(list(experts), host, shape[1:])
-    functions = {"vae.decode": _decoding(decode, image_size)}
+    functions = {"vae.decode": decoding(decode, image_size), "vae.encode": encoding(encode, shape)}
     for name, expert in experts.items():
         functions |= networks_of(name, expert, host, shape)
     denoisers = {name: expert.denoise for name, expert in experts.items()}
     functions |= encoders_of(denoisers)
     routing = Routing(any(expert.logit for expert in experts.values()), top_k, mixing)
     runner = HostRunner(lambda network, threads: Function(functions[network]), parallel=False, routing=routing)
-    content = {CALIBRATED: found.to_json().encode()} if found else {}
     made = Pipeline(lent(Bundle(Path(NAME), manifest, "", content), denoisers), BACKEND, runner=runner)
-    made.composed = Composition(experts, decode, functions, mixing, top_k)
+    made.composed = Composition(experts, decode, encode, functions, mixing, top_k)
     return made
 
 
@@ -122,6 +130,16 @@ class Function:
 
     def close(self) -> None:
         """Whoever made it keeps it."""
+
+
+def _check_ends(decode: Any, encode: Any, size: int, latent: tuple[int, ...]) -> None:
+    if decode is not None and not size:
+        raise BadRequest("image_size", "none, and something decodes", "say how many pixels a side of its images has")
+    if size and decode is None and latent != (3, size, size):
+        seen = f"latents {list(latent)} for images of {size} pixels"
+        raise BadRequest("decode", f"none, and {seen}", "give what decodes them, or image_size=0")
+    if encode is not None and (decode is None or not callable(encode)):
+        raise BadRequest("encode", f"a {type(encode).__name__}", "give a function or a module, and decode= beside it")
 
 
 def _calibration(given: Any, decided: str) -> Calibration | None:
@@ -143,33 +161,6 @@ def _check_top_k(top_k: int | None, experts: Mapping[str, Expert]) -> None:
             raise BadRequest("top_k", "no expert has a logit to be chosen by", "give each one, or leave top_k out")
 
 
-def _decoder(given: Any) -> Any:
-    """A folder's, or an autoencoder's of diffusers; anything else as it is. Raises BadRequest, BadArtefact."""
-    if not isinstance(given, str | Path) and not (hasattr(given, "config") and hasattr(given, "decode")):
-        if given is None or callable(given):
-            return given
-        raise BadRequest("decode", f"a {type(given).__name__}", "give a function, a module, or an autoencoder's folder")
-    with needed("decode", "compose"):
-        from cdiff_rt.foreign.from_diffusers import bring_decoder
-    return bring_decoder(given)
-
-
-def _decoding(decode: Any, size: int) -> Callable[..., dict[str, np.ndarray]]:
-    """What decodes latents, whose images are looked at."""
-    decoder = as_function(decode) if decode is not None else lambda z: z
-
-    def call(z: np.ndarray) -> dict[str, np.ndarray]:
-        with named_as("decode,"):
-            image = np.asarray(decoder(z))
-        wanted = (len(z), 3, size, size)
-        if image.shape != wanted or image.dtype.kind != "f":
-            seen = f"it returned {image.dtype} of shape {image.shape}"
-            raise BadRequest("decode", seen, f"return numbers in [-1, 1] of shape {wanted}")
-        return {"image": image.astype(np.float32, copy=False)}
-
-    return call
-
-
 def _least_noisy(experts: Sequence[Expert]) -> Schedule:
     forms = [expert.form for expert in experts if isinstance(expert.form, Parameterisation)]  # others are refused later
     schedules = [form.schedule for form in forms if form.space == "vp"]
@@ -182,27 +173,50 @@ def _manifest(
     host: Schedule,
     size: int,
     influence: Influence,
-    calibrated: str,
+    content: Mapping[str, bytes],
 ) -> Manifest:
-    modalities = tuple(_modality(name, None if e.fixed is not None else e.condition) for name, e in experts.items())
-    files = dict.fromkeys((WEIGHTS, *filter(None, [calibrated])), "")
-    made = Manifest(NAME, size, latent, 1.0, host, influence, modalities, {}, WEIGHTS, {}, {}, "", files)
-    return replace(made, calibrated=calibrated)
+    modalities = tuple(_modality(name, expert) for name, expert in experts.items())
+    source = {"experts": {name: {ENCODER: {"vocabulary": e.encoder.knows}} for name, e in experts.items() if e.encoder}}
+    files = dict.fromkeys((WEIGHTS, *content), "")
+    made = Manifest(NAME, size, latent, 1.0, host, influence, modalities, {}, WEIGHTS, source, {}, "", files)
+    return replace(made, calibrated=CALIBRATED if CALIBRATED in content else "")
 
 
-def _modality(name: str, condition: tuple[int, ...] | None) -> Modality:
-    if condition is None:
+def _modality(name: str, expert: Expert) -> Modality:
+    if expert.condition is None or expert.fixed is not None:
         return Modality(name, "nothing", decays=False, anchor=False)
-    tokens, width = math.prod(condition[:-1]), condition[-1] if condition else 1
+    encoder = expert.encoder
+    if encoder and encoder.tokenizer:
+        file = f"{name}.{TOKENIZER}"
+        return Modality(name, "words", decays=False, anchor=False, tokens=encoder.takes[0], vocabulary=file)
+    rows, width = expert.condition[:-1], expert.condition[-1] if expert.condition else 1
+    tokens, width = (1, math.prod(encoder.takes)) if encoder else (math.prod(rows), width)
     return Modality(name, "numbers", decays=False, anchor=False, tokens=tokens, width=width)
+
+
+def tokenizers_of(experts: Mapping[str, Expert]) -> dict[str, bytes]:
+    """The files of those experts that are asked by sentences."""
+    asked = {name: e.encoder.tokenizer for name, e in experts.items() if e.encoder and e.fixed is None}
+    return {f"{name}.{TOKENIZER}": content for name, content in asked.items() if content}
+
+
+def context_shape(modality: Modality, expert: Expert) -> tuple[int, int]:
+    """Of its condition, as encoded: as many rows as its encoder reads, as a manifest has it."""
+    rows = modality.input_shape[0]
+    return rows, math.prod(expert.condition or ()) // rows
 
 
 def networks_of(name: str, expert: Expert, host: Schedule, latent: tuple[int, ...]) -> dict[str, Callable]:
     """The three networks of an expert, as a bundle has them."""
     bars, denoise, always = host.alpha_bars(), as_function(expert.denoise), fixed_condition(name, expert)
+    encoder, shape = expert.encoder, context_shape(_modality(name, expert), expert)
 
     def condition(inputs: np.ndarray) -> dict[str, np.ndarray]:
-        return {"context": inputs if always is None else np.repeat(always.reshape(1, 1, -1), len(inputs), 0)}
+        if always is not None:
+            return {"context": np.repeat(always.reshape(1, 1, -1), len(inputs), 0)}
+        with named_as(f"expert {name},"):
+            found = encoder(inputs, expert.condition or ()) if encoder else inputs
+        return {"context": found.reshape(len(inputs), *shape)}
 
     def time(t: np.ndarray) -> dict[str, np.ndarray]:
         return {"projections": numbers_of(expert, bars[t])}

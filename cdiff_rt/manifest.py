@@ -63,7 +63,7 @@ class Modality:
     classes: int = 0  # labels: how many
     tokens: int = 0  # words: length of the sequence; numbers: how many rows
     width: int = 0  # numbers: how many in a row
-    vocabulary: str = ""  # words: the file of word pieces
+    vocabulary: str = ""  # words: the file of word pieces, or a tokenizer.json
     synonyms: dict[str, str] = field(default_factory=dict, hash=False)  # words: one it does not know -> a|b to say
 
     @property

@@ -222,15 +222,8 @@ class Pipeline:
             used |= {"image": Input(trace_of(image), photo)}
             for role, of in {"": wanted, "source.": source, "read.": sides.read}.items():
                 used |= inputs_in(self.manifest, of, settings.without, role)
-            edit: dict = {
-                "method": method,
-                "strength": strength,
-                "of_steps": settings.sampling().steps,
-                "alphas": list(alphas),
-                "source": in_words(old.modalities, sides.before)["conditions"],
-                "read": sides.guessed,
-                **region.told(photo, edited),
-            }
+            edit = inversion.told(method, settings, strength, alphas) | sides.told(old.modalities)
+            edit |= region.told(photo, edited)
             told = self._told("edit", settings, new.modalities, sides.after, used)
             told |= {"steps": len(table.timesteps), "batch": len(alphas), "edit": edit}
             return Generated(edited, latents, told, drawing_of(new.modalities, sides.after), warnings, arrays_of(used))

@@ -16,6 +16,7 @@ EXPERTS, TOGETHER = "Experts, by the name of their condition", "What they have i
     epilog="""\b
 Examples:
   cdiff-rt compose --expert text=runs/text --expert depth=runs/depth --decoder runs/text --out bundle/
+  cdiff-rt compose --expert text=runs/text --encoder text=runs/text --decoder runs/text --out bundle/
   cdiff-rt compose --expert a=a.onnx --predicts a=eps --betas a=linear:0.0001:0.02:1000 --pixels --out bundle/""",
 )
 @option(
@@ -31,7 +32,9 @@ Examples:
 @option(EXPERTS, "--whole-timesteps", "whole", "Round its timesteps to whole numbers.", metavar="NAME", multiple=True)
 @option(EXPERTS, "--tokens", "Its condition has so many tokens. Default: those of the tokenizer beside it.", **NAMED)
 @option(EXPERTS, "--time-ids", "It takes so many time ids, as SDXL does. Default: 6.", **NAMED)
-@option(EXPERTS, "--fixed", "Its condition is always this .npy file, so none is asked for.", **NAMED)
+@option(EXPERTS, "--encoder", "Its condition is what this folder's text encoder or ONNX file makes of one.", **NAMED)
+@option(EXPERTS, "--tokenizer", "Sentences are read by this tokenizer.json. Default: that beside the encoder.", **NAMED)
+@option(EXPERTS, "--fixed", "Its condition is always this .npy file or sentence, so none is asked for.", **NAMED)
 @option(EXPERTS, "--names", "Its inputs are called so, e.g. depth=x:sample,time:timestep,condition:cond.", **NAMED)
 @option(
     TOGETHER,

@@ -49,7 +49,8 @@ def traced(module: nn.Module, takes: Mapping[str, Given], prefix: str) -> Networ
     """The graph of `module(*tensors)`; what torch raises for one that cannot be traced comes out as it is."""
     weight = next((p for p in module.parameters() if p.is_floating_point()), torch.zeros(0))
     module = module if weight.dtype == torch.float32 else copy.deepcopy(module).float()
-    examples = tuple(torch.zeros(2, *each.shape, device=weight.device) for each in takes.values())
+    kinds = {name: getattr(torch, each.dtype) for name, each in takes.items()}
+    examples = tuple(torch.zeros(2, *each.shape, dtype=kinds[n], device=weight.device) for n, each in takes.items())
     with quiet_exporter():
         program = torch.onnx.export(
             _Plain(module).eval(),
@@ -96,6 +97,7 @@ class _Plain(nn.Module):
 
 def _network(model: "ir.Model", takes: Mapping[str, Given], out: str, prefix: str) -> Network:
     """Simplified, but for what has to do with large weights, which are shared."""
+    from onnxscript import ir
     from onnxscript.optimizer import optimize_ir
 
     def large(value: "ir.Value | None") -> bool:
@@ -107,11 +109,14 @@ def _network(model: "ir.Model", takes: Mapping[str, Given], out: str, prefix: st
         """What a bundle may not hold (engines/graphs.py) is folded wherever its inputs are known."""
         return False if any(map(large, node.inputs)) else node.op_type in FOLDED or None
 
-    optimize_ir(model, num_iterations=1, should_fold=folds)
+    with np.errstate(all="ignore"):  # it computes constants, infinite ones too
+        optimize_ir(model, num_iterations=1, should_fold=folds)
     values = model.graph.initializers
-    return Network(
-        model, takes, out, {n: prefix + n for n in values if large(values[n]) and _kind(values[n]) == "float32"}
-    )
+    stored = {n: prefix + n for n in values if large(values[n]) and _kind(values[n]) == "float32"}
+    for name in set(values) - set(stored):  # small ones, which may lie in a file beside theirs, are in the graph itself
+        if values[name].const_value is not None:
+            values[name].const_value = ir.tensor(np.array(values[name].const_value.numpy()), name=name)
+    return Network(model, takes, out, stored)
 
 
 def _kind(value: "ir.Value") -> str:

@@ -4,7 +4,7 @@ v = a_x x + a_out F(c_in x, time): these nodes are called `exact/...` and stay i
 (islands.py). All graphs point into one file of weights. A network that tells the expert's influence stands beside it.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +20,8 @@ from cdiff_rt.manifest import NetworkSpec, TensorSpec
 if TYPE_CHECKING:
     import onnx
 
+Nodes = Sequence[tuple[str, list[str], str]]  # operator, what it takes, what it makes
+Small = tuple[Nodes, Mapping[str, Any]]  # with constants
 WHOLE = ("int32", "int64")
 NUMBERS = (
     "c_in",
@@ -44,10 +46,10 @@ class _Nodes:
         self.nodes.append(self._node(kind, taken, [made], f"{made}/made", **attributes))
         return made
 
-    def typed(self, value: str, given: Given, made: str) -> str:
-        """A float32 value as that input wants it: rounded, where it is a whole number."""
-        if given.dtype in WHOLE:
-            value = self.add("Round", [value], f"{made}/rounded")
+    def typed(self, value: str, given: Given, made: str, kind: str = "float32") -> str:
+        """A value of this type as that input wants it: rounded, where that is a whole number."""
+        if given.dtype != kind:
+            value = self.add("Round", [value], f"{made}/rounded") if kind not in WHOLE else value
             value = self.add("Cast", [value], f"{made}/whole", to=element_type(given.dtype))
         return self.add("Identity", [value], made)
 
@@ -143,17 +145,31 @@ def _together(models: "list[onnx.ModelProto]") -> "onnx.ModelProto":
     return first
 
 
-def plain_graph(network: Network, spec: NetworkSpec, weights: str, places: Mapping[str, Stored]) -> "onnx.ModelProto":
-    """The network itself, under the names of the spec: one input, one output."""
-    model = _pointing(network, weights, places)
-    (given,), (taken,), (out,) = network.takes.values(), spec.inputs, spec.outputs
-    rename(model.graph.node, {f"net/{given.name}": taken.name, f"net/{network.out}": out.name})
-    return _model(model, list(model.graph.node), [], spec)
-
-
-def small_graph(
-    spec: NetworkSpec, nodes: list[tuple[str, list[str], str]], constants: Mapping[str, Any]
+def plain_graph(
+    network: Network, spec: NetworkSpec, weights: str, places: Mapping[str, Stored], more: Small = ((), {})
 ) -> "onnx.ModelProto":
+    """The network itself, under the names of the spec: one input, one output; and `more` that follows from this."""
+    model, made = _pointing(network, weights, places), _Nodes(more[1])
+    (given,), (taken,), (out, *_) = network.takes.values(), spec.inputs, spec.outputs
+    rename(model.graph.node, {f"net/{given.name}": taken.name, f"net/{network.out}": out.name})
+    for kind, inputs, output in more[0]:
+        made.add(kind, inputs, output)
+    return _model(model, [*model.graph.node, *made.nodes], made.constants, spec)
+
+
+def encoder_graph(network: Network, spec: NetworkSpec, weights: str, places: Mapping[str, Stored]) -> "onnx.ModelProto":
+    """inputs -> context, whatever shape the network itself has these in."""
+    (given,), (taken,), (out,) = network.takes.values(), spec.inputs, spec.outputs
+    made = _Nodes({"shape/in": np.array([-1, *given.shape]), "shape/out": np.array([-1, *out.shape[1:]])})
+    shaped = made.add("Reshape", [taken.name, "shape/in"], "shaped")
+    made.typed(shaped, given, f"net/{given.name}", taken.dtype)
+    before, made.nodes = made.nodes, []
+    made.add("Reshape", [f"net/{network.out}", "shape/out"], out.name)
+    model = _pointing(network, weights, places)
+    return _model(model, [*before, *model.graph.node, *made.nodes], made.constants, spec)
+
+
+def small_graph(spec: NetworkSpec, nodes: Nodes, constants: Mapping[str, Any]) -> "onnx.ModelProto":
     """One of a few nodes, whose constants it holds itself."""
     import onnx
 

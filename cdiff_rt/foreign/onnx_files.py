@@ -8,7 +8,7 @@ import numpy as np
 
 from cdiff_rt.engines.backends import check_backend
 from cdiff_rt.engines.ort import OrtFile
-from cdiff_rt.errors import BadArtefact, BadRequest
+from cdiff_rt.errors import BadArtefact, BadRequest, without_file
 from cdiff_rt.process import usual_threads
 
 USUAL = {
@@ -51,12 +51,48 @@ class OnnxFunction:
     condition: Port | None
     out: Port
 
+    @property
+    def ports(self) -> dict[str, Port]:
+        """What it takes, by its role."""
+        return {"x": self.x, "time": self.time} | ({"condition": self.condition} if self.condition else {})
+
     def __call__(self, *arrays: np.ndarray) -> np.ndarray:
         x, time, *condition = arrays
         given = {self.x.name: x, self.time.name: typed(time if self.time.batched else time[:1], self.time)}
         if self.condition:
             given[self.condition.name] = typed(condition[0], self.condition)
         return self.session(self.out.name, {n: np.ascontiguousarray(value) for n, value in given.items()})
+
+
+@dataclass(frozen=True, eq=False)
+class OnnxEncoder:
+    """A file's network of one input, as a function of arrays."""
+
+    path: Path
+    session: OrtFile
+    given: Port
+    out: Port
+
+    @property
+    def ports(self) -> dict[str, Port]:
+        return {"inputs": self.given}
+
+    def __call__(self, inputs: np.ndarray) -> np.ndarray:
+        return self.session(self.out.name, {self.given.name: np.ascontiguousarray(typed(inputs, self.given))})
+
+
+def open_encoder(path: Path) -> OnnxEncoder:
+    """Its first output is the condition. Raises BadRequest, BadArtefact."""
+    session = _session(path)
+    if len(session.inputs) != 1:
+        seen = f"it takes {', '.join(session.inputs)}"
+        raise BadRequest(f"file {path.name}", seen, "export an encoder of one input, token ids or numbers")
+    ((name, about),), out = session.inputs.items(), next(iter(session.outputs))
+    found = OnnxEncoder(path, session, _port(path, name, *about), _port(path, out, *session.outputs[out]))
+    if not found.given.batched or not found.out.batched or found.out.dtype != "float32":
+        seen = f"it takes {list(found.given.shape)} and gives {found.out.dtype} {list(found.out.shape)}"
+        raise BadRequest(f"file {path.name}", seen, f"let it give float32; {AGAIN}")
+    return found
 
 
 def typed(value: np.ndarray, port: Port) -> np.ndarray:
@@ -67,12 +103,9 @@ def typed(value: np.ndarray, port: Port) -> np.ndarray:
 def open_onnx(path: Path, names: Mapping[str, str], *, logit: bool = False) -> OnnxFunction:
     """`names` are those of its x, time, condition and out, where they are unusual; what a `logit` gives may be of any
     sizes. Raises BadRequest, BadArtefact."""
-    if not path.is_file():
-        raise BadArtefact(f"file {path}", "there is no such file", "check the path")
-    check_backend("onnxruntime")
+    session = _session(path)
     if strange := sorted(set(names) - {"x", "time", "condition", "out"}):
         raise BadRequest("names", f"{strange[0]!r:.80}", "name x, time, condition or out")
-    session = OrtFile(path, usual_threads())
     ports = {name: _port(path, name, *about) for name, about in session.inputs.items()}
     x, time = (_named(path, ports, role, names.get(role, "")) for role in ("x", "time"))
     others = {name: port for name, port in ports.items() if port not in (x, time)}
@@ -87,6 +120,15 @@ def open_onnx(path: Path, names: Mapping[str, str], *, logit: bool = False) -> O
         raise BadRequest(f"file {path.name}", f"it gives no {out!r:.80}", f"name one of {', '.join(session.outputs)}")
     given = _port(path, out, *session.outputs[out])
     return _checked(path, OnnxFunction(path, session, x, time, condition, given), logit=logit)
+
+
+def _session(path: Path) -> OrtFile:
+    if not path.is_file():
+        raise BadArtefact(
+            f"file {path}", *(("it is a folder", "give the file in it") if path.is_dir() else without_file(path))
+        )
+    check_backend("onnxruntime")
+    return OrtFile(path, usual_threads())
 
 
 def _checked(path: Path, found: OnnxFunction, *, logit: bool) -> OnnxFunction:

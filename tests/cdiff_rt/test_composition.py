@@ -197,6 +197,26 @@ def test_a_function_that_returns_something_else_is_refused(denoise, words):
             "expert a, schedule: it goes down to alpha_bar 0.000000, and this denoiser was trained down to 0.0063",
         ),
         (
+            {"a": Expert(lambda x, t: x, Parameterisation("eps", schedule=Schedule(0)))},
+            {},
+            "expert a, schedule: Schedule(train_steps=0,",
+        ),
+        (
+            {"a": Expert(lambda x, t: x, Parameterisation("eps", schedule=Schedule(100, "x")))},
+            {},
+            "expert a, schedule: Schedule(train_steps=100, beta_start='x'",
+        ),
+        (
+            {"a": Expert(lambda x, t: x)},
+            {"schedule": Schedule(given=(0.5, 0.9))},
+            "schedule: Schedule(train_steps=1000",
+        ),
+        (
+            {"a": Expert(lambda x, t: x)},
+            {"schedule": "cosine"},
+            "schedule: 'cosine' is none of noise that grows; give a",
+        ),
+        (
             {"a": Expert(lambda x, t: x, condition=(0,))},
             {},
             "expert a: its condition is (0,), its latent_shape None; give",

@@ -8,9 +8,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load, save
+from torch import nn
 
-from cdiff_rt import runners
+from cdiff_rt import Expert, Parameterisation, compose, export_composition, runners
 from cdiff_rt.editing.imagic import Tuning
 from cdiff_rt.engines import backends
 from cdiff_rt.engines.backends import BACKENDS, fastest
@@ -32,6 +34,7 @@ from cdiff_rt.tuned import edit_by_imagic
 from tests.parts import part_of
 
 TEXT = "This man has a long beard. He is in his fifties."
+COMPOSED_OF = (("a", 0.5, "eps"), ("b", -0.3, "x0"))
 GIVEN = {"text": TEXT, "steps": 2, "seed": 3, "eta": 1.0}
 
 
@@ -121,6 +124,28 @@ def test_under_another_name_it_is_the_same_expert(parts, pipeline, mask):
         assert (
             np.abs(three.generate(mask=mask, words=TEXT, more="A woman.", steps=2).latents - ours.latents).max() > 0.1
         )
+
+
+class Net(nn.Module):
+    def __init__(self, pull):
+        super().__init__()
+        self.pull = nn.Parameter(torch.full((3, 1, 1), pull))
+
+    def forward(self, x, time, condition):
+        return torch.tanh(self.pull * x + condition[:, :, None, None])
+
+
+@pytest.mark.slow
+def test_bundles_that_were_composed_are_joined_too(tmp_path):
+    experts = {name: Expert(Net(pull), Parameterisation(predicts), (3,)) for name, pull, predicts in COMPOSED_OF}
+    for name, of in {"a": ["a"], "b": ["b"], "ab": ["a", "b"]}.items():
+        export_composition(compose({each: experts[each] for each in of}, (3, 8, 8)), tmp_path / name)
+    given, how = {"a": [1.0, 2, 3], "b": [0.5, 0, -1]}, {"steps": 4, "seed": 5}
+    with Pipeline.from_pretrained(tmp_path / "ab") as whole:
+        theirs = whole.generate(**given, **how)
+    with Pipeline.from_pretrained(tmp_path / "a", with_experts={"other": tmp_path / "b"}) as two:
+        ours = two.generate(a=given["a"], other=given["b"], **how)
+    np.testing.assert_array_equal(ours.latents, theirs.latents)
 
 
 def test_the_hosts_files_stay_as_they_are(parts, both, mask):
