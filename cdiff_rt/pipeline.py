@@ -106,9 +106,9 @@ class Pipeline:
         """`model` is the name of an embedded model or a bundle's folder; `backend` "auto" is the fastest here.
 
         `with_experts` lets experts of other bundles take part, by the name that their condition has here: of each bundle
-        the modality of that name, or its only one. `precision` is that of the engines. A run on a CPU has so many `threads`; by default one for each processor that it
-        may use, up to 32. Of several GPUs, `device` says which; there, `experts` may be "stacked" or "whole-step"
-        (docs/gpu.md). Raises BadArtefact if the bundle isn't intact, BadEnvironment if the backend doesn't work here.
+        the modality of that name, or its only one. `precision` is that of the engines. A run on a CPU has so many `threads`;
+        by default one for each processor, up to 32. Of several GPUs, `device` says which; there, `experts` may be
+        "stacked" or "whole-step" (docs/gpu.md). Raises BadArtefact if the bundle isn't intact, BadEnvironment if the backend doesn't work here.
         """
         how = OnDevice(precision, experts, threads=threads, device=device)
         return cls(join(Bundle.open(find_model(model)), with_experts), backend, how)
@@ -191,8 +191,7 @@ class Pipeline:
         source's conditions, 0, to those given, 1, and beyond. `strength` is the share of the steps that are walked. The
         labels that `keep` names, or "all", stay pixel by pixel where the mask does, but for their borders. Settings are
         those of `generate`, but for `batch` and `first`, which follow from `alphas`; the solver has to add noise.
-        `progress` is called after every step of the inversion and of the edit, the callback after those of the edit.
-        Raises BadRequest or BadInput.
+        `progress` is called after every step, the callback after those of the edit. Raises BadRequest or BadInput.
         """
         with self._turns.take(), collected() as warnings:
             settings, wanted = self._request(settings, conditions, given)
@@ -232,8 +231,7 @@ class Pipeline:
     def decode(self, latents: np.ndarray, rounding: str = "truncate") -> np.ndarray:
         """[B, C, *latent] of the loop -> [B, H, W, 3] uint8."""
         with self._turns.take():
-            scaled = latents / np.float32(self.manifest.latent_scale)
-            decoded = self._runner.call("vae.decode", z=scaled)["image"]
+            decoded = self._runner.call("vae.decode", z=latents / np.float32(self.manifest.latent_scale))["image"]
             check_finite(decoded, "decoding", "the image is", self._runner.precision)
             return to_uint8(decoded, rounding)
 
