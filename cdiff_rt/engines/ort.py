@@ -80,7 +80,7 @@ class OrtFile:
         import onnxruntime as ort
 
         options = ort.SessionOptions()
-        options.intra_op_num_threads, options.log_severity_level = startable(threads), 3
+        options.intra_op_num_threads, options.log_severity_level = startable(threads), 4  # what fails is told here
         try:
             self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # see above
