@@ -26,12 +26,15 @@ class Stick(nn.Module):
     """A pose [B, 8, 3] -> [B, 56, x, y, z]: of each limb of a stick figure how near it is, where, and its direction."""
 
     channels = 7 * len(LENGTHS)
+    centres: Tensor  # [P, 1, 3], of blocks
+    joints: Tensor
+    lengths: Tensor
 
     def __init__(self) -> None:
         super().__init__()
         axes = [(torch.arange(n) + 0.5) * BLOCK * SIDE + float(o) for n, o in zip(LATENT[1:], ORIGIN, strict=True)]
         centres = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 1, 3)
-        self.register_buffer("centres", centres, persistent=False)  # [P, 1, 3]
+        self.register_buffer("centres", centres, persistent=False)
         self.register_buffer("joints", torch.tensor(JOINTS), persistent=False)
         self.register_buffer("lengths", torch.tensor(LENGTHS)[:, None], persistent=False)
 

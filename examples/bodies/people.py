@@ -21,8 +21,9 @@ MIDDLING = ((0.34, 0.62), (0.42, 0.58), (0.0, 1.0))  # any height and gender, no
 ADULT = {"age": (0.67, 0.8), "muscle": (0.35, 0.65), "proportions": (0.3, 0.7)}
 
 # Left arm, right arm, left leg, right leg, each of two limbs: anny's bones where they begin and end.
-STARTS = ("upperarm01.L", "lowerarm01.L", "upperarm01.R", "lowerarm01.R")
-STARTS += ("upperleg01.L", "lowerleg01.L", "upperleg01.R", "lowerleg01.R")
+ARMS = ("upperarm01.L", "lowerarm01.L", "upperarm01.R", "lowerarm01.R")
+LEGS = ("upperleg01.L", "lowerleg01.L", "upperleg01.R", "lowerleg01.R")
+STARTS = ARMS + LEGS
 ENDS = ("lowerarm01.L", "wrist.L", "lowerarm01.R", "wrist.R", "lowerleg01.L", "foot.L", "lowerleg01.R", "foot.R")
 TIPS = ("wrist.L", "wrist.R", "foot.L", "foot.R")
 LIMBS, MIRRORED = len(STARTS), [2, 3, 0, 1, 6, 7, 4, 5]

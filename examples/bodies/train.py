@@ -105,7 +105,7 @@ def make_data(folder: Path, counts: dict[str, int]) -> None:
     code.save(folder / CODE)
     for name, some in sets.items():
         made = encoded(some, code, mirror=name in CONDITIONS)
-        np.savez(folder / f"{name}.npz", latents=made.latents, **made.conditions)
+        np.savez(folder / f"{name}.npz", allow_pickle=False, latents=made.latents, **made.conditions)
 
 
 def read_data(folder: Path, name: str) -> Bodies:
