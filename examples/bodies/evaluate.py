@@ -35,9 +35,10 @@ class Model:
 
     @classmethod
     def open(cls, folder: Path) -> "Model":
-        experts = experts_of(folder)
+        code = Code.load(folder / CODE)
+        experts = experts_of(folder, code)
         learned = Learned(folder / LEARNED).over(experts)
-        return cls(compose(experts), compose(learned), Code.load(folder / CODE), folder)
+        return cls(compose(experts), compose(learned), code, folder)
 
     def body(self, asked: People, i: int, way: str, see: Callable[[StepState], Any] | None = None) -> np.ndarray:
         """VOXELS: for request i."""

@@ -20,8 +20,8 @@ HELD_OUT, KNOWN, BOUNDING = 1, 2, 3  # seeds: of the requests, of the people com
 KINDS = np.array([(-1, -1, 0), (-1, 1, 0), (1, -1, 0), (1, 1, 0), (0, 0, 0)])  # a pose is compared with each of these
 KEEP = 1 - 0.05 / 3  # of true people, each of three bounds
 MEASURED = 800  # true people, whose measures are known
-LIMB_KEPT, STRAY_KEPT = 0.038, 0.015  # metres: the worst limb from the surface, and the surface from people
-WORDS_KEPT = 6.0  # the Mahalanobis distance of measures from the mean of their kind
+LIMB_KEPT, STRAY_KEPT = 0.04, 0.017  # metres: the worst limb from the surface, and the surface from people
+WORDS_KEPT = 6.2  # the Mahalanobis distance of measures from the mean of their kind
 LEVELS = ((-0.06, 0.08), (0.08, 0.22), (0.22, 0.38))  # metres above the pelvis: hips, waist, chest
 TRUNK, HEAD = 0.25, 0.1  # half widths, of what is measured of either
 

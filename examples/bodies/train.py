@@ -22,12 +22,13 @@ from examples.bodies.experts import BUILD, CONDITIONS, POSE, SCHEDULE, BodyExper
 from examples.bodies.volumes import Code, volumes
 
 SEED = 10  # and the two after it, for the sets of people; the judge's are others
-COUNTS = {POSE: 3000, BUILD: 1500, "pairs": 400}  # people; the first two are mirrored too
+COUNTS = {POSE: 2000, BUILD: 1000, "pairs": 320}  # people; the first two are mirrored too
 CODED = 250  # of each of the first two sets, whose blocks the code is fitted to
+FITTED = 600  # of each set, that the guess is of
 AT_ONCE = 250  # bodies that are volumes at a time
 BATCH, RATE, AVERAGE = 16, 1.5e-3, 0.995
-STEPS = {POSE: 1500, BUILD: 500}
-MINUTES = 3.5  # of learning influence
+STEPS = {POSE: 3000, BUILD: 1500}
+MINUTES = 10.0  # of learning influence
 ALPHA_BARS = torch.from_numpy(SCHEDULE.alpha_bars())
 CODE, CALIBRATED, LEARNED = "code.npz", "calibrated.json", "learned"  # in the folder, beside the experts
 
@@ -117,9 +118,11 @@ def train_expert(folder: Path, name: str, steps: int) -> None:
     """It never sees the other's condition, nor the other's people."""
     data = read_data(folder, name)
     torch.manual_seed(SEED)
-    module = BodyExpert(name)
+    module = BodyExpert(name, Code.load(folder / CODE))
+    some = np.random.default_rng(SEED).choice(len(data.latents), min(FITTED, len(data.latents)), replace=False)
+    module.fit(torch.from_numpy(data.latents[some]).float(), torch.from_numpy(data.conditions[name][some]))
     fit(module, data.latents, data.conditions[name], steps, lambda line: print(f"{name}: {line}", flush=True))
-    save_file(module.state_dict(), folder / f"{name}.safetensors")
+    save_file({key: value.contiguous() for key, value in module.state_dict().items()}, folder / f"{name}.safetensors")
 
 
 def find_influence(folder: Path, minutes: float) -> None:
@@ -127,7 +130,7 @@ def find_influence(folder: Path, minutes: float) -> None:
     data, code = read_data(folder, "pairs"), Code.load(folder / CODE)
     given = [{name: values[i] for name, values in data.conditions.items()} for i in range(len(data.latents))]
     pairs = list(zip(data.latents.astype(np.float32), given, strict=True))
-    pipeline = compose(experts_of(folder))
+    pipeline = compose(experts_of(folder, code))
     calibrate(pipeline, pairs, folder / CALIBRATED, channels=code.channels)
     learned = learn(pipeline, pairs, folder / LEARNED, minutes=minutes, channels=code.channels, seed=SEED)
     print(", ".join(f"{name} {error:.4g}" for name, error in learned.table.items()))

@@ -14,6 +14,7 @@ SIDE = 0.046  # metres
 ORIGIN = np.array([-1.104, -0.53, -1.14])  # of the volume's corner
 RAYS = 2  # along each side of a voxel
 REACH = 3.0  # voxels; a signed distance is cut off there
+CLOTHES = 0.3  # voxels that a body is thicker than its mesh, or thin arms would be torn
 BLOCK, COMPONENTS = 6, 48
 LATENT = (COMPONENTS, *(count // BLOCK for count in VOXELS))
 SURFACE = 0.5  # of a volume's values, 0 outside to 1 inside
@@ -60,10 +61,10 @@ def pixels(corners: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.n
 
 
 def depths(share: np.ndarray) -> np.ndarray:
-    """How full voxels are -> how deep they lie, 0 to 1, SURFACE on the surface. Those on it know by how full they are."""
+    """How full voxels are -> how deep they lie below the clothes, 0 to 1; those on the surface know by how full they are."""
     inside = share > 0.5
     deep = np.where(inside, distance_transform_edt(inside) - 0.5, 0.5 - distance_transform_edt(~inside))
-    deep = np.where(np.abs(deep) < 1, share - 0.5, deep)
+    deep = np.where(np.abs(deep) < 1, share - 0.5, deep) + CLOTHES
     return ((deep.clip(-REACH, REACH) + REACH) / (2 * REACH)).astype(np.float32)
 
 
