@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy.ndimage import map_coordinates
 
 from cdiff_rt import StepState
-from examples.bodies.evaluate import BOTH, BUILDS, MEAN, POSES, Model
+from examples.bodies.evaluate import BOTH, BUILDS, MEAN, POSES, WEIGHED, Model
 from examples.bodies.experts import JOINTS, LENGTHS
 from examples.bodies.judge import held_out
 from examples.bodies.people import People, faces, sentence
@@ -24,7 +24,7 @@ TURNS = (25, 115, 205, 295)  # degrees, of the turntable
 LIGHT = np.array([-0.4, -0.75, 0.55]) / np.linalg.norm([-0.4, -0.75, 0.55])
 GREY, ORANGE, BLUE = (0.72, 0.72, 0.74), (0.93, 0.5, 0.12), (0.16, 0.5, 0.88)  # the pose's expert, the words'
 INK, PAPER, COLOURS = (38, 38, 38), (255, 255, 255), 128
-COLUMNS = ("asked for", POSES, BUILDS, MEAN, BOTH, *("", "", ""), "a true person")
+BEFORE, BEHIND = ("asked for", POSES, BUILDS, MEAN), ("", "", "", "a true person")  # columns, around those of the way
 
 
 def turned(points: np.ndarray, degrees: float) -> np.ndarray:
@@ -93,32 +93,33 @@ def shown(body: np.ndarray, degrees: float, share: np.ndarray | None = None) -> 
     return render(vertices, corners, colours, degrees)
 
 
-def cells(model: Model, asked: People, i: int) -> list[Image.Image]:
+def cells(model: Model, asked: People, i: int, way: str) -> list[Image.Image]:
     """A row."""
     steps = list[StepState]()
-    alone = [shown(model.body(asked, i, way), TURNS[0]) for way in (POSES, BUILDS, MEAN)]
-    body = model.body(asked, i, BOTH, steps.append)
+    alone = [shown(model.body(asked, i, each), TURNS[0]) for each in (POSES, BUILDS, MEAN)]
+    body = model.body(asked, i, way, steps.append)
     share = np.mean([step.influence[0][0, 0] for step in steps], axis=0)
     both = [shown(body, degrees, share) for degrees in TURNS]
     truth = asked.vertices[i]
     return [stick(asked.poses[i]), *alone, *both, render(truth, faces(), np.broadcast_to(GREY, truth.shape), TURNS[0])]
 
 
-def draw(model: Model) -> Image.Image:
+def draw(model: Model, way: str) -> Image.Image:
+    columns = (*BEFORE, way, *BEHIND)
     asked = held_out(max(REQUESTS) + 1)
-    image = Image.new("RGB", (2 * LEFT + len(COLUMNS) * CELL, HEAD + len(REQUESTS) * (CELL + 18) + FOOT), PAPER)
+    image = Image.new("RGB", (2 * LEFT + len(columns) * CELL, HEAD + len(REQUESTS) * (CELL + 18) + FOOT), PAPER)
     pen = ImageDraw.Draw(image)
 
     def text(x: float, y: float, words: str, size: int = 13, anchor: str = "mm") -> None:
         pen.text((x, y), words, INK, ImageFont.load_default(size), anchor)
 
     text(LEFT, 18, "An expert of poses that knows no builds, and one of builds that knows no poses", 18, "lm")
-    for column, name in enumerate(COLUMNS):
+    for column, name in enumerate(columns):
         text(LEFT + (column + 0.5) * CELL, HEAD - 16, name)
     text(LEFT + 6.5 * CELL, HEAD - 16, "turned, coloured by who decided")
     for row, i in enumerate(REQUESTS):
         top = HEAD + row * (CELL + 18)
-        for column, cell in enumerate(cells(model, asked, i)):
+        for column, cell in enumerate(cells(model, asked, i, way)):
             image.paste(cell, (LEFT + column * CELL, top))
         text(LEFT + CELL / 2, top + CELL + 4, sentence(asked.kinds[i]))
     for x, colour, words in ((4.2, ORANGE, "the pose's expert decided"), (5.9, BLUE, "the words' expert decided")):
@@ -133,9 +134,10 @@ def draw(model: Model) -> Image.Image:
     "--out", type=click.Path(path_type=Path, exists=True, file_okay=False), required=True, help="Of training."
 )
 @click.option("--picture", type=click.Path(path_type=Path, dir_okay=False), required=True)
-def main(out: Path, picture: Path) -> None:
+@click.option("--way", type=click.Choice([WEIGHED, BOTH]), default=BOTH, show_default=True)
+def main(out: Path, picture: Path, way: str) -> None:
     """Draw requests that are not in the table."""
-    drawn = draw(Model.open(out))
+    drawn = draw(Model.open(out), way)
     drawn.quantize(COLOURS, dither=Image.Dither.NONE).save(picture, optimize=True)
 
 

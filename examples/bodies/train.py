@@ -125,14 +125,16 @@ def train_expert(folder: Path, name: str, steps: int) -> None:
     save_file({key: value.contiguous() for key, value in module.state_dict().items()}, folder / f"{name}.safetensors")
 
 
-def find_influence(folder: Path, minutes: float) -> None:
+def find_influence(folder: Path, minutes: float, iterations: int | None = None) -> None:
     """Weights in closed form, and learned networks, from the same pairs."""
     data, code = read_data(folder, "pairs"), Code.load(folder / CODE)
     given = [{name: values[i] for name, values in data.conditions.items()} for i in range(len(data.latents))]
     pairs = list(zip(data.latents.astype(np.float32), given, strict=True))
     pipeline = compose(experts_of(folder, code))
     calibrate(pipeline, pairs, folder / CALIBRATED, channels=code.channels)
-    learned = learn(pipeline, pairs, folder / LEARNED, minutes=minutes, channels=code.channels, seed=SEED)
+    learned = learn(
+        pipeline, pairs, folder / LEARNED, minutes=minutes, iterations=iterations, channels=code.channels, seed=SEED
+    )
     print(", ".join(f"{name} {error:.4g}" for name, error in learned.table.items()))
 
 

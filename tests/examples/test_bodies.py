@@ -154,9 +154,9 @@ def test_an_untrained_expert_knows_what_is_best_of_normal_noise():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """What a training leaves that saw little of capsules."""
+    """What a training of narrow networks leaves that saw little of capsules."""
     folder = tmp_path_factory.mktemp("bodies")
-    kinds, poses = people(24)
+    kinds, poses = people(20)
     bodies = capsules(kinds, poses)
     code = Code.fitted(bodies)
     code.save(folder / train.CODE)
@@ -165,10 +165,12 @@ def folder(tmp_path_factory):
         np.savez(folder / f"{name}.npz", latents=code.encode(bodies).astype(np.float16), **given)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "BATCH", 2)
+        patch.setattr(experts, "WIDTH", 32)
+        patch.setattr(evaluate, "STEPS", 2)
         for name in CONDITIONS:
             train.train_expert(folder, name, 3)
-    train.find_influence(folder, 0.0)
-    return folder
+        train.find_influence(folder, 1.0, iterations=1)
+        yield folder
 
 
 @pytest.mark.slow
