@@ -22,13 +22,10 @@ from cdiff_rt.settings import RESERVED, Influence
 
 FORMAT = 2
 NAME, DIGEST = "manifest.json", "digest"
-LARGEST_MANIFEST = 4 * 2**20  # bytes
-LARGEST_TENSOR = 2**26  # numbers for one image; 4096 x 4096 pixels are 2**25.6
-LARGEST_SCALE = 1e6
+LARGEST_MANIFEST, LARGEST_TENSOR = 4 * 2**20, 2**26  # bytes; numbers for one image: 4096 x 4096 pixels are 2**25.6
 LONGEST_SCHEDULE, LONGEST_SENTENCE = 10_000, 2**16  # timesteps; word pieces
-LARGEST_RANK, MOST_CLASSES, MOST_MODALITIES, MOST_FILES = 8, 256, 64, 1000
-MODELS = Path(__file__).parent / "models"  # those that come with cdiff-rt
-DEFAULT_MODEL = "faces-128"
+LARGEST_RANK, MOST_CLASSES, MOST_MODALITIES, MOST_FILES, LARGEST_SCALE = 8, 256, 64, 1000, 1e6
+MODELS, DEFAULT_MODEL = Path(__file__).parent / "models", "faces-128"  # those that come with cdiff-rt
 REBUILD = "export it again with `cdiff-rt export`"
 
 
@@ -66,7 +63,7 @@ class Modality:
     classes: int = 0  # labels: how many
     tokens: int = 0  # words: length of the sequence; numbers: how many rows
     width: int = 0  # numbers: how many in a row
-    vocabulary: str = ""  # words: the file of word pieces
+    vocabulary: str = ""  # words: the file of word pieces, or a tokenizer.json
     synonyms: dict[str, str] = field(default_factory=dict, hash=False)  # words: one it does not know -> a|b to say
 
     @property
@@ -96,7 +93,9 @@ class Manifest:
     provenance: dict
     licence: str
     files: dict[str, str]  # file name -> sha256
+    space: str = ""  # without an autoencoder: whose latents these are, as `space_of` in joined.py says of its bundle
     format: int = FORMAT
+    calibrated: str = ""  # the file of weights that decide unless a run says otherwise, see sampling/calibrated.py
 
     def to_json(self) -> str:
         data = asdict(self)
@@ -115,15 +114,13 @@ class Manifest:
         try:
             signed = data.pop(DIGEST)
             manifest = schema.from_json(cls, data, "manifest")
-            for name in ("latent_shape", "modalities", "networks"):
-                if not getattr(manifest, name):
-                    raise TypeError(f"{name} is empty")
+            if empty := [name for name in ("latent_shape", "modalities", "networks") if not getattr(manifest, name)]:
+                raise TypeError(f"{empty[0]} is empty")
         except (KeyError, TypeError, BadRequest) as error:
             raise BadArtefact(NAME, f"a field is missing, surplus or of another type ({error})", REBUILD) from None
         if signed != digest(data):
-            raise BadArtefact(
-                NAME, f"it was altered: its {DIGEST} is that of other content", f"copy it again or {REBUILD}"
-            )
+            seen = f"it was altered: its {DIGEST} is that of other content"
+            raise BadArtefact(NAME, seen, f"copy it again or {REBUILD}")
         return manifest
 
 
@@ -141,6 +138,7 @@ class Bundle:
     manifest: Manifest
     manifest_hash: str  # sha256 of the manifest's file
     content: Mapping[str, bytes] = field(repr=False)  # of every file that the manifest names
+    homes: Mapping[str, tuple["Bundle", str]] = field(default_factory=dict, repr=False)  # see joined.py
 
     @classmethod
     def open(cls, folder: Path) -> "Bundle":
@@ -160,13 +158,16 @@ class Bundle:
     @classmethod
     def of(cls, folder: Path, manifest: Manifest, manifest_hash: str = "") -> "Bundle":
         """With the files that the manifest names, and their hashes. Raises BadArtefact."""
-        return cls(
-            folder, manifest, manifest_hash, read_intact(folder, manifest.files, f"bundle {folder.name}", REBUILD)
-        )
+        content = read_intact(folder, manifest.files, f"bundle {folder.name}", REBUILD)
+        return cls(folder, manifest, manifest_hash, content)
 
     def path(self, file: str) -> Path:
         """Where the file lay when it was read."""
         return self.folder / file
+
+    def home(self, network: str) -> tuple["Bundle", str]:
+        """The bundle whose files a network is of, and its name there."""
+        return self.homes.get(network, (self, network))
 
 
 def find_model(model: str | Path) -> Path:
@@ -176,9 +177,8 @@ def find_model(model: str | Path) -> Path:
     if str(model) in embedded:
         return embedded[str(model)]
     if not os.path.isdir(model):
-        known = ", ".join(sorted(embedded)) or "none"
         first = "download it, and " if is_address(model) else ""
-        remedy = f"{first}give a bundle's folder or one of: {known}"
+        remedy = f"{first}give a bundle's folder or one of: {', '.join(sorted(embedded)) or 'none'}"
         raise BadArtefact("model", f"there is no bundle {str(model)!r}", remedy)
     return Path(model)
 
@@ -188,8 +188,7 @@ def faults(manifest: Manifest) -> Iterator[str]:
     yield from odd(manifest)
     needed = {f"{part}.{m.name}" for part in ("condition", "time", "expert") for m in manifest.modalities}
     needed |= {"vae.decode"} if manifest.image_size else set()
-    lacking = sorted(needed - set(manifest.networks))
-    if lacking:
+    if lacking := sorted(needed - set(manifest.networks)):
         yield f"it has no network {lacking[0]}"
         return
     for network, (inputs, outputs) in _signatures(manifest).items():
@@ -208,10 +207,8 @@ def odd(manifest: Manifest) -> Iterator[str]:
 
 def _odd_names(manifest: Manifest) -> Iterator[str]:
     names = [modality.name for modality in manifest.modalities]
-    for count, what, most in (
-        (len(names), "modalities", MOST_MODALITIES),
-        (len(manifest.files), "files", MOST_FILES),
-    ):
+    counted = ((len(names), "modalities", MOST_MODALITIES), (len(manifest.files), "files", MOST_FILES))
+    for count, what, most in counted:
         if count > most:
             yield f"{NAME} names {count} {what}, more than {most}"
     for name in (manifest.name, *names):
@@ -227,7 +224,7 @@ def _odd_names(manifest: Manifest) -> Iterator[str]:
             yield f"{name!a:.80} in {NAME} is outside its folder"
     vocabularies = [modality.vocabulary for modality in manifest.modalities if modality.kind == "words"]
     graphs = [file for network in manifest.networks.values() for file in network.files]
-    for name in (*graphs, manifest.weights, *vocabularies):
+    for name in (*graphs, manifest.weights, *vocabularies, *filter(None, [manifest.calibrated])):
         if name not in manifest.files:
             yield f"{name!r:.80} is used but has no hash in {NAME}"
 

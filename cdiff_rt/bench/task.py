@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -12,9 +12,10 @@ from cdiff_rt import schema
 from cdiff_rt.bench.cases import Case
 from cdiff_rt.inputs.label_maps import LabelMap
 from cdiff_rt.inputs.modalities import KINDS
+from cdiff_rt.joined import WITH, join
 from cdiff_rt.manifest import Bundle, find_model
 from cdiff_rt.pipeline import Pipeline
-from cdiff_rt.run import OnDevice, Run, adjustment_of
+from cdiff_rt.run import OnDevice, Run, adjustment_of, calibration_of
 from cdiff_rt.runners import HostRunner
 from cdiff_rt.sampling import noise
 from cdiff_rt.sampling.loop import sample
@@ -31,6 +32,12 @@ class Task:
     model: str
     what: What = "image"
     batch: int = 1
+    with_experts: dict[str, str] = field(default_factory=dict, hash=False)  # folders of bundles, see joined.py
+
+    @property
+    def subject(self) -> str:
+        """What it is of, in words."""
+        return " ".join((self.model, *(f"{WITH} {name}={folder}" for name, folder in self.with_experts.items())))
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -89,7 +96,7 @@ WAYS = {"image": whole_image, "step": one_step}
 
 
 def open_bundle(task: Task) -> Bundle:
-    return Bundle.open(find_model(task.model))
+    return join(Bundle.open(find_model(task.model)), task.with_experts)
 
 
 def run_of(bundle: Bundle, how: Sampling, batch: int) -> Run:
@@ -99,7 +106,8 @@ def run_of(bundle: Bundle, how: Sampling, batch: int) -> Run:
     inputs = [KINDS[m.kind].read(example(m.kind, m.classes, m.input_shape), m, bundle) for m in modalities]
     start = noise.normal(SEED, range(batch), 0, manifest.latent_shape)
     added = noise.of_steps(manifest.schedule, table, SEED, range(batch), manifest.latent_shape)
-    return Run(modalities, inputs, start, added, table, adjustment_of(manifest, modalities, table, Settings()))
+    adjust = adjustment_of(manifest, modalities, table, Settings(), calibration_of(bundle))
+    return Run(modalities, inputs, start, added, table, adjust)
 
 
 def example(kind: str, classes: int, shape: tuple[int, ...]) -> Any:

@@ -10,7 +10,7 @@ from typing import Any, TypeGuard
 import numpy as np
 
 from cdiff_rt.errors import BadArtefact, BadInput, BadRequest, is_address
-from cdiff_rt.inputs import images, traces
+from cdiff_rt.inputs import images, subwords, traces
 from cdiff_rt.inputs.label_doubts import doubts
 from cdiff_rt.inputs.label_maps import LabelMap
 from cdiff_rt.inputs.palette import PALETTE, USUAL_ORDER
@@ -152,26 +152,36 @@ def how_it_was_read(value: Condition) -> str:
 
 
 def read_words(value: Condition, modality: Modality, bundle: Bundle) -> np.ndarray:
-    """A sentence -> word-piece ids [1, tokens] int64."""
+    """A sentence -> ids of its pieces [1, tokens] int64."""
     if not isinstance(value, str):
         raise BadInput(modality.name, f"a {type(value).__name__}", "give a sentence")
     check_text(value, modality.name)
-    pieces = vocabulary_of(modality, bundle)
-    tokens = pieces.encode(value, modality.tokens)
-    tell_unknown(value, modality.name, tokens, pieces.words, modality.synonyms)
+    words, knows, file = list[str](), _known_pieces(modality, bundle), modality.vocabulary
+    if file.endswith(subwords.FILE):
+        tokens = subwords.encode(bundle.content[file], file, value, modality.tokens, knows)
+    else:
+        pieces = vocabulary_of(modality, bundle)
+        tokens, words = pieces.encode(value, modality.tokens), pieces.words
+    tell_unknown(value, modality.name, tokens, words, modality.synonyms)
     return np.array([tokens.ids], dtype=np.int64)
 
 
 def vocabulary_of(modality: Modality, bundle: Bundle) -> WordPiece:
     """Raises BadArtefact for one that has more pieces than the network knows: a backend may read past its weights."""
     words = WordPiece.read(bundle.content[modality.vocabulary], modality.vocabulary)
+    knows = _known_pieces(modality, bundle)
+    if knows is not None and len(words.index) > knows:
+        seen = f"{len(words.index)} pieces, but the network knows {knows}"
+        raise BadArtefact(f"vocabulary {modality.vocabulary}", seen, "take that which the model was trained with")
+    return words
+
+
+def _known_pieces(modality: Modality, bundle: Bundle) -> int | None:
+    """How many the network has embeddings of, if the bundle says so."""
     part: Any = bundle.manifest.source
     for name in ("experts", modality.name, "encoder", "vocabulary"):
         part = part.get(name) if isinstance(part, dict) else None
-    if isinstance(part, int) and len(words.index) > part:
-        seen = f"{len(words.index)} pieces, but the network knows {part}"
-        raise BadArtefact(f"vocabulary {modality.vocabulary}", seen, "take that which the model was trained with")
-    return words
+    return part if isinstance(part, int) else None
 
 
 def read_numbers(value: Condition, modality: Modality, bundle: Bundle) -> np.ndarray:
