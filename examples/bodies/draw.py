@@ -8,7 +8,6 @@ from pathlib import Path
 import click
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
-from scipy.ndimage import map_coordinates
 
 from cdiff_rt import StepState
 from examples.bodies.evaluate import BOTH, BUILDS, MEAN, POSES, WEIGHED, Model
@@ -84,6 +83,8 @@ def stick(pose: np.ndarray) -> Image.Image:
 
 def shown(body: np.ndarray, degrees: float, share: np.ndarray | None = None) -> Image.Image:
     """A volume's surface; with `share` [x, y, z] of the pose's expert in each block, coloured by who decided."""
+    from scipy.ndimage import map_coordinates
+
     vertices, corners = surface(body)
     colours = np.broadcast_to(GREY, vertices.shape)
     if share is not None:

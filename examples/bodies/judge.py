@@ -11,7 +11,6 @@ from pathlib import Path
 
 import click
 import numpy as np
-from scipy.ndimage import map_coordinates
 
 from examples.bodies.people import People, draw_kinds, draw_poses, faces, limbs, make_people
 from examples.bodies.volumes import ORIGIN, REACH, SIDE, SURFACE, Code, surface, volumes
@@ -75,6 +74,8 @@ class Judge:
 
 def depth(body: np.ndarray, points: np.ndarray) -> np.ndarray:
     """[N] metres: how far points [N, 3] lie below the surface, up to REACH voxels either way."""
+    from scipy.ndimage import map_coordinates
+
     at = ((points - ORIGIN) / SIDE - 0.5).T
     return (map_coordinates(body.astype(np.float32), at, order=1, mode="nearest") - SURFACE) * 2 * REACH * SIDE
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from scipy.ndimage import distance_transform_edt
 
 VOXELS = (48, 24, 48)  # x, y, z
 SIDE = 0.046  # metres
@@ -62,6 +61,8 @@ def pixels(corners: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.n
 
 def depths(share: np.ndarray) -> np.ndarray:
     """How full voxels are -> how deep they lie below the clothes, 0 to 1; those on the surface know by how full they are."""
+    from scipy.ndimage import distance_transform_edt
+
     inside = share > 0.5
     deep = np.where(inside, distance_transform_edt(inside) - 0.5, 0.5 - distance_transform_edt(~inside))
     deep = np.where(np.abs(deep) < 1, share - 0.5, deep) + CLOTHES
