@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "cdiff_rt"
 SIGNPOSTS = ("engines", "export", "bench")  # links at the root to folders of the package
-HEAVY = {"torch", "onnx", "onnxruntime", "onnxscript", "openvino", "safetensors", "skimage"}
+HEAVY = {"torch", "onnx", "onnxruntime", "onnxscript", "openvino", "safetensors", "scipy", "skimage", "anny"}
 HEAVY |= {
     "diffusers",
     "tokenizers",
@@ -33,7 +33,9 @@ HOMES = {
     "diffusers": {"cdiff_rt/foreign/from_diffusers.py"},
     "transformers": {"cdiff_rt/foreign/encoders.py"},
     "tokenizers": {"cdiff_rt/inputs/subwords.py"},
-    "skimage": {"cdiff_rt/bench/faces.py"},
+    "skimage": {"cdiff_rt/bench/faces.py", "examples/bodies/volumes.py"},
+    "scipy": {f"examples/bodies/{name}.py" for name in ("volumes", "judge", "draw")},
+    "anny": {"examples/bodies/people.py"},
     "ray": {"cdiff_rt/jobs/on_ray.py"},
     "filelock": {"cdiff_rt/engines/user_files.py"},
     "platformdirs": {"cdiff_rt/engines/user_files.py"},
