@@ -11,6 +11,7 @@ import numpy as np
 
 from cdiff_rt.errors import BadArtefact, BadInput, BadRequest, is_address
 from cdiff_rt.inputs import images, traces
+from cdiff_rt.inputs.drawings import read_drawing
 from cdiff_rt.inputs.label_doubts import doubts
 from cdiff_rt.inputs.label_maps import LabelMap
 from cdiff_rt.inputs.palette import PALETTE, USUAL_ORDER
@@ -47,7 +48,9 @@ def asked(
 ) -> dict[str, Any]:
     """Conditions that know how a request wants them read; one that knows already stays as it is."""
     maps = {modality.name: modality.classes for modality in manifest.modalities if modality.kind == "labels"}
+    pictures = {modality.name for modality in manifest.modalities if modality.kind == "picture"}
     known = {name: _as_array(name, value) for name, value in conditions.items()}
+    known |= {name: traces.loaded(known[name], name) for name in pictures & known.keys()}
     for name, value in conditions.items():
         if name in maps and value is not None and not isinstance(value, LabelMap):
             known[name] = LabelMap(value, maps[name], labels, snap, given)
@@ -194,6 +197,24 @@ def read_numbers(value: Condition, modality: Modality, bundle: Bundle) -> np.nda
     return found
 
 
+def read_picture(value: Condition, modality: Modality, bundle: Bundle) -> np.ndarray:
+    """A drawing -> [1, 1, size, size] float32 from 0, black, to 1, white."""
+    return read_drawing(picture_of(value), modality.size, modality.name)[None, None]
+
+
+def draw_picture(value: Condition, modality: Modality) -> np.ndarray:
+    grey = (255 * whole_picture(value, modality)).round().astype(np.uint8)
+    return np.repeat(grey[..., None], 3, axis=2)
+
+
+def trace_of_picture(value: Condition) -> traces.Trace:
+    return traces.trace_of(picture_of(value))
+
+
+def whole_picture(value: Condition, modality: Modality) -> np.ndarray:
+    return read_drawing(picture_of(value), modality.size, modality.name)
+
+
 def read_nothing(value: Condition | None, modality: Modality, bundle: Bundle) -> np.ndarray:
     """[1, 1, 1] of zeros, in place of a condition."""
     if value is not None:
@@ -237,6 +258,7 @@ KINDS = {
     "labels": Kind(read_label_map, name_of, find_file, draw_labels, trace_of_labels, labels_of, how_it_was_read),
     "words": Kind(read_words, str.__str__, lambda value, name, folder: check_text(value, name), stays=True),
     "numbers": Kind(read_numbers, file_name_or_text, find_numbers, trace=trace_of_numbers, whole=numbers_of),
+    "picture": Kind(read_picture, name_of, find_file, draw_picture, trace_of_picture, whole_picture),
     "nothing": Kind(read_nothing, str, find_nothing),
 }
 
