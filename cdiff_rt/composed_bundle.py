@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
+from cdiff_rt.bundled import Bundled
 from cdiff_rt.composition import Composition
 from cdiff_rt.engines.backends import check_backend
 from cdiff_rt.engines.base import COMPOSED
@@ -115,6 +116,9 @@ def _network(what: str, prefix: str, function: Any, takes: Mapping[str, Given]) 
         ports = {"x": function.x, "time": function.time, "condition": function.condition}
         given = {role: Given(p.name, p.dtype, p.shape, p.batched) for role, p in ports.items() if p}
         return brought.read_file(function.path, given, function.out.name, prefix)
+    if isinstance(function, Bundled):
+        seen = f"it is of bundle {function.bundle.folder.name}, and is not put into another"
+        raise BadRequest(what, seen, "let it take part beside the exported bundle: --with, or with_experts=")
     if not is_module(function):
         raise BadRequest(
             what, "it is a Python function, which no bundle holds", "give a torch.nn.Module or an ONNX file"

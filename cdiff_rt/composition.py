@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cdiff_rt.bundled import encoders_of, lent
 from cdiff_rt.errors import BadRequest, check_range, check_type, named_as, whole
 from cdiff_rt.expert import Expert, agreed_shape, check_expert, fixed_condition
 from cdiff_rt.extras import needed
@@ -89,9 +90,11 @@ def compose(
     functions = {"vae.decode": _decoding(decode, image_size)}
     for name, expert in experts.items():
         functions |= networks_of(name, expert, host, shape)
+    denoisers = {name: expert.denoise for name, expert in experts.items()}
+    functions |= encoders_of(denoisers)
     routing = Routing(any(expert.logit for expert in experts.values()), top_k, mixing)
     runner = HostRunner(lambda network, threads: Function(functions[network]), parallel=False, routing=routing)
-    made = Pipeline(Bundle(Path(NAME), manifest, "", {}), BACKEND, runner=runner)
+    made = Pipeline(lent(Bundle(Path(NAME), manifest, "", {}), denoisers), BACKEND, runner=runner)
     made.composed = Composition(dict(experts), decode, functions, mixing)
     return made
 

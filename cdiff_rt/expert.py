@@ -84,6 +84,21 @@ class Expert:
         found = open_onnx(Path(path), names or {})
         return cls(found, form, found.condition.shape if found.condition else None, logit, fixed, found.x.shape)
 
+    @classmethod
+    def from_bundle(cls, model: str | Path, name: str, *, with_logit: bool = False) -> Self:
+        """The expert of this name, or the only one, of a bundle's folder or an embedded model, run by ONNX Runtime.
+
+        Its condition is what the bundle takes: a mask, a sentence. `with_logit` keeps what its dynamic diffuser says of
+        its influence, which counts beside others of such. Raises BadRequest, BadArtefact, BadEnvironment.
+        """
+        from cdiff_rt.bundled import Bundled
+        from cdiff_rt.manifest import Bundle, find_model
+
+        check_type("name", name, str, "give the name of its condition")
+        of = Bundled(Bundle.open(find_model(model)), name)
+        logit = of.logit if with_logit else None
+        return cls(of, of.form, of.condition_shape, logit, latent_shape=of.bundle.manifest.latent_shape)
+
 
 def check_expert(name: str, expert: Any, host: Schedule) -> None:
     what = f"expert {name}"

@@ -21,10 +21,9 @@ from cdiff_rt.sampling.schedule import Schedule
 from cdiff_rt.settings import RESERVED, Influence
 
 FORMAT, NAME, DIGEST = 2, "manifest.json", "digest"
-LARGEST_MANIFEST, LARGEST_TENSOR = 4 * 2**20, 2**26  # bytes; numbers for one image: of 4096 x 4096 pixels 2**25.6
-LARGEST_SCALE = 1e6
+LARGEST_MANIFEST, LARGEST_TENSOR = 4 * 2**20, 2**26  # bytes; numbers for one image: 4096 x 4096 pixels are 2**25.6
 LONGEST_SCHEDULE, LONGEST_SENTENCE = 10_000, 2**16  # timesteps; word pieces
-LARGEST_RANK, MOST_CLASSES, MOST_MODALITIES, MOST_FILES = 8, 256, 64, 1000
+LARGEST_RANK, MOST_CLASSES, MOST_MODALITIES, MOST_FILES, LARGEST_SCALE = 8, 256, 64, 1000, 1e6
 MODELS = Path(__file__).parent / "models"  # those that come with cdiff-rt
 DEFAULT_MODEL, REBUILD = "faces-128", "export it again with `cdiff-rt export`"
 
@@ -98,6 +97,7 @@ class Manifest:
     provenance: dict
     licence: str
     files: dict[str, str]  # file name -> sha256
+    space: str = ""  # without an autoencoder: whose latents these are, as `space_of` in joined.py says of its bundle
     format: int = FORMAT
 
     def to_json(self) -> str:
@@ -117,15 +117,13 @@ class Manifest:
         try:
             signed = data.pop(DIGEST)
             manifest = schema.from_json(cls, data, "manifest")
-            for name in ("latent_shape", "modalities", "networks"):
-                if not getattr(manifest, name):
-                    raise TypeError(f"{name} is empty")
+            if empty := [name for name in ("latent_shape", "modalities", "networks") if not getattr(manifest, name)]:
+                raise TypeError(f"{empty[0]} is empty")
         except (KeyError, TypeError, BadRequest) as error:
             raise BadArtefact(NAME, f"a field is missing, surplus or of another type ({error})", REBUILD) from None
         if signed != digest(data):
-            raise BadArtefact(
-                NAME, f"it was altered: its {DIGEST} is that of other content", f"copy it again or {REBUILD}"
-            )
+            seen = f"it was altered: its {DIGEST} is that of other content"
+            raise BadArtefact(NAME, seen, f"copy it again or {REBUILD}")
         return manifest
 
 
@@ -143,6 +141,7 @@ class Bundle:
     manifest: Manifest
     manifest_hash: str  # sha256 of the manifest's file
     content: Mapping[str, bytes] = field(repr=False)  # of every file that the manifest names
+    homes: Mapping[str, tuple["Bundle", str]] = field(default_factory=dict, repr=False)  # see joined.py
 
     @classmethod
     def open(cls, folder: Path) -> "Bundle":
@@ -162,13 +161,16 @@ class Bundle:
     @classmethod
     def of(cls, folder: Path, manifest: Manifest, manifest_hash: str = "") -> "Bundle":
         """With the files that the manifest names, and their hashes. Raises BadArtefact."""
-        return cls(
-            folder, manifest, manifest_hash, read_intact(folder, manifest.files, f"bundle {folder.name}", REBUILD)
-        )
+        content = read_intact(folder, manifest.files, f"bundle {folder.name}", REBUILD)
+        return cls(folder, manifest, manifest_hash, content)
 
     def path(self, file: str) -> Path:
         """Where the file lay when it was read."""
         return self.folder / file
+
+    def home(self, network: str) -> tuple["Bundle", str]:
+        """The bundle whose files a network is of, and its name there."""
+        return self.homes.get(network, (self, network))
 
 
 def find_model(model: str | Path) -> Path:
@@ -178,9 +180,8 @@ def find_model(model: str | Path) -> Path:
     if str(model) in embedded:
         return embedded[str(model)]
     if not os.path.isdir(model):
-        known = ", ".join(sorted(embedded)) or "none"
         first = "download it, and " if is_address(model) else ""
-        remedy = f"{first}give a bundle's folder or one of: {known}"
+        remedy = f"{first}give a bundle's folder or one of: {', '.join(sorted(embedded)) or 'none'}"
         raise BadArtefact("model", f"there is no bundle {str(model)!r}", remedy)
     return Path(model)
 
@@ -210,10 +211,8 @@ def odd(manifest: Manifest) -> Iterator[str]:
 
 def _odd_names(manifest: Manifest) -> Iterator[str]:
     names = [modality.name for modality in manifest.modalities]
-    for count, what, most in (
-        (len(names), "modalities", MOST_MODALITIES),
-        (len(manifest.files), "files", MOST_FILES),
-    ):
+    counted = ((len(names), "modalities", MOST_MODALITIES), (len(manifest.files), "files", MOST_FILES))
+    for count, what, most in counted:
         if count > most:
             yield f"{NAME} names {count} {what}, more than {most}"
     for name in (manifest.name, *names):

@@ -11,11 +11,12 @@ from cdiff_rt.editing import inversion, regions
 from cdiff_rt.editing.sides import sides_of
 from cdiff_rt.engines.backends import resolve
 from cdiff_rt.engines.base import Arrangement, Precision
-from cdiff_rt.errors import BadArtefact, BadRequest, check_type, named_as
+from cdiff_rt.errors import BadRequest, check_type, named_as
 from cdiff_rt.inputs import images
 from cdiff_rt.inputs.inpainting import Inpainting
 from cdiff_rt.inputs.modalities import KINDS, Condition, asked, drawing_of, in_words, inputs_in, tell_unused
 from cdiff_rt.inputs.traces import Input, loaded, trace_of
+from cdiff_rt.joined import Added, Where, guests_of, join, told_of
 from cdiff_rt.manifest import DEFAULT_MODEL, Bundle, Modality, find_model
 from cdiff_rt.memory import check_memory
 from cdiff_rt.notes import collected
@@ -46,11 +47,8 @@ DEFAULT_BACKEND = "onnxruntime"
 Conditions = Mapping[str, Condition | None]  # by modality; None is the same as leaving one out
 
 
-def _reopened(folder: Path, manifest_hash: str, backend: str, on_device: OnDevice | None) -> "Pipeline":
-    bundle = Bundle.open(folder)
-    if bundle.manifest_hash != manifest_hash:
-        raise BadArtefact(f"bundle {folder}", "it is another than the pipeline was opened with", "open it again")
-    return Pipeline(bundle, backend, on_device)
+def _reopened(where: Where, backend: str, on_device: OnDevice | None) -> "Pipeline":
+    return Pipeline(where.open(), backend, on_device)
 
 
 class Pipeline:
@@ -77,8 +75,8 @@ class Pipeline:
         self.composed: object = None  # what composition.py made it of
 
     def __reduce__(self) -> tuple:
-        """Another process opens the bundle anew, and loads its own engines."""
-        return _reopened, (self.bundle.folder.absolute(), self.bundle.manifest_hash, self.backend, self._on_device)
+        """Another process opens the bundles anew, and loads its own engines."""
+        return _reopened, (Where.of(self.bundle), self.backend, self._on_device)
 
     def __enter__(self) -> Self:
         with self._turns.take():
@@ -96,6 +94,7 @@ class Pipeline:
         cls,
         model: str | Path = DEFAULT_MODEL,
         *,
+        with_experts: Added | None = None,
         backend: str = DEFAULT_BACKEND,
         precision: Precision | None = None,
         experts: Arrangement = "separate",
@@ -104,12 +103,13 @@ class Pipeline:
     ) -> "Pipeline":
         """`model` is the name of an embedded model or a bundle's folder; `backend` "auto" is the fastest here.
 
-        `precision` is that of the engines. A run on a CPU has so many `threads`; by default one for each processor that it
+        `with_experts` lets experts of other bundles take part, by the name that their condition has here: of each bundle
+        the modality of that name, or its only one. `precision` is that of the engines. A run on a CPU has so many `threads`; by default one for each processor that it
         may use, up to 32. Of several GPUs, `device` says which; there, `experts` may be "stacked" or "whole-step"
         (docs/gpu.md). Raises BadArtefact if the bundle isn't intact, BadEnvironment if the backend doesn't work here.
         """
         how = OnDevice(precision, experts, threads=threads, device=device)
-        return cls(Bundle.open(find_model(model)), backend, how)
+        return cls(join(Bundle.open(find_model(model)), with_experts), backend, how)
 
     def generate(
         self,
@@ -155,7 +155,9 @@ class Pipeline:
             watch = conflict.beside(callback_on_step_end, always=self._runner.shows_steps)
             latents = self._runner.sample(run, watch, progress)
             check_finite(latents, "sampling", "the latents are", self._runner.precision)
-            conflict.tell(self.bundle.manifest_hash, decided=bool(settings.influence or settings.region))
+            alone = not any(modality.name in guests_of(self.bundle) for modality in modalities)
+            known = self.bundle.manifest_hash if alone else ""  # for levels are those of a model's own experts
+            conflict.tell(known, decided=bool(settings.influence or settings.region))
             used = inputs_in(self.manifest, {modality.name: wanted.get(modality.name) for modality in modalities})
             used |= regions_in(settings, modalities, shape[1:]) | (painted.inputs if painted else {})
             used |= numbers_given(x_T, contexts)
@@ -253,7 +255,8 @@ class Pipeline:
     def identity(self) -> dict[str, Any]:
         """What made the images, beside the request."""
         model = {"model": self.manifest.name, "model_hash": self.bundle.manifest_hash, "size": self.manifest.image_size}
-        return {"backend": self.backend, "precision": self._runner.precision} | model | {"version": __version__}
+        how = {"backend": self.backend, "precision": self._runner.precision}
+        return how | model | told_of(self.bundle) | {"version": __version__}
 
     def _request(
         self, settings: Settings | None, conditions: Conditions | None, given: Mapping[str, Any]
@@ -281,7 +284,7 @@ class Pipeline:
     ) -> dict[str, Any]:
         """All that the images follow from."""
         asked_for = request_of(command, how, self.manifest, used) | in_words(modalities, conditions)
-        return asked_for | self.identity() | place_of(self.backend, self._on_device)
+        return asked_for | self.identity() | told_of(self.bundle, "folder") | place_of(self.backend, self._on_device)
 
     def _run(self, conditions: Conditions, table: SolverTable, settings: Settings) -> Run:
         """One without a beginning: an inversion's."""

@@ -190,6 +190,8 @@ def load_runner(bundle: Bundle, backend: str, how: OnDevice | None = None) -> Ru
         check_type("threads", how.threads, int, "give a whole number")
         check_range("threads", how.threads, 1, MOST_THREADS)
     check_experts(backend, how.experts)
+    if bundle.homes and how.experts != "separate":
+        raise BadRequest("experts", f"{how.experts}, and some are another bundle's", "leave it out: these run separate")
     check_type("device", how.device, int, "give the number of a GPU")
     on_gpu = BACKENDS[backend].device == "cuda"
     if how.threads and on_gpu:

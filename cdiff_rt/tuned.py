@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cdiff_rt.engines.eager import use_threads
+from cdiff_rt.errors import BadRequest
 from cdiff_rt.inputs.images import Picture
 from cdiff_rt.inputs.modalities import Condition, asked, chosen_of, inputs_in
 from cdiff_rt.inputs.traces import Input, loaded, trace_of
+from cdiff_rt.joined import guests_of
 from cdiff_rt.outputs.generated import Generated
 from cdiff_rt.pipeline import Pipeline
 from cdiff_rt.process import usual_threads
@@ -40,6 +42,9 @@ def edit_by_imagic(
     """
     from cdiff_rt.editing import imagic
 
+    for name, guest in guests_of(pipeline.bundle).items():
+        seen = f"imagic, which trains a model's own experts; {name} is of bundle {guest.bundle.folder.name}"
+        raise BadRequest("method", seen, "take inversion")
     manifest, threads = pipeline.manifest, threads or usual_threads()
     settings.sampling().table(manifest.schedule)  # before it learns for an hour
     chosen = chosen_of(manifest, conditions, settings.without)

@@ -23,6 +23,7 @@ from cdiff_rt.manifest import DEFAULT_MODEL, MODELS, Bundle
 from cdiff_rt.pipeline import Pipeline
 from tests import tiny
 from tests.bad_files import MASKS, zeros_png
+from tests.parts import Parts
 from tests.shared import once, shared_folder
 
 ROOT = Path(__file__).parents[1]
@@ -106,6 +107,12 @@ def tiny_export(shared: Path) -> tuple[Path, dict[str, float]]:
 @pytest.fixture(scope="session")
 def tiny_bundle(tiny_export: tuple[Path, dict[str, float]]) -> Path:
     return tiny_export[0]
+
+
+@pytest.fixture(scope="session")
+def parts(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Parts:
+    """The embedded model's modalities apart."""
+    return Parts.of(bundle, tmp_path_factory.mktemp("parts"))
 
 
 @pytest.fixture

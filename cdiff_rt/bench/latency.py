@@ -1,6 +1,6 @@
 """How long a task takes, case against case, in turns, so that drift of the machine hits all alike."""
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -96,7 +96,7 @@ def _heats(cases: tuple[Case, ...], pairwise: bool, alone: bool) -> list[tuple[C
 
 def _settings(task: Task, cases: tuple[Case, ...], after: int | None) -> dict[str, int | str]:
     samplings = "; ".join(dict.fromkeys(str(case.sampling) for case in cases))
-    settings: dict[str, int | str] = {"model": task.model, "what": task.what, "sampling": samplings}
+    settings: dict[str, int | str] = {"model": task.subject, "what": task.what, "sampling": samplings}
     settings |= {"batch": task.batch, "warm-up": WARM_UP, "repeats": 0}
     return settings | ({"after": after} if after else {})
 
@@ -209,6 +209,7 @@ def compare_suite(
     suite: str,
     what: What,
     *,
+    with_experts: Mapping[str, str] | None = None,
     backends: Collection[str] = (),
     precisions: Collection[str] = (),
     samplings: tuple[Sampling, ...] = (TIERS["exact"],),
@@ -228,12 +229,15 @@ def compare_suite(
     cases = select(suite, backends, precisions, samplings)
     on_gpu = suite == "gpu"
     sizes = batches or (GPU_BATCHES if on_gpu else (1,))
-    check_runs(open_bundle(Task(model)).manifest, cases, sizes, after)  # before anything takes its time
+    added = dict(with_experts or {})
+    check_runs(
+        open_bundle(Task(model, with_experts=added)).manifest, cases, sizes, after
+    )  # before anything takes its time
     how: dict[str, Any] = {"repeats": repeats, "after": after, "roofline": None if on_gpu else measure(), "keep": keep}
     how |= {"pairwise": pairwise, "alone": on_gpu and not pairwise}
     timed, lost, wrong, failed = set[str](), dict[str, str](), list[str](), None
     for size in sizes:
-        task = Task(model, what, size)
+        task = Task(model, what, size, added)
         try:
             found = compare(task, cases, **how)
         except BadEnvironment as error:

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -12,6 +12,7 @@ from cdiff_rt import schema
 from cdiff_rt.bench.cases import Case
 from cdiff_rt.inputs.label_maps import LabelMap
 from cdiff_rt.inputs.modalities import KINDS
+from cdiff_rt.joined import WITH, join
 from cdiff_rt.manifest import Bundle, find_model
 from cdiff_rt.pipeline import Pipeline
 from cdiff_rt.run import OnDevice, Run, adjustment_of
@@ -31,6 +32,12 @@ class Task:
     model: str
     what: What = "image"
     batch: int = 1
+    with_experts: dict[str, str] = field(default_factory=dict, hash=False)  # folders of bundles, see joined.py
+
+    @property
+    def subject(self) -> str:
+        """What it is of, in words."""
+        return " ".join((self.model, *(f"{WITH} {name}={folder}" for name, folder in self.with_experts.items())))
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -89,7 +96,7 @@ WAYS = {"image": whole_image, "step": one_step}
 
 
 def open_bundle(task: Task) -> Bundle:
-    return Bundle.open(find_model(task.model))
+    return join(Bundle.open(find_model(task.model)), task.with_experts)
 
 
 def run_of(bundle: Bundle, how: Sampling, batch: int) -> Run:

@@ -15,11 +15,13 @@ from cdiff_rt.commands.options import (
     GroupedCommand,
     Late,
     backend_option,
+    experts_of,
     json_option,
     model_option,
     option,
     setting,
     together,
+    with_option,
 )
 from cdiff_rt.commands.terminal import say
 from cdiff_rt.settings import tier_names
@@ -97,6 +99,7 @@ Examples:
   cdiff-rt bench time --backend onnxruntime --backend openvino --tier exact --tier fast --batch 1 --batch 4""",
 )
 @model_option
+@with_option
 @option(CASES, "--suite", "Compare the backends of the CPU, or those of a GPU.", type=SUITES, default="cpu")
 @cases
 @figures
@@ -112,6 +115,7 @@ Example:
   cdiff-rt bench step --model synthetic-512/ --after 10 --compare before.json""",
 )
 @model_option
+@with_option
 @cases
 @figures
 def step(**options: Any) -> None:
@@ -203,7 +207,7 @@ def compare(what: str, **options: Any) -> None:
     own = {name: options.pop(name) for name in ("solver", "steps")}
     samplings = tuple(sampling_of({"tier": tier, **own}) for tier in options.pop("tiers") or (None,))
     model, suite = options.pop("model"), options.pop("suite")
-    options |= {"samplings": samplings}
+    options |= {"samplings": samplings, "with_experts": experts_of(options)}
     tell(lambda keep: compare_suite(model, suite, what, keep=keep, **options), **files)  # type: ignore[arg-type]
 
 

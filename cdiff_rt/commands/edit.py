@@ -15,12 +15,14 @@ from cdiff_rt.commands.options import (
     chosen_settings,
     condition_options,
     conditions_of,
+    experts_of,
     given,
     model_option,
     option,
     output_options,
     settings,
     threads_option,
+    with_option,
 )
 from cdiff_rt.commands.terminal import Progress, save
 from cdiff_rt.notes import collected
@@ -91,6 +93,7 @@ Examples:
 @settings("batch", "first")
 @output_options
 @model_option
+@with_option
 @backend_option
 @threads_option
 def edit(
@@ -120,7 +123,7 @@ def edit(
     from cdiff_rt.outputs.influence import InfluenceRecorder
     from cdiff_rt.pipeline import Pipeline
 
-    conditions, source = conditions_of(options), conditions_of(options, "source_")
+    conditions, source, added = conditions_of(options), conditions_of(options, "source_"), experts_of(options)
     if not conditions:
         raise click.UsageError("say what the picture is to show: give --mask, --text or --condition")
     changed, values = chosen_settings(options), inversion.read_alphas(alphas)
@@ -130,7 +133,7 @@ def edit(
     inversion.check(wished, options["strength"], values)
     kinds = (InfluenceRecorder,) if save_influence else ()
     output_paths(out, wished.seed, range(1 if strip else len(values)), beside=Beside(kinds, save_latent), force=force)
-    pipeline = Pipeline.from_pretrained(model, backend=backend, threads=threads)
+    pipeline = Pipeline.from_pretrained(model, with_experts=added, backend=backend, threads=threads)
     with ExitStack() as stack:
         stack.enter_context(collected())  # for imagic, which reads conditions to learn and again to generate
         recorders = [stack.enter_context(kind(out, pipeline.decode)) for kind in kinds]

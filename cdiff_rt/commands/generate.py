@@ -19,12 +19,14 @@ from cdiff_rt.commands.options import (
     chosen_settings,
     condition_options,
     conditions_of,
+    experts_of,
     given,
     model_option,
     option,
     output_options,
     settings,
     threads_option,
+    with_option,
 )
 from cdiff_rt.commands.terminal import Progress, follow, resumable, save
 from cdiff_rt.settings import Settings
@@ -55,6 +57,7 @@ Examples:
 )
 @option(OUTPUT, "--save-overlay", "Write the image with its mask laid over it to NAME.overlay.png.", is_flag=True)
 @model_option
+@with_option
 @backend_option
 @option(
     MODEL,
@@ -91,6 +94,7 @@ def generate(jobs: Path | None, **options: Any) -> None:
     check_jobs(jobs)
     conditions, changed = conditions_of(options), chosen_settings(options)
     opened = {name: options.pop(name) for name in ("model", "backend", "precision", "experts", "threads", "device")}
+    opened["with_experts"] = experts_of(options)
     many = {name: options.pop(name) for name in WITH_JOBS}
     if jobs:
         how = {"defaults": conditions | changed} | {name: many.pop(name) for name in ("resume", "shard")}

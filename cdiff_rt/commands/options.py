@@ -172,6 +172,14 @@ output_options = together(
 model_option = option(
     MODEL, "--model", "Use this model: the name of an included one, or the folder of a bundle.", default="faces-128"
 )
+with_option = option(
+    MODEL,
+    "--with",
+    "with_experts",
+    "Let the expert of this bundle take part under this name of its condition; may be repeated (docs/own-models.md).",
+    metavar="NAME=FOLDER",
+    multiple=True,
+)
 backend_option = option(
     MODEL,
     "--backend",
@@ -199,6 +207,11 @@ def conditions_of(options: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Takes the conditions by name out of a command's options; others are written NAME=VALUE."""
     given_by_name = {name: options.pop(f"{prefix}{name}") for name in ("mask", "text")}
     return all_conditions(given_by_name, options.pop(f"{prefix}others"), f"--{prefix.strip('_') or 'condition'}")
+
+
+def experts_of(options: dict[str, Any]) -> dict[str, str]:
+    """Takes the bundles whose experts take part out of a command's options, by name."""
+    return all_conditions({}, options.pop("with_experts"), "--with")
 
 
 def all_conditions(named: dict[str, Any], others: tuple[str, ...], written: str) -> dict[str, Any]:

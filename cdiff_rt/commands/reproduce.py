@@ -2,10 +2,11 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
-from cdiff_rt.commands.options import CONDITIONS, MODEL, OUTPUT, PATH, GroupedCommand, option
+from cdiff_rt.commands.options import CONDITIONS, MODEL, OUTPUT, PATH, GroupedCommand, experts_of, option
 from cdiff_rt.commands.terminal import raise_first, say
 
 
@@ -21,13 +22,21 @@ Examples:
 @option(
     CONDITIONS,
     "--search",
-    "Look for masks and photos below this folder too, by their hash; may be repeated.",
+    "Look for masks, photos and bundles of experts below this folder too, by their hash; may be repeated.",
     type=PATH,
     multiple=True,
 )
 @option(OUTPUT, "--out", "Write the picture made again to this file.", type=PATH)
 @option(OUTPUT, "--force", "Replace an existing file of the same name.", is_flag=True)
 @option(MODEL, "--model", "Use the bundle in this folder. Default: the included model that the picture names.")
+@option(
+    MODEL,
+    "--with",
+    "with_experts",
+    "Use the bundle in this folder for the expert of this name. Default: the one of its hash, looked for as masks are.",
+    metavar="NAME=FOLDER",
+    multiple=True,
+)
 @option(MODEL, "--backend", "Run on this library. Default: the one that made the picture.")
 def reproduce(
     pictures: tuple[Path, ...],
@@ -36,6 +45,7 @@ def reproduce(
     force: bool,
     model: str | None,
     backend: str | None,
+    **options: Any,
 ) -> None:
     """Make pictures again and compare them byte by byte.
 
@@ -57,7 +67,7 @@ def reproduce(
         files.check_names(out)
         files.check_folder(out.parent)
     worst, failed = 0, list[CdiffError]()
-    with Again(search, model, backend) as again:
+    with Again(search, model, backend, experts_of(options)) as again:
         for picture in pictures:
             try:
                 made = again(picture)

@@ -252,6 +252,7 @@ def load_device_engine(backend: str, bundle: Bundle, network: str, placement: Pl
 
 def _load(backend: str, bundle: Bundle, network: str, placement: Placement) -> Any:
     module, function = BACKENDS[backend].loader.split(":")
+    bundle, network = bundle.home(network)
     try:
         return getattr(importlib.import_module(module), function)(bundle, network, placement)
     except ImportError as error:

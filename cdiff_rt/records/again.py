@@ -13,12 +13,13 @@ from cdiff_rt.editing.reading import reading_for
 from cdiff_rt.errors import BadArtefact, BadInput, BadRequest, check_choice, check_type
 from cdiff_rt.extras import needed
 from cdiff_rt.inputs.inpainting import Inpainting
+from cdiff_rt.joined import Added
 from cdiff_rt.manifest import MODELS
 from cdiff_rt.notes import hushed, log
 from cdiff_rt.outputs.formats import INPUTS, npz_bytes, parameters_text, png_bytes
 from cdiff_rt.outputs.generated import Generated
 from cdiff_rt.pipeline import Pipeline
-from cdiff_rt.records.find import inputs_of
+from cdiff_rt.records.find import bundles_of, check_search, inputs_of
 from cdiff_rt.records.read import DAMAGED, READ, Record, array_of, latent_of, read_record
 from cdiff_rt.sampling.calibrated import Calibration
 from cdiff_rt.settings import Settings
@@ -58,13 +59,15 @@ def reproduce(
     search: Sequence[str | Path] = (),
     model: str | Path | None = None,
     backend: str | None = None,
+    with_experts: Added | None = None,
 ) -> Reproduced:
     """Makes the picture at `path` again, on its own backend unless another is named, and compares.
 
     Inputs are looked for by their hash: in the file itself, beside it, in the current folder, and below the folders to
-    `search`. Raises BadInput if the file has no record or an input is not there, BadArtefact if the model is another.
+    `search`; so are bundles whose experts took part, but for those that `with_experts` names. Raises BadInput if the
+    file has no record or an input is not there, BadArtefact if the model is another.
     """
-    with Again(search, model, backend) as again:
+    with Again(search, model, backend, with_experts) as again:
         return again(path)
 
 
@@ -72,9 +75,14 @@ class Again:
     """Makes pictures again, as `reproduce`; the engines stay loaded from one to the next that asks for the same."""
 
     def __init__(
-        self, search: Sequence[str | Path] = (), model: str | Path | None = None, backend: str | None = None
+        self,
+        search: Sequence[str | Path] = (),
+        model: str | Path | None = None,
+        backend: str | None = None,
+        with_experts: Added | None = None,
     ) -> None:
         self._search, self._model, self._backend = [Path(folder) for folder in search], model, backend
+        self._added = with_experts or {}
         self._pipeline: Pipeline | None = None
         self._asked: dict[str, Any] = {}
 
@@ -89,6 +97,8 @@ class Again:
     def __call__(self, path: str | Path) -> Reproduced:
         record = read_record(path)
         asked = _asked_of(record, self._model, self._backend)
+        check_search(self._search)
+        asked["with_experts"] = bundles_of(record, Path(path).parent, self._search, self._added)
         if self._pipeline is None or asked != self._asked:
             self.__exit__()
             self._pipeline, self._asked = Pipeline.from_pretrained(**asked), asked

@@ -16,6 +16,7 @@ from cdiff_rt.controls import CALIBRATED
 from cdiff_rt.errors import BadInput, CdiffError
 from cdiff_rt.inputs.containers import LARGEST_TEXT, texts_of
 from cdiff_rt.inputs.images import LARGEST_FILE, name_of, opened, read_array, read_file
+from cdiff_rt.joined import WITH
 from cdiff_rt.outputs.formats import GALLERY, INPUTS, RECORD
 from cdiff_rt.settings import INFLUENCES, SETTINGS, Settings
 from cdiff_rt.told import CALIBRATION
@@ -62,6 +63,17 @@ class Record:
         found = self.told("inputs", dict, {})
         if not all(isinstance(trace, dict) for trace in found.values()):
             raise BadInput(f"record of {self.name}", f"inputs {found!r:.80}", DAMAGED)
+        return found
+
+    @property
+    def guests(self) -> dict[str, dict[str, str]]:
+        """The experts of other bundles that took part, by name: each bundle's folder and the hash of its manifest."""
+        found = self.told(WITH, dict, {})
+        for guest in found.values():
+            if not (
+                isinstance(guest, dict) and all(isinstance(guest.get(key), str) for key in ("folder", "model_hash"))
+            ):
+                raise BadInput(f"record of {self.name}", f"{WITH} {found!r:.80}", DAMAGED)
         return found
 
     def told(self, key: str, kind: type[Kind], default: Kind) -> Kind:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
+from cdiff_rt.joined import WITH
 from cdiff_rt.manifest import DEFAULT_MODEL
 from cdiff_rt.outputs.formats import GALLERY, INPUTS
 from cdiff_rt.records.read import READ, Record
@@ -44,6 +45,8 @@ def _parts(record: Record) -> Iterator[tuple[str, str]]:
     yield "image", f"number {record.parameters.get('image')} of seed {record.parameters.get('seed')}"
     model, hashed = (record.parameters.get(name) for name in ("model", "model_hash"))
     yield "model", f"{model}, manifest sha256 {hashed}"
+    for name, guest in record.guests.items():
+        yield f"{WITH} {name}", f"{guest.get('modality')} of {guest['folder']}, manifest sha256 {guest['model_hash']}"
     yield "made by", _maker(record)
     yield from (("lacks", lack) for lack in lacks(record))
 
@@ -91,6 +94,7 @@ def command_line(record: Record) -> str:
     words += [
         (f"--{name}", told[name]) for name, usual in (USUAL | USUAL_TOO).items() if told.get(name, usual) != usual
     ]
+    words += [(f"--{WITH}", f"{name}={guest['folder']}") for name, guest in record.guests.items()]
     words += [("--embed-inputs",)] if INPUTS in record.texts else []
     many = record.told("batch", int, 1) > 1 and not edit.get("strip")
     words.append(("--out", "again" if many else file))

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from cdiff_rt.bench.cases import Case
-from cdiff_rt.bench.task import Task, example, one_step, run_of, whole_image
+from cdiff_rt.bench.task import Task, example, one_step, open_bundle, run_of, whole_image
 from cdiff_rt.manifest import Bundle
 from cdiff_rt.pipeline import Pipeline
 from cdiff_rt.sampling import noise
@@ -28,8 +28,14 @@ def trajectory(bundle, steps, batch=1):
 
 
 def test_a_task_survives_its_way_to_the_worker():
-    task = Task("a model", "step", 3)
+    task = Task("a model", "step", 3, {"sketch": "a folder"})
     assert Task.from_json(task.to_json()) == task
+
+
+def test_a_task_may_have_experts_of_other_bundles(parts):
+    task = Task(str(parts.hosts["text"]), "step", 1, {"face": str(parts.guests["mask"])})
+    assert [modality.name for modality in open_bundle(task).manifest.modalities] == ["text", "face"]
+    assert task.subject == f"{parts.hosts['text']} with face={parts.guests['mask']}"
 
 
 @pytest.mark.parametrize("batch", [1, 2])
