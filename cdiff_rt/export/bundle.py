@@ -167,6 +167,7 @@ def write_bundle(
         provenance=described.provenance | {"torch": torch.__version__},
         licence=described.licence,
         files=files,
+        space=described.space,
     )
     (folder / NAME).write_text(manifest.to_json(), encoding="utf-8")
 

@@ -47,6 +47,7 @@ class Description:
     vocabularies: dict[str, list[str]]  # file name -> word pieces
     provenance: dict
     licence: str
+    space: str = ""  # whose latents these are, without an autoencoder; see `space_of` in joined.py
 
 
 @dataclass(frozen=True)
