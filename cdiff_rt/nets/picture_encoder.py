@@ -34,6 +34,9 @@ class PictureEncoder(nn.Module):
         self.around = nn.Conv2d(config.width, config.width, 3, padding=1)
         self.norm = nn.LayerNorm(config.width)
         self.position = nn.Parameter(torch.randn(config.tokens, config.width))
+        for layer in (*halved, self.around):  # biases of the usual size would drown out thin lines
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            nn.init.zeros_(layer.get_parameter("bias"))
 
     def forward(self, picture: Tensor) -> Tensor:
         x = 1 - picture  # paper is nothing

@@ -53,7 +53,7 @@ FACES_128 = ModelConfig(
 
 # A branch that fits into a few megabytes, and thinks of the same latents.
 SKETCH = ExpertConfig(
-    PictureEncoderConfig(IMAGE_SIZE, _CONTEXT, halvings=3),
+    PictureEncoderConfig(IMAGE_SIZE, _CONTEXT, halvings=4),
     replace(_BRANCH, model_channels=32, channel_mult=(2, 3)),
     _DIFFUSER,
 )

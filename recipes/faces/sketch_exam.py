@@ -55,7 +55,7 @@ def ways(usual: Influence) -> list[Way]:
     """Each alone, each pair, and all three: their plain mean, as trained, and as the host adjusts its influence."""
     names = tuple(FACES_AND_SKETCH.experts)
     some = [chosen for count in (1, 2) for chosen in combinations(names, count)]
-    pairs = [Way(" and ".join(chosen), chosen, AS_TRAINED) for chosen in some]
+    pairs = [Way(" and ".join(chosen), chosen, usual) for chosen in some]
     three = (("plain mean", PLAIN), ("softmax as trained", AS_TRAINED), ("collaborative", usual))
     return [*pairs, *(Way(f"all three, {name}", names, influence) for name, influence in three)]
 

@@ -6,17 +6,16 @@ python -m recipes.faces.train_sketch sketch-diffuser --minutes 8 --data data --o
 OUT holds the weights of `faces-128` (unpack.py), which stay as they are.
 """
 
-import math
 from dataclasses import replace
 
 import torch
 from torch import nn
 
-from cdiff_rt.nets.picture_encoder import PictureEncoder
 from recipes.faces.config import FACES_AND_SKETCH
 from recipes.faces.examples import Examples, Stage, encode_all, lines_of
+from recipes.faces.places import start_at_places
 from recipes.faces.slimmer import slim
-from recipes.faces.train import Stages, branch_loss, cosines, diffusers_loss, trainer, visibility
+from recipes.faces.train import Stages, begin, branch_loss, diffusers_loss, trainer, visibility
 from recipes.faces.training import fit
 from recipes.faces.weights import load_weights, parts_of, save_weights
 
@@ -30,21 +29,14 @@ def examples_of(stage: Stage) -> Examples:
     return replace(found, conditions=found.conditions | {SKETCH: lines})
 
 
-def start_at_places(encoder: PictureEncoder) -> None:
-    """Each token says in cosines where it is, which neighbours share."""
-    patches, width = encoder.position.shape
-    side = math.isqrt(patches)
-    encoder.position.copy_(side * cosines(side, width).T)
-
-
 def train_sketch(stage: Stage) -> None:
-    """Its encoder and UNet, which starts as a slim one of the mask's, for that already draws faces."""
+    """Its encoder and UNet, which starts as a slim one of the mask's, or `again` as it is: such already draw faces."""
     examples, expert = examples_of(stage), stage.model.expert(SKETCH)
-    assert isinstance(expert.encoder, PictureEncoder)
-    load_weights(stage.model, stage.plan.folder, "experts.mask.unet")
+    load_weights(stage.model, stage.plan.folder, parts_of("mask")[1])
     with torch.no_grad():
-        slim(stage.model.expert("mask").unet, expert.unet)
-        start_at_places(expert.encoder)
+        begin(stage, parts_of(SKETCH)[1:2], lambda: slim(stage.model.expert("mask").unet, expert.unet))
+        some = examples.latents[: 2 * stage.plan.batch]
+        start_at_places(expert, some, torch.Generator().manual_seed(stage.plan.seed))
     branch = nn.ModuleDict({"encoder": expert.encoder, "unet": expert.unet})
     expert.unet.compile()
     fit(stage.plan, branch, branch_loss(expert, SKETCH, examples))
