@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from cdiff_rt.controls import Region, Weight
     from cdiff_rt.errors import BadArtefact, BadEnvironment, BadInput, BadRequest, CdiffError, OutOfResource
     from cdiff_rt.expert import Expert
+    from cdiff_rt.foreign.encoders import Encoder
     from cdiff_rt.inputs.inpainting import Inpainting
     from cdiff_rt.jobs.results import Outcome
     from cdiff_rt.jobs.run import run_jobs
@@ -47,6 +48,7 @@ _HOMES = {
     "composition": "compose",
     "controls": "Region Weight",
     "expert": "Expert",
+    "foreign.encoders": "Encoder",
     "errors": "BadArtefact BadEnvironment BadInput BadRequest CdiffError OutOfResource",
     "inputs.inpainting": "Inpainting",
     "jobs.results": "Outcome",
@@ -71,8 +73,8 @@ _HOMES = {
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 __all__ = [
-    "BadArtefact", "BadEnvironment", "BadInput", "BadRequest", "Calibration", "CdiffError", "Expert", "Generated", "Influence",
-    "InfluenceRecorder", "Inpainting", "Learned", "OutOfResource", "Outcome", "Parameterisation", "Pipeline", "Record", "Recorder",
+    "BadArtefact", "BadEnvironment", "BadInput", "BadRequest", "Calibration", "CdiffError", "Encoder", "Expert", "Generated",
+    "Influence", "InfluenceRecorder", "Inpainting", "Learned", "OutOfResource", "Outcome", "Parameterisation", "Pipeline", "Record", "Recorder",
     "Region", "Reproduced", "Schedule", "Settings", "StepState", "Superposition", "TrajectoryRecorder", "Weight",
     "__version__", "calibrate", "compose", "export_composition", "read_record", "reproduce", "run_jobs", "train",
 ]  # fmt: skip

@@ -9,20 +9,24 @@ pipeline.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from cdiff_rt.bundled import encoders_of, lent
+from cdiff_rt.composed_images import Decode, Encode, check_latents, decoder, decoding, encode_spec, encoding
+from cdiff_rt.engines.weights import ENCODER
 from cdiff_rt.errors import BadRequest, check_range, check_type, named_as, whole
-from cdiff_rt.expert import Expert, agreed_shape, check_expert, fixed_condition
-from cdiff_rt.extras import needed
+from cdiff_rt.expert import Expert, agreed_shape, check_expert, check_schedule, fixed_condition
+from cdiff_rt.foreign.logits import as_logit, check_logit
 from cdiff_rt.foreign.modules import as_function
+from cdiff_rt.inputs.subwords import FILE as TOKENIZER
 from cdiff_rt.manifest import Bundle, Manifest, Modality, odd
 from cdiff_rt.pipeline import Pipeline
 from cdiff_rt.runners import HostRunner, Routing
+from cdiff_rt.sampling.calibrated import Calibration
 from cdiff_rt.sampling.preconditioning import A_OUT, A_X, C_IN, TIME, Parameterisation
 from cdiff_rt.sampling.schedule import Schedule, half_log_snr
 from cdiff_rt.sampling.superposition import Mixing
@@ -32,10 +36,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 BACKEND = "python"  # what runs the experts, as pictures carry it
-NAME, WEIGHTS = "composed", "none"  # as a manifest names them
+NAME, WEIGHTS, CALIBRATED = "composed", "none", "calibrated.json"  # as a manifest names them
 IN_SPACE = Schedule(1000, 1e-4, 0.02, "v", "linear")  # the host's where no expert has a schedule of timesteps
-
-Decode = Callable[[np.ndarray], np.ndarray]  # latents [B, C, *latent] -> images [B, 3, S, S] in [-1, 1]
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,10 @@ class Composition:
 
     experts: Mapping[str, Expert]
     decode: Any
+    encode: Any
     functions: Mapping[str, Callable[..., dict[str, np.ndarray]]]  # its networks, by their names in a bundle
     mixing: Mixing | None
+    top_k: int | None
 
 
 def compose(
@@ -55,47 +59,63 @@ def compose(
     schedule: Schedule | None = None,
     image_size: int = 0,
     decode: "Decode | str | Path | nn.Module | None" = None,
-    influence: Influence | None = None,
+    encode: "Encode | nn.Module | None" = None,
+    influence: Influence | Calibration | str | Path | None = None,
     top_k: int | None = None,
     mixing: Mixing | None = None,
 ) -> Pipeline:
     """A pipeline of these experts, by the names of their conditions, over latents of `latent_shape`, channels first: by
     default what the experts were trained on.
 
-    Of each image, only the `top_k` experts whose `logit` gives them most influence are called. `mixing`, such as a
-    Superposition, decides the influence functions in place of logits. The loop follows `schedule`, or the experts' own
-    that ends least noisy, so that each knows all noise it meets. With an `image_size`, `decode` makes images of latents;
-    it may be an autoencoder of diffusers, or its folder, which knows the size. Without `decode`, latents [3, S, S] in
-    [-1, 1] are the images. Raises BadRequest.
+    `influence` is what holds unless a run asks for another: of the experts' logits, or in their place the weights that
+    `calibrate` found, or its file. Of each image, only the `top_k` experts whose `logit` gives them most influence are
+    called. `mixing`, such as a Superposition, decides the influence functions in place of logits. The loop follows
+    `schedule`, or the experts' own that ends least noisy, so that each knows all noise it meets. With an `image_size`,
+    `decode` makes images of latents; it may be an autoencoder of diffusers, or its folder, which knows the size. Without
+    `decode`, latents [3, S, S] in [-1, 1] are the images. `encode` makes latents of images, to edit these; an autoencoder
+    has its own. Raises BadRequest.
     """
     check_type("experts", experts, Mapping, "give a dict from names to cdiff_rt.Expert")
     if not experts:
         raise BadRequest("experts", "there are none", "give one or more")
-    decode = _decoder(decode)
+    decode = decoder(decode)
+    for name, expert in experts.items():
+        if isinstance(expert, Expert) and isinstance(expert.form, Parameterisation) and expert.form.space == "vp":
+            check_schedule(f"expert {name}, schedule", expert.form.schedule)
+    if schedule is not None:
+        check_schedule("schedule", schedule)
     host = schedule or _least_noisy([expert for expert in experts.values() if isinstance(expert, Expert)])
     host = Schedule(**{**vars(host), "prediction": "v"})
     for name, expert in experts.items():
         check_expert(name, expert, host)
+    experts = {name: replace(expert, logit=as_logit(expert.logit, expert.form)) for name, expert in experts.items()}
     shape = agreed_shape(experts, latent_shape)
+    for name, expert in experts.items():
+        check_logit(name, expert.logit, shape, expert.condition)
+    check_latents(decode, shape)
     image_size = image_size or getattr(decode, "factor", 0) * shape[-1]
     _check_top_k(top_k, experts)
-    if decode is not None and not image_size:
-        raise BadRequest("image_size", "none, and something decodes", "say how many pixels a side of its images has")
-    if image_size and decode is None and shape != (3, image_size, image_size):
-        seen = f"latents {list(shape)} for images of {image_size} pixels"
-        raise BadRequest("decode", f"none, and {seen}", "give what decodes them, or image_size=0")
-    manifest = _manifest(experts, shape, host, image_size, influence or Influence("none", 1.0))
+    found = _calibration(influence, decided="top_k" if top_k else "mixing" if mixing else "")
+    _check_ends(decode, encode, image_size, shape)
+    encode = encode or getattr(decode, "image_encoder", lambda: None)()
+    usual = influence if isinstance(influence, Influence) else Influence("none", 1.0, sharpness=0.0 if found else 1.0)
+    content = tokenizers_of(experts) | ({CALIBRATED: found.to_json().encode()} if found else {})
+    manifest = _manifest(experts, shape, host, image_size, usual, content)
+    if image_size and (encode is not None or decode is None):
+        manifest = replace(manifest, networks={"vae.encode": encode_spec(manifest)})
     for fault in odd(manifest):
         raise BadRequest("experts", fault, "correct it")
-    functions = {"vae.decode": _decoding(decode, image_size)}
+    if found:
+        found.check_fits(list(experts), host, shape[1:])
+    functions = {"vae.decode": decoding(decode, image_size), "vae.encode": encoding(encode, shape)}
     for name, expert in experts.items():
         functions |= networks_of(name, expert, host, shape)
     denoisers = {name: expert.denoise for name, expert in experts.items()}
     functions |= encoders_of(denoisers)
     routing = Routing(any(expert.logit for expert in experts.values()), top_k, mixing)
     runner = HostRunner(lambda network, threads: Function(functions[network]), parallel=False, routing=routing)
-    made = Pipeline(lent(Bundle(Path(NAME), manifest, "", {}), denoisers), BACKEND, runner=runner)
-    made.composed = Composition(dict(experts), decode, functions, mixing)
+    made = Pipeline(lent(Bundle(Path(NAME), manifest, "", content), denoisers), BACKEND, runner=runner)
+    made.composed = Composition(experts, decode, encode, functions, mixing, top_k)
     return made
 
 
@@ -112,38 +132,33 @@ class Function:
         """Whoever made it keeps it."""
 
 
+def _check_ends(decode: Any, encode: Any, size: int, latent: tuple[int, ...]) -> None:
+    if decode is not None and not size:
+        raise BadRequest("image_size", "none, and something decodes", "say how many pixels a side of its images has")
+    if size and decode is None and latent != (3, size, size):
+        seen = f"latents {list(latent)} for images of {size} pixels"
+        raise BadRequest("decode", f"none, and {seen}", "give what decodes them, or image_size=0")
+    if encode is not None and (decode is None or not callable(encode)):
+        raise BadRequest("encode", f"a {type(encode).__name__}", "give a function or a module, and decode= beside it")
+
+
+def _calibration(given: Any, decided: str) -> Calibration | None:
+    """Of what `calibrate` found, or of its file. Raises BadRequest, BadArtefact."""
+    check_type(
+        "influence", given, Influence | Calibration | str | Path | None, "give what calibrate found, or its file"
+    )
+    if given is None or isinstance(given, Influence):
+        return None
+    if decided:
+        raise BadRequest("influence", f"weights that were found, and {decided}", "give one of them, for either decides")
+    return given if isinstance(given, Calibration) else Calibration.load(given)
+
+
 def _check_top_k(top_k: int | None, experts: Mapping[str, Expert]) -> None:
     if top_k is not None:
         check_range("top_k", whole("top_k", top_k), 1, len(experts))
         if not any(expert.logit for expert in experts.values()):
             raise BadRequest("top_k", "no expert has a logit to be chosen by", "give each one, or leave top_k out")
-
-
-def _decoder(given: Any) -> Any:
-    """A folder's, or an autoencoder's of diffusers; anything else as it is. Raises BadRequest, BadArtefact."""
-    if not isinstance(given, str | Path) and not (hasattr(given, "config") and hasattr(given, "decode")):
-        if given is None or callable(given):
-            return given
-        raise BadRequest("decode", f"a {type(given).__name__}", "give a function, a module, or an autoencoder's folder")
-    with needed("decode", "compose"):
-        from cdiff_rt.foreign.from_diffusers import bring_decoder
-    return bring_decoder(given)
-
-
-def _decoding(decode: Any, size: int) -> Callable[..., dict[str, np.ndarray]]:
-    """What decodes latents, whose images are looked at."""
-    decoder = as_function(decode) if decode is not None else lambda z: z
-
-    def call(z: np.ndarray) -> dict[str, np.ndarray]:
-        with named_as("decode,"):
-            image = np.asarray(decoder(z))
-        wanted = (len(z), 3, size, size)
-        if image.shape != wanted or image.dtype.kind != "f":
-            seen = f"it returned {image.dtype} of shape {image.shape}"
-            raise BadRequest("decode", seen, f"return numbers in [-1, 1] of shape {wanted}")
-        return {"image": image.astype(np.float32, copy=False)}
-
-    return call
 
 
 def _least_noisy(experts: Sequence[Expert]) -> Schedule:
@@ -153,28 +168,58 @@ def _least_noisy(experts: Sequence[Expert]) -> Schedule:
 
 
 def _manifest(
-    experts: Mapping[str, Expert], latent: tuple[int, ...], host: Schedule, size: int, influence: Influence
+    experts: Mapping[str, Expert],
+    latent: tuple[int, ...],
+    host: Schedule,
+    size: int,
+    influence: Influence,
+    content: Mapping[str, bytes],
 ) -> Manifest:
-    modalities = tuple(_modality(name, None if e.fixed is not None else e.condition) for name, e in experts.items())
-    return Manifest(NAME, size, latent, 1.0, host, influence, modalities, {}, WEIGHTS, {}, {}, "", {WEIGHTS: ""})
+    modalities = tuple(_modality(name, expert) for name, expert in experts.items())
+    source = {"experts": {name: {ENCODER: {"vocabulary": e.encoder.knows}} for name, e in experts.items() if e.encoder}}
+    files = dict.fromkeys((WEIGHTS, *content), "")
+    made = Manifest(NAME, size, latent, 1.0, host, influence, modalities, {}, WEIGHTS, source, {}, "", files)
+    return replace(made, calibrated=CALIBRATED if CALIBRATED in content else "")
 
 
-def _modality(name: str, condition: tuple[int, ...] | None) -> Modality:
-    if condition is None:
+def _modality(name: str, expert: Expert) -> Modality:
+    if expert.condition is None or expert.fixed is not None:
         return Modality(name, "nothing", decays=False, anchor=False)
-    tokens, width = math.prod(condition[:-1]), condition[-1] if condition else 1
+    encoder = expert.encoder
+    if encoder and encoder.tokenizer:
+        file = f"{name}.{TOKENIZER}"
+        return Modality(name, "words", decays=False, anchor=False, tokens=encoder.takes[0], vocabulary=file)
+    rows, width = expert.condition[:-1], expert.condition[-1] if expert.condition else 1
+    tokens, width = (1, math.prod(encoder.takes)) if encoder else (math.prod(rows), width)
     return Modality(name, "numbers", decays=False, anchor=False, tokens=tokens, width=width)
+
+
+def tokenizers_of(experts: Mapping[str, Expert]) -> dict[str, bytes]:
+    """The files of those experts that are asked by sentences."""
+    asked = {name: e.encoder.tokenizer for name, e in experts.items() if e.encoder and e.fixed is None}
+    return {f"{name}.{TOKENIZER}": content for name, content in asked.items() if content}
+
+
+def context_shape(modality: Modality, expert: Expert) -> tuple[int, int]:
+    """Of its condition, as encoded: as many rows as its encoder reads, as a manifest has it."""
+    rows = modality.input_shape[0]
+    return rows, math.prod(expert.condition or ()) // rows
 
 
 def networks_of(name: str, expert: Expert, host: Schedule, latent: tuple[int, ...]) -> dict[str, Callable]:
     """The three networks of an expert, as a bundle has them."""
     bars, denoise, always = host.alpha_bars(), as_function(expert.denoise), fixed_condition(name, expert)
+    encoder, shape = expert.encoder, context_shape(_modality(name, expert), expert)
 
     def condition(inputs: np.ndarray) -> dict[str, np.ndarray]:
-        return {"context": inputs if always is None else np.repeat(always.reshape(1, 1, -1), len(inputs), 0)}
+        if always is not None:
+            return {"context": np.repeat(always.reshape(1, 1, -1), len(inputs), 0)}
+        with named_as(f"expert {name},"):
+            found = encoder(inputs, expert.condition or ()) if encoder else inputs
+        return {"context": found.reshape(len(inputs), *shape)}
 
     def time(t: np.ndarray) -> dict[str, np.ndarray]:
-        return {"projections": np.column_stack([expert.form.table(bars[t]), bars[t]])}
+        return {"projections": numbers_of(expert, bars[t])}
 
     def step(x: np.ndarray, projections: np.ndarray, context: np.ndarray) -> dict[str, np.ndarray]:
         row = projections[0]
@@ -188,10 +233,16 @@ def networks_of(name: str, expert: Expert, host: Schedule, latent: tuple[int, ..
 
     def route(x: np.ndarray, projections: np.ndarray, context: np.ndarray) -> dict[str, np.ndarray]:
         condition = [] if expert.condition is None else [context.reshape(len(x), *expert.condition)]
-        logit = expert.logit(x, float(projections[0, -1]), *condition) if expert.logit else 0.0
+        logit = expert.logit.of(x, float(projections[0, -1]), *condition) if expert.logit else 0.0
         return {"logit": _broadcast(name, logit, (len(x), 1, *latent[1:]))}
 
     return {f"condition.{name}": condition, f"time.{name}": time, f"expert.{name}": step, f"router.{name}": route}
+
+
+def numbers_of(expert: Expert, alpha_bars: np.ndarray) -> np.ndarray:
+    """[S, 4], its parameterisation's; with a logit [S, 5], also what that is told of the noise."""
+    told = [expert.logit.told(alpha_bars)] if expert.logit else []
+    return np.column_stack([expert.form.table(alpha_bars), *told])
 
 
 def _checked(name: str, out: Any, shape: tuple[int, ...]) -> np.ndarray:

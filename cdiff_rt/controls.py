@@ -151,10 +151,10 @@ Weights = tuple[str | Weight | Found, ...]  # at most one of them the name of a 
 Regions = tuple[Region, ...]
 
 
-def read_weights(name: str, value: Any, folder: Path = Path()) -> Weights:
+def read_weights(name: str, value: Any, folder: Path | None = Path()) -> Weights:
     """Of a preset's name, of "text=1.5", of a list of such, or of a dict {"text": 1.5}. Raises BadRequest.
 
-    What `calibrate` found is a preset too, and so is its file, whose path starts at `folder`.
+    What `calibrate` found is a preset too, and so is its file, whose path starts at `folder`; without one, none is read.
     """
     found: list[str | Weight | Found] = []
     for condition, what in _pairs(name, value):
@@ -164,7 +164,7 @@ def read_weights(name: str, value: Any, folder: Path = Path()) -> Weights:
             found.append(Weight.read(condition, what))
         elif isinstance(what, str) and (what in (PAPER, AS_TRAINED) or what.removesuffix(FIRST) not in ("", what)):
             found.append(what)
-        elif isinstance(what, str) and what.endswith(CALIBRATED):
+        elif isinstance(what, str) and what.endswith(CALIBRATED) and folder:
             from cdiff_rt.sampling.calibrated import Calibration  # where it is needed, for it loads numpy
 
             found.append(Calibration.load(folder / what))

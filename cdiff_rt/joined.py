@@ -83,11 +83,8 @@ def told_of(bundle: Bundle, *more: str) -> dict[str, Any]:
     """Its guests as records have them, if there are any; with "folder", also the names of their folders."""
     told = {}
     for name, guest in guests_of(bundle).items():
-        about = {
-            "modality": guest.modality,
-            "model_hash": guest.bundle.manifest_hash,
-            "folder": guest.bundle.folder.name,
-        }
+        about = {"modality": guest.modality, "model_hash": guest.bundle.manifest_hash}
+        about |= {"folder": guest.bundle.folder.name}
         told[name] = {key: about[key] for key in ("modality", "model_hash", *more)}
     return {WITH: told} if told else {}
 
@@ -113,9 +110,8 @@ def _check_name(name: Any, manifest: Manifest) -> None:
     known = [modality.name for modality in manifest.modalities]
     seen = f"{name!r:.80}"
     if not isinstance(name, str) or not name.isidentifier() or name in RESERVED:
-        raise BadRequest(
-            WITH, f"{seen} cannot be a condition's name", "take letters, digits and _, and no setting's name"
-        )
+        remedy = "take letters, digits and _, and no setting's name"
+        raise BadRequest(WITH, f"{seen} cannot be a condition's name", remedy)
     if name in known:
         raise BadRequest(WITH, f"{manifest.name} has a condition {seen} of its own", "give the expert another name")
     if len(known) >= MOST_MODALITIES:
@@ -173,7 +169,7 @@ def _differences(host: Bundle, guest: Bundle) -> Iterator[str]:
     if theirs.schedule.prediction != ours.schedule.prediction:
         yield f"it predicts {theirs.schedule.prediction}, and {name} {ours.schedule.prediction}"
     if not np.array_equal(theirs.schedule.alpha_bars(), ours.schedule.alpha_bars()):
-        yield f"its schedule of noise is another than that of {name} ({theirs.schedule})"
+        yield f"its schedule of noise is another than that of {name} ({theirs.schedule!s:.120})"
     if ours.image_size and theirs.image_size and theirs.latent_scale != ours.latent_scale:
         yield f"its latents have the scale {theirs.latent_scale:g}, those of {name} {ours.latent_scale:g}"
     spaces = space_of(guest), space_of(host)

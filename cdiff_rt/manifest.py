@@ -62,7 +62,7 @@ class Modality:
     classes: int = 0  # labels: how many
     tokens: int = 0  # words: length of the sequence; numbers: how many rows; picture: how many its encoder makes
     width: int = 0  # numbers: how many in a row
-    vocabulary: str = ""  # words: the file of word pieces
+    vocabulary: str = ""  # words: the file of word pieces, or a tokenizer.json
     synonyms: dict[str, str] = field(default_factory=dict, hash=False)  # words: one it does not know -> a|b to say
 
     @property
@@ -99,6 +99,7 @@ class Manifest:
     files: dict[str, str]  # file name -> sha256
     space: str = ""  # without an autoencoder: whose latents these are, as `space_of` in joined.py says of its bundle
     format: int = FORMAT
+    calibrated: str = ""  # the file of weights that decide unless a run says otherwise, see sampling/calibrated.py
 
     def to_json(self) -> str:
         data = asdict(self)
@@ -191,8 +192,7 @@ def faults(manifest: Manifest) -> Iterator[str]:
     yield from odd(manifest)
     needed = {f"{part}.{m.name}" for part in ("condition", "time", "expert") for m in manifest.modalities}
     needed |= {"vae.decode"} if manifest.image_size else set()
-    lacking = sorted(needed - set(manifest.networks))
-    if lacking:
+    if lacking := sorted(needed - set(manifest.networks)):
         yield f"it has no network {lacking[0]}"
         return
     for network, (inputs, outputs) in _signatures(manifest).items():
@@ -227,7 +227,7 @@ def _odd_names(manifest: Manifest) -> Iterator[str]:
         yield f"{name!a:.80} in {NAME} is outside its folder"
     vocabularies = [modality.vocabulary for modality in manifest.modalities if modality.kind == "words"]
     graphs = [file for network in manifest.networks.values() for file in network.files]
-    for name in (*graphs, manifest.weights, *vocabularies):
+    for name in (*graphs, manifest.weights, *vocabularies, *filter(None, [manifest.calibrated])):
         if name not in manifest.files:
             yield f"{name!r:.80} is used but has no hash in {NAME}"
 

@@ -27,6 +27,7 @@ from cdiff_rt.run import (
     Run,
     Runner,
     adjustment_of,
+    calibration_of,
     check_finite,
     given_contexts,
     given_start,
@@ -72,6 +73,7 @@ class Pipeline:
         self.backend = backend if runner else resolve(backend, bundle.manifest, (on_device or OnDevice()).precision)
         self._runner = runner or load_runner(bundle, self.backend, on_device)
         self._turns = Turns("pipeline")
+        self._own = calibration_of(bundle)
         self.composed: object = None  # what composition.py made it of
 
     def __reduce__(self) -> tuple:
@@ -147,7 +149,7 @@ class Pipeline:
                 noise.normal(settings.seed, numbers, 0, shape) if x_T is None else given_start(x_T, drawn),
                 noise.of_steps(self.manifest.schedule, table, settings.seed, numbers, shape),
                 table,
-                adjustment_of(self.manifest, modalities, table, settings),
+                adjustment_of(self.manifest, modalities, table, settings, self._own),
                 known_of(self.encode(painted.photo), painted.keep, table, settings) if painted else None,
                 given_contexts(contexts, self.manifest, modalities, settings.batch) if contexts else None,
             )
@@ -221,15 +223,8 @@ class Pipeline:
             used |= {"image": Input(trace_of(image), photo)}
             for role, of in {"": wanted, "source.": source, "read.": sides.read}.items():
                 used |= inputs_in(self.manifest, of, settings.without, role)
-            edit: dict = {
-                "method": method,
-                "strength": strength,
-                "of_steps": settings.sampling().steps,
-                "alphas": list(alphas),
-                "source": in_words(old.modalities, sides.before)["conditions"],
-                "read": sides.guessed,
-                **region.told(photo, edited),
-            }
+            edit = inversion.told(method, settings, strength, alphas) | sides.told(old.modalities)
+            edit |= region.told(photo, edited)
             told = self._told("edit", settings, new.modalities, sides.after, used)
             told |= {"steps": len(table.timesteps), "batch": len(alphas), "edit": edit}
             return Generated(edited, latents, told, drawing_of(new.modalities, sides.after), warnings, arrays_of(used))
@@ -290,7 +285,7 @@ class Pipeline:
         """One without a beginning: an inversion's."""
         modalities, inputs = self._read(conditions, settings, table)
         nothing = np.zeros((1, *self.manifest.latent_shape), np.float32)
-        adjustment = adjustment_of(self.manifest, modalities, table, settings)
+        adjustment = adjustment_of(self.manifest, modalities, table, settings, self._own)
         return Run(modalities, inputs, nothing, lambda i: nothing, table, adjustment)
 
     def _encoded_size(self, argument: str) -> int:

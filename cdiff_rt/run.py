@@ -11,8 +11,9 @@ from cdiff_rt.engines.base import Arrangement, Precision
 from cdiff_rt.errors import BadArtefact, BadRequest, check_type
 from cdiff_rt.inputs.modalities import chosen_of
 from cdiff_rt.inputs.region_maps import read_map
-from cdiff_rt.manifest import Manifest, Modality
+from cdiff_rt.manifest import REBUILD, Bundle, Manifest, Modality
 from cdiff_rt.sampling import fusion, noise
+from cdiff_rt.sampling.calibrated import Calibration
 from cdiff_rt.sampling.controls import controls, places_of, weight_at
 from cdiff_rt.sampling.fusion import Adjustment
 from cdiff_rt.sampling.loop import Callback, KnownRegion, Noise, Progress
@@ -87,10 +88,28 @@ def usual_of(manifest: Manifest, settings: Settings) -> Influence:
     return replace(manifest.influence, decay=NAMED[AS_TRAINED].decay, factor=NAMED[AS_TRAINED].factor)
 
 
+def calibration_of(bundle: Bundle) -> Calibration | None:
+    """The weights that a bundle's influence is, unless a run asks for another. Raises BadArtefact."""
+    manifest, file = bundle.manifest, bundle.manifest.calibrated
+    if not file:
+        return None
+    found = Calibration.of(bundle.content[file], file)
+    try:
+        found.check_fits([m.name for m in manifest.modalities], manifest.schedule, manifest.latent_shape[1:])
+    except BadRequest as error:
+        raise BadArtefact(f"bundle {bundle.folder.name}", f"{error.what}, {error.seen}", REBUILD) from None
+    return found
+
+
 def adjustment_of(
-    manifest: Manifest, modalities: list[Modality], table: SolverTable, settings: Settings
+    manifest: Manifest,
+    modalities: list[Modality],
+    table: SolverTable,
+    settings: Settings,
+    own: Calibration | None = None,
 ) -> fusion.Adjustment:
-    """What the settings say of these modalities' influence, at each step of the table. Raises BadRequest or BadInput."""
+    """What the settings say of these modalities' influence, at each step of the table, where the model's `own` weights
+    stand unless they say otherwise. Raises BadRequest or BadInput."""
     names = [modality.name for modality in modalities]
     asked, latent = settings.over(usual_of(manifest, settings)), manifest.latent_shape[1:]
     weights = [each for each in weights_of(settings.influence) if each.condition in names]
@@ -99,7 +118,8 @@ def adjustment_of(
         for each in settings.region
         if each.condition in names
     ]
-    scales = settings.found.scales(names, table.alpha_bars, latent) if settings.found else None
+    found = own if own and settings.as_usual else settings.found
+    scales = found.scales(names, table.alpha_bars, latent) if found else None
     held = controls(names, weights, regions, places_of(table.timesteps, manifest.schedule.train_steps), latent, scales)
     anchors = [i for i, modality in enumerate(modalities) if modality.anchor]
     gain = fusion.decay(asked.decay, table.timesteps, manifest.schedule.train_steps)

@@ -199,6 +199,11 @@ class Settings:
         return next((each for each in self.influence if isinstance(each, Found)), None)
 
     @property
+    def as_usual(self) -> bool:
+        """Whether the model's own influence stands, with weights beside it perhaps; a preset takes its place."""
+        return self.found is None and not any(isinstance(each, str) and each in NAMED for each in self.influence)
+
+    @property
     def weighed(self) -> set[str]:
         """The conditions that `influence` or `region` names."""
         weights = {each.condition for each in weights_of(self.influence)}

@@ -27,8 +27,9 @@ Inputs = dict[str, Input]
 def request_of(command: str, settings: Settings, manifest: Manifest, inputs: Inputs) -> dict[str, Any]:
     """What was asked for: each setting, what of the influence the model settled, and what every input was."""
     told = {"record": FORMAT, "command": command} | settings.told()
-    adjustment = settings.over(usual_of(manifest, settings))
-    return told | {"adjustment": asdict(adjustment), "inputs": traces_of(inputs)}
+    adjustment = asdict(settings.over(usual_of(manifest, settings)))
+    own = {"calibrated": manifest.calibrated} if manifest.calibrated and settings.as_usual else {}
+    return told | {"adjustment": adjustment | own, "inputs": traces_of(inputs)}
 
 
 def traces_of(inputs: Inputs) -> dict[str, Trace]:

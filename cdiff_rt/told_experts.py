@@ -1,5 +1,6 @@
 """Experts as a command tells of them: a folder of diffusers or an ONNX file, and in words what these do not say."""
 
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,12 @@ import numpy as np
 from cdiff_rt.errors import BadRequest, named_as
 from cdiff_rt.expert import Expert
 from cdiff_rt.foreign import schedulers
+from cdiff_rt.foreign.encoders import Encoder
 from cdiff_rt.inputs import images
 
 FORM = ("predicts", "space", "betas", "time_scale", "whole_timesteps")
 OF_DIFFUSERS, OF_ONNX = ("tokens", "time_ids"), ("names",)
+_encoder = functools.cache(Encoder.of)  # experts that name one share it
 
 
 def read_expert(name: str, path: str, told: Mapping[str, Any]) -> Expert:
@@ -20,19 +23,36 @@ def read_expert(name: str, path: str, told: Mapping[str, Any]) -> Expert:
     with named_as(f"expert {name},"):
         is_file = path.endswith(".onnx")
         for option in OF_DIFFUSERS if is_file else OF_ONNX:
-            if option in told:
+            if option in told and not (option == "tokens" and "encoder" in told):
                 seen = f"{path} is {'an ONNX file, which says that' if is_file else 'no ONNX file'}"
                 raise BadRequest(option.replace("_", "-"), seen, "leave it out")
-        fixed = np.asarray(images.read_array(Path(told["fixed"]), "fixed")) if "fixed" in told else None
+        encoder, fixed = _encoder_of(told), _fixed(told)
         form = schedulers.told(_scheduler(path, told, is_file), **_form(told))
         if not is_file:
             sizes = {option: _whole(option, told[option]) for option in OF_DIFFUSERS if option in told}
-            return Expert.from_diffusers(path, form=form, fixed=fixed, **sizes)  # type: ignore[arg-type]
+            return Expert.from_diffusers(path, form=form, fixed=fixed, encoder=encoder, **sizes)
         if form is None:
             raise BadRequest(
                 "predicts", "an ONNX file does not say what it predicts", "say it, and its betas or scheduler"
             )
-        return Expert.from_onnx(path, form, names=_names(told.get("names", "")), fixed=fixed)
+        return Expert.from_onnx(path, form, names=_names(told.get("names", "")), fixed=fixed, encoder=encoder)
+
+
+def _encoder_of(told: Mapping[str, Any]) -> Encoder | None:
+    if "encoder" not in told:
+        if "tokenizer" in told:
+            raise BadRequest("tokenizer", "there is no encoder of its tokens", "give --encoder, or leave it out")
+        return None
+    tokens = _whole("tokens", told["tokens"]) if "tokens" in told else None
+    return _encoder(told["encoder"], tokens, told.get("tokenizer"))
+
+
+def _fixed(told: Mapping[str, Any]) -> np.ndarray | str | None:
+    """An array's file, or of an expert with an encoder a sentence, which may be empty."""
+    fixed = told.get("fixed")
+    if fixed is None or ("encoder" in told and not fixed.endswith(".npy")):
+        return fixed
+    return np.asarray(images.read_array(Path(fixed), "fixed"))
 
 
 def read_shape(text: str) -> tuple[int, ...]:

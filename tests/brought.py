@@ -32,6 +32,21 @@ class Small(nn.Module):
         return self.out(hidden + mixed.permute(0, 3, 1, 2))
 
 
+class Router(nn.Module):
+    """A logit for each image, or for each place of x, of its mean, alpha_bar, and a condition [B, WIDTH]."""
+
+    def __init__(self, places: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(7)
+        self.into, self.out = nn.Linear(WIDTH, 300), nn.Linear(300, 1)
+        self.places = places
+
+    def forward(self, x, alpha_bar, condition):
+        told = self.out(torch.tanh(self.into(condition)))[:, 0] + alpha_bar
+        mean = x.mean(1, keepdim=True)
+        return told[:, None, None, None] + mean if self.places else told + mean.mean((1, 2, 3))
+
+
 def onnx_file(
     path,
     *,
@@ -85,4 +100,31 @@ def onnx_file(
     graph = helper.make_graph(made, "theirs", inputs, [out], constants)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
     onnx.save(model, path, save_as_external_data=outside, location="theirs.data", size_threshold=1024)
+    return path
+
+
+def router_file(path, *, told="alpha_bar", condition=None):
+    """logit [batch] = 3 mean of x, plus what it is told of the noise, plus the sum of the condition."""
+    made = [
+        helper.make_node("ReduceMean", ["x"], ["mean"], axes=[1, 2, 3], keepdims=0),
+        helper.make_node("Mul", ["mean", "three"], ["scaled"]),
+        helper.make_node("Add", ["scaled", told], ["noted" if condition else "logit"]),
+    ]
+    inputs = [
+        helper.make_tensor_value_info("x", TensorProto.FLOAT, ("batch", 3, 16, 16)),
+        helper.make_tensor_value_info(told, TensorProto.FLOAT, ("batch",)),
+    ]
+    if condition:
+        inputs.append(helper.make_tensor_value_info("c", TensorProto.FLOAT, condition))
+        made += [
+            helper.make_node("ReduceSum", ["c", "axis"], ["sum"], keepdims=0),
+            helper.make_node("Add", ["noted", "sum"], ["logit"]),
+        ]
+    constants = [
+        onnx.numpy_helper.from_array(np.float32(3), "three"),
+        onnx.numpy_helper.from_array(np.array([1]), "axis"),
+    ]
+    out = helper.make_tensor_value_info("logit", TensorProto.FLOAT, ("batch",))
+    graph = helper.make_graph(made, "router", inputs, [out], constants)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
     return path

@@ -16,7 +16,7 @@ from PIL import Image
 from cdiff_rt.engines.backends import BACKENDS
 from cdiff_rt.engines.cuda import why_no_device
 from cdiff_rt.extras import BREAKS, install
-from tests.test_layout import HEAVY, NO_TORCH, SOURCES
+from tests.test_layout import HEAVY, NO_TORCH, SERVERS, SOURCES
 
 ROOT = Path(__file__).parents[1]
 NVIDIAS = ("nvidia", "cuda", "tensorrt", "triton", "onnxruntime-gpu")
@@ -30,7 +30,7 @@ BROUGHT = {  # package -> its modules, of those that come with another name or w
     "tensorrt-cu13": {"tensorrt"},
     "tensorrt-rtx-cu13": {"tensorrt_rtx"},
 }
-OPTIONAL = HEAVY | {"tensorrt_rtx", "scipy", "pandas", "pyarrow"}
+OPTIONAL = HEAVY | SERVERS | {"tensorrt_rtx", "scipy", "pandas", "pyarrow"}
 HIDE = """
 import sys
 hidden = {}
@@ -58,10 +58,21 @@ def module_of(path):
 def test_the_runtime_imports_and_so_do_benchmarks_and_commands():
     with_torch = {f"cdiff_rt/engines/{name}.py" for name in ("arithmetic", "compiled", "eager", "modules")}
     needs_torch = {*with_torch, "cdiff_rt/editing/imagic.py", "cdiff_rt/learning/descent.py"}
-    rooms = {*NO_TORCH, "learning", "engines", "editing", "bench", "commands", "cli"}
+    rooms = {*NO_TORCH - {"serve"}, "learning", "engines", "editing", "bench", "commands", "cli"}
     modules = [module_of(path) for path, room in SOURCES.items() if room in rooms and path not in needs_torch]
     code = f"import importlib\nfor name in {modules}: importlib.import_module(name)\nprint('all')"
     assert len(modules) > 60 and without_libraries(code) == (0, "all\n", "")
+
+
+def test_the_server_without_its_libraries_names_its_extra():
+    code = "from cdiff_rt.commands import main\nmain(['serve'])"
+    status, told, notes = without_libraries(code)
+    assert (status, told) == (5, "") and "serve: starlette is not installed; run `pip install '.[serve]'" in notes
+
+
+def test_the_server_alone_needs_neither_pytorch_nor_a_backend():
+    code = "import cdiff_rt.serve.server, sys\nprint({'torch', 'onnx', 'onnxruntime'} & sys.modules.keys())"
+    assert without_libraries(code, HEAVY) == (0, "set()\n", "")
 
 
 def test_training_without_pytorch_names_its_extra(tmp_path):

@@ -230,9 +230,8 @@ def compare_suite(
     on_gpu = suite == "gpu"
     sizes = batches or (GPU_BATCHES if on_gpu else (1,))
     added = dict(with_experts or {})
-    check_runs(
-        open_bundle(Task(model, with_experts=added)).manifest, cases, sizes, after
-    )  # before anything takes its time
+    manifest = open_bundle(Task(model, with_experts=added)).manifest
+    check_runs(manifest, cases, sizes, after)  # before anything takes its time
     how: dict[str, Any] = {"repeats": repeats, "after": after, "roofline": None if on_gpu else measure(), "keep": keep}
     how |= {"pairwise": pairwise, "alone": on_gpu and not pairwise}
     timed, lost, wrong, failed = set[str](), dict[str, str](), list[str](), None

@@ -15,7 +15,7 @@ from cdiff_rt.inputs.modalities import KINDS
 from cdiff_rt.joined import WITH, join
 from cdiff_rt.manifest import Bundle, find_model
 from cdiff_rt.pipeline import Pipeline
-from cdiff_rt.run import OnDevice, Run, adjustment_of
+from cdiff_rt.run import OnDevice, Run, adjustment_of, calibration_of
 from cdiff_rt.runners import HostRunner
 from cdiff_rt.sampling import noise
 from cdiff_rt.sampling.loop import sample
@@ -106,7 +106,8 @@ def run_of(bundle: Bundle, how: Sampling, batch: int) -> Run:
     inputs = [KINDS[m.kind].read(example(m.kind, m.classes, m.input_shape), m, bundle) for m in modalities]
     start = noise.normal(SEED, range(batch), 0, manifest.latent_shape)
     added = noise.of_steps(manifest.schedule, table, SEED, range(batch), manifest.latent_shape)
-    return Run(modalities, inputs, start, added, table, adjustment_of(manifest, modalities, table, Settings()))
+    adjust = adjustment_of(manifest, modalities, table, Settings(), calibration_of(bundle))
+    return Run(modalities, inputs, start, added, table, adjust)
 
 
 def example(kind: str, classes: int, shape: tuple[int, ...]) -> Any:

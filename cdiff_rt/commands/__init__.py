@@ -14,6 +14,7 @@ from cdiff_rt.commands.generate import generate
 from cdiff_rt.commands.options import HELP_NAMES
 from cdiff_rt.commands.palette import palette
 from cdiff_rt.commands.reproduce import reproduce
+from cdiff_rt.commands.serve import serve
 from cdiff_rt.commands.show import show
 from cdiff_rt.commands.terminal import Commands, OneLine
 from cdiff_rt.notes import log
@@ -35,5 +36,5 @@ def main(debug: bool, quiet: bool) -> None:
     log.setLevel(logging.WARNING if quiet else logging.INFO)
 
 
-for command in (generate, edit, show, reproduce, palette, export, compose, bench, doctor):
+for command in (generate, edit, serve, show, reproduce, palette, export, compose, bench, doctor):
     main.add_command(command)

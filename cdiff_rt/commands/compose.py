@@ -16,6 +16,7 @@ EXPERTS, TOGETHER = "Experts, by the name of their condition", "What they have i
     epilog="""\b
 Examples:
   cdiff-rt compose --expert text=runs/text --expert depth=runs/depth --decoder runs/text --out bundle/
+  cdiff-rt compose --expert text=runs/text --encoder text=runs/text --decoder runs/text --out bundle/
   cdiff-rt compose --expert a=a.onnx --predicts a=eps --betas a=linear:0.0001:0.02:1000 --pixels --out bundle/""",
 )
 @option(
@@ -31,7 +32,9 @@ Examples:
 @option(EXPERTS, "--whole-timesteps", "whole", "Round its timesteps to whole numbers.", metavar="NAME", multiple=True)
 @option(EXPERTS, "--tokens", "Its condition has so many tokens. Default: those of the tokenizer beside it.", **NAMED)
 @option(EXPERTS, "--time-ids", "It takes so many time ids, as SDXL does. Default: 6.", **NAMED)
-@option(EXPERTS, "--fixed", "Its condition is always this .npy file, so none is asked for.", **NAMED)
+@option(EXPERTS, "--encoder", "Its condition is what this folder's text encoder or ONNX file makes of one.", **NAMED)
+@option(EXPERTS, "--tokenizer", "Sentences are read by this tokenizer.json. Default: that beside the encoder.", **NAMED)
+@option(EXPERTS, "--fixed", "Its condition is always this .npy file or sentence, so none is asked for.", **NAMED)
 @option(EXPERTS, "--names", "Its inputs are called so, e.g. depth=x:sample,time:timestep,condition:cond.", **NAMED)
 @option(
     TOGETHER,
@@ -40,6 +43,8 @@ Examples:
     metavar="SHAPE",
 )
 @option(TOGETHER, "--decoder", "Decode latents by the autoencoder in this diffusers folder.", type=PATH)
+@option(TOGETHER, "--influence", "Weigh them by this file of calibrate's, unless a run asks for another.", type=PATH)
+@option(TOGETHER, "--learned", "Let the networks in this folder, which train left, tell their influence.", type=PATH)
 @option(TOGETHER, "--pixels", "Latents are the pixels of images.", is_flag=True)
 @option(OUTPUT, "--out", "Write the bundle to this new folder.", type=PATH, required=True)
 @option(
@@ -52,6 +57,8 @@ def compose(
     experts: tuple[str, ...],
     latents: str | None,
     decoder: Path | None,
+    influence: Path | None,
+    learned: Path | None,
     pixels: bool,
     out: Path,
     precision: Literal["fp16", "fp32"] | None,
@@ -79,11 +86,14 @@ def compose(
         from cdiff_rt.composed_bundle import export_composition
         from cdiff_rt.composition import compose as composed
         from cdiff_rt.expert import agreed_shape
+        from cdiff_rt.learning.learned import Learned
         from cdiff_rt.told_experts import read_expert, read_shape
 
     brought = {n: read_expert(n, path, {o: of[n] for o, of in told.items() if n in of}) for n, path in named.items()}
     shape = agreed_shape(brought, read_shape(latents) if latents else None)
-    pipeline = composed(brought, shape, image_size=shape[-1] if pixels else 0, decode=decoder)
+    weighed = Learned(learned).over(brought) if learned else brought
+    size = shape[-1] if pixels else 0
+    pipeline = composed(weighed, shape, image_size=size, decode=decoder, influence=influence)
     for network, difference in export_composition(pipeline, out, precision=precision, watch=Progress).items():
         say(f"{network:20} onnxruntime against what was composed: relative error {difference:.1e}")
     say(out)

@@ -11,6 +11,7 @@ take as many steps as a generated image.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -138,6 +139,11 @@ def check(
         check_range("alphas", alpha, *ALPHAS)
     check_choice("method", method, tuple(METHODS))
     return strength, values
+
+
+def told(method: str, settings: Settings, strength: float, alphas: Sequence[float]) -> dict[str, Any]:
+    """As records have it."""
+    return {"method": method, "strength": strength, "of_steps": settings.sampling().steps, "alphas": list(alphas)}
 
 
 def read_alphas(text: str) -> list[float]:

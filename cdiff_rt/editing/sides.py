@@ -2,13 +2,14 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from cdiff_rt.editing.inversion import Conditions, Reading
 from cdiff_rt.errors import BadRequest
-from cdiff_rt.inputs.modalities import KINDS, Condition, check_names, chosen_of
-from cdiff_rt.manifest import Manifest
+from cdiff_rt.inputs.modalities import KINDS, Condition, check_names, chosen_of, in_words
+from cdiff_rt.manifest import Manifest, Modality
 from cdiff_rt.notes import log
 
 Given = Mapping[str, Condition | None]
@@ -21,6 +22,10 @@ class Sides:
     seen: Conditions  # in the photo, whether or not it is asked for
     guessed: list[str]  # names of what of `before` was only seen
     read: Conditions  # what the reading said, whether or not it was needed
+
+    def told(self, inverted: Collection[Modality]) -> dict[str, Any]:
+        """As records have it, of the modalities that the inversion ran."""
+        return {"source": in_words(inverted, self.before)["conditions"], "read": self.guessed}
 
 
 def sides_of(

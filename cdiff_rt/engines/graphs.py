@@ -8,7 +8,7 @@ a protobuf message, by the numbers that onnx.proto gives them.
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from cdiff_rt.engines.weights import part_of, places
+from cdiff_rt.engines.weights import ENCODER, part_of, places
 from cdiff_rt.errors import BadArtefact
 from cdiff_rt.manifest import REBUILD, Bundle
 
@@ -39,10 +39,13 @@ class Graph:
     data: bytes  # of the weights
 
     @classmethod
-    def of(cls, content: Mapping[str, bytes], file: str, weights: str, part: str = "") -> "Graph":
-        """Its tensors are its own, or among the weights whose names begin with `part`. Raises BadArtefact."""
+    def of(cls, content: Mapping[str, bytes], file: str, weights: str, part: str = "", own: str = "") -> "Graph":
+        """Its tensors are its own, or among the weights whose names begin with `part`, if any begin so, or with `own`.
+
+        Raises BadArtefact.
+        """
         try:
-            _check(content[file], weights, content[weights], part)
+            _check(content[file], weights, content[weights], part, own or part)
         except ValueError as error:
             raise BadArtefact(f"network {file}", str(error), REBUILD) from None
         return cls(file, content[file], weights, content[weights])
@@ -51,7 +54,11 @@ class Graph:
 def graph_of(bundle: Bundle, network: str, file: str = "") -> Graph:
     """One network's, or another file of the same. Raises BadArtefact."""
     file = file or bundle.manifest.networks[network].file
-    return Graph.of(bundle.content, file, bundle.manifest.weights, f"{part_of(network)}.")
+    part = f"{part_of(network)}."
+    own = (
+        f"{part}{ENCODER}." if network.startswith("condition.") else part
+    )  # one with an encoder of its own reads no other's
+    return Graph.of(bundle.content, file, bundle.manifest.weights, part, own)
 
 
 @dataclass(frozen=True)
@@ -64,10 +71,10 @@ class _Tensor:
     entries: dict[str, str]
 
 
-def _check(model: bytes, weights: str, data: bytes, part: str) -> None:
+def _check(model: bytes, weights: str, data: bytes, part: str, own_part: str) -> None:
     tensors = list(_outside(model))
     stored = {(p.offset, p.length): (name, p) for name, p in places(data).items()} if tensors else {}
-    own = any(name.startswith(part) for name, _ in stored.values())  # a modality may use the networks of another
+    own = any(name.startswith(own_part) for name, _ in stored.values())  # a modality may use the networks of another
     for tensor in tensors:
         if tensor.entries.get("location") != weights:
             where = tensor.entries.get("location", "nowhere")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+ENCODER = "encoder"  # of a condition: what the names of its weights go on with behind their part
 _SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 _STORED = {"F16": np.float16, "F32": np.float32}
 

@@ -1,9 +1,4 @@
-"""Networks that others made as a bundle's graphs: traced, or read from an ONNX file, and around each expert's the four
-numbers of its parameterisation.
-
-v = a_x x + a_out F(c_in x, time): these nodes are called `exact/...` and stay in fp32 in engines of half precision
-(islands.py). All graphs point into one file of weights, and experts of one network share them.
-"""
+"""Networks that others made: traced, or read from an ONNX file. Those that are shared have their weights once."""
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -16,17 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from cdiff_rt.errors import BadRequest
-from cdiff_rt.export.islands import EXACT
-from cdiff_rt.export.stored import Stored
-from cdiff_rt.export.to_onnx import LARGEST_INLINE, OPSET, cast_from_fp16, quiet_exporter, strip
-from cdiff_rt.export.typed import element_type, rename
-from cdiff_rt.manifest import NetworkSpec, TensorSpec
+from cdiff_rt.export.to_onnx import LARGEST_INLINE, OPSET, quiet_exporter
 
 if TYPE_CHECKING:
-    import onnx
     from onnxscript import ir
 
-WHOLE = ("int32", "int64")
 OLDEST = 13  # opset, of the nodes that are put around
 FOLDED = ("ConstantOfShape", "OneHot", "Range", "Tile")
 Specs = dict[str, tuple[str, tuple[int, ...]]]  # of weights: name -> type, shape
@@ -49,6 +38,7 @@ class Network:
     takes: Mapping[str, Given]
     out: str
     stored: Mapping[str, str]  # its large weights -> their names in the file
+    rank: int = 0  # of what it gives
 
     @property
     def weights(self) -> "dict[str, ir.Value]":
@@ -59,7 +49,8 @@ def traced(module: nn.Module, takes: Mapping[str, Given], prefix: str) -> Networ
     """The graph of `module(*tensors)`; what torch raises for one that cannot be traced comes out as it is."""
     weight = next((p for p in module.parameters() if p.is_floating_point()), torch.zeros(0))
     module = module if weight.dtype == torch.float32 else copy.deepcopy(module).float()
-    examples = tuple(torch.zeros(2, *each.shape, device=weight.device) for each in takes.values())
+    kinds = {name: getattr(torch, each.dtype) for name, each in takes.items()}
+    examples = tuple(torch.zeros(2, *each.shape, dtype=kinds[n], device=weight.device) for n, each in takes.items())
     with quiet_exporter():
         program = torch.onnx.export(
             _Plain(module).eval(),
@@ -76,14 +67,18 @@ def traced(module: nn.Module, takes: Mapping[str, Given], prefix: str) -> Networ
     return _network(program.model, takes, "out", prefix)
 
 
-def read_file(path: Path, takes: Mapping[str, Given], out: str, prefix: str) -> Network:
+def read_file(path: Path, takes: Mapping[str, Given], out: str, prefix: str, opset_at_least: int = OLDEST) -> Network:
     """The graph of somebody's own file; its weights are read when they are written. Raises BadRequest."""
     from onnxscript import ir
+    from onnxscript.version_converter import convert_version
 
     model = ir.load(path)
     opset = model.opset_imports.get("", 0)
     if opset < OLDEST:
         raise BadRequest(f"file {path.name}", f"its opset is {opset}", "export it with opset 18 or later")
+    if opset < opset_at_least:
+        with quiet_exporter():
+            convert_version(model, opset_at_least, fallback=True)
     return _network(model, takes, out, prefix)
 
 
@@ -102,6 +97,7 @@ class _Plain(nn.Module):
 
 def _network(model: "ir.Model", takes: Mapping[str, Given], out: str, prefix: str) -> Network:
     """Simplified, but for what has to do with large weights, which are shared."""
+    from onnxscript import ir
     from onnxscript.optimizer import optimize_ir
 
     def large(value: "ir.Value | None") -> bool:
@@ -113,11 +109,14 @@ def _network(model: "ir.Model", takes: Mapping[str, Given], out: str, prefix: st
         """What a bundle may not hold (engines/graphs.py) is folded wherever its inputs are known."""
         return False if any(map(large, node.inputs)) else node.op_type in FOLDED or None
 
-    optimize_ir(model, num_iterations=1, should_fold=folds)
+    with np.errstate(all="ignore"):  # it computes constants, infinite ones too
+        optimize_ir(model, num_iterations=1, should_fold=folds)
     values = model.graph.initializers
-    return Network(
-        model, takes, out, {n: prefix + n for n in values if large(values[n]) and _kind(values[n]) == "float32"}
-    )
+    stored = {n: prefix + n for n in values if large(values[n]) and _kind(values[n]) == "float32"}
+    for name in set(values) - set(stored):  # small ones, which may lie in a file beside theirs, are in the graph itself
+        if values[name].const_value is not None:
+            values[name].const_value = ir.tensor(np.array(values[name].const_value.numpy()), name=name)
+    return Network(model, takes, out, stored)
 
 
 def _kind(value: "ir.Value") -> str:
@@ -138,132 +137,3 @@ def weight_tensors(networks: Iterable[Network], specs: Specs) -> Iterator[tuple[
     for name, (dtype, _) in specs.items():
         array = np.array(values[name].const_value.numpy())
         yield name, torch.from_numpy(array).to(getattr(torch, dtype))
-
-
-# --- graphs ----------------------------------------------------------------------------------------------------------
-
-
-class _Nodes:
-    """Nodes and constants, as they come."""
-
-    def __init__(self, constants: Mapping[str, Any]) -> None:
-        import onnx
-
-        self._node = onnx.helper.make_node
-        self.nodes: list[onnx.NodeProto] = []
-        self.constants = [onnx.numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]
-
-    def add(self, kind: str, taken: list[str], made: str, **attributes: Any) -> str:
-        self.nodes.append(self._node(kind, taken, [made], f"{made}/made", **attributes))
-        return made
-
-    def typed(self, value: str, given: Given, made: str) -> str:
-        """A float32 value as that input wants it: rounded, where it is a whole number."""
-        if given.dtype in WHOLE:
-            value = self.add("Round", [value], f"{made}/rounded")
-            value = self.add("Cast", [value], f"{made}/whole", to=element_type(given.dtype))
-        return self.add("Identity", [value], made)
-
-
-def expert_graph(network: Network, spec: NetworkSpec, weights: str, places: Mapping[str, Stored]) -> "onnx.ModelProto":
-    """x, projections [1, 4], context -> out, logit of zeros."""
-    takes, condition = network.takes, network.takes.get("condition")
-    numbers = ("c_in", "time", "a_x", "a_out")
-    made = _Nodes(
-        {f"{EXACT}{i}": np.array(i, np.int64) for i in range(len(numbers))}
-        | {f"{EXACT}axis": np.array([1]), f"{EXACT}none": np.array(0, np.float32)}
-        | ({f"{EXACT}shape": np.array([-1, *condition.shape])} if condition else {})
-        | (
-            {f"{EXACT}first": np.array([0])}
-            if takes["time"].batched
-            else {f"{EXACT}sizes": np.array(takes["time"].shape, np.int64)}
-        )
-    )
-    c_in, time, a_x, a_out = (
-        made.add("Gather", ["projections", f"{EXACT}{i}"], f"{EXACT}{name}", axis=1) for i, name in enumerate(numbers)
-    )
-    inner = {role: f"net/{given.name}" for role, given in takes.items()}
-    made.add("Mul", ["x", c_in], inner["x"])
-    made.nodes[-1].name = f"{EXACT}x_in"
-    if takes["time"].batched:
-        whole = made.add("Shape", ["x"], f"{EXACT}x/shape")
-        sizes = made.add("Gather", [whole, f"{EXACT}first"], f"{EXACT}batch")
-        time = made.add("Expand", [time, sizes], f"{EXACT}times")
-    else:
-        time = made.add("Reshape", [time, f"{EXACT}sizes"], f"{EXACT}times")
-    made.typed(time, takes["time"], inner["time"])
-    if condition:
-        shaped = made.add("Reshape", ["context", f"{EXACT}shape"], f"{EXACT}condition")
-        made.typed(shaped, condition, inner["condition"])
-    before, made.nodes = made.nodes, []
-    scaled = made.add("Mul", ["x", a_x], f"{EXACT}of_x")
-    predicted = made.add("Mul", [f"net/{network.out}", a_out], f"{EXACT}of_out")
-    made.add("Add", [scaled, predicted], "out")
-    total = made.add("ReduceSum", ["x", f"{EXACT}axis"], f"{EXACT}sum", keepdims=1)
-    made.add("Mul", [total, f"{EXACT}none"], "logit")
-    for node, name in zip((made.nodes[2], made.nodes[4]), ("out", "logit"), strict=True):
-        node.name = f"{EXACT}{name}"
-    model = _pointing(network, weights, places)
-    return _model(model, [*before, *model.graph.node, *made.nodes], made.constants, spec)
-
-
-def plain_graph(network: Network, spec: NetworkSpec, weights: str, places: Mapping[str, Stored]) -> "onnx.ModelProto":
-    """The network itself, under the names of the spec: one input, one output."""
-    model = _pointing(network, weights, places)
-    (given,), (taken,), (out,) = network.takes.values(), spec.inputs, spec.outputs
-    rename(model.graph.node, {f"net/{given.name}": taken.name, f"net/{network.out}": out.name})
-    return _model(model, list(model.graph.node), [], spec)
-
-
-def small_graph(
-    spec: NetworkSpec, nodes: list[tuple[str, list[str], str]], constants: Mapping[str, Any]
-) -> "onnx.ModelProto":
-    """One of a few nodes, whose constants it holds itself."""
-    import onnx
-
-    made = _Nodes(constants)
-    for kind, taken, out in nodes:
-        made.add(kind, taken, out)
-    graph = onnx.helper.make_graph([], "network", [], [])
-    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", OPSET)], ir_version=10)
-    return _model(model, made.nodes, made.constants, spec)
-
-
-def _pointing(network: Network, weights: str, places: Mapping[str, Stored]) -> "onnx.ModelProto":
-    """Its model, whose large weights lie in the file, and whose names all begin with `net/`."""
-    from onnxscript import ir
-
-    for inner, name in network.stored.items():
-        place, value = places[name], network.model.graph.initializers[inner]
-        kind = ir.DataType.FLOAT16 if place.dtype == "float16" else ir.DataType.FLOAT
-        shape = ir.Shape(place.shape)
-        value.const_value = ir.ExternalTensor(weights, place.offset, place.length, kind, shape=shape, name=inner)
-    model = ir.to_proto(network.model)
-    cast_from_fp16(model.graph)
-    strip(model)
-    tensors = [*model.graph.initializer]
-    values = {name for node in model.graph.node for name in (*node.input, *node.output)} - {""}
-    rename(model.graph.node, {name: f"net/{name}" for name in values})
-    for named in (*tensors, *model.graph.node):
-        named.name = named.name and f"net/{named.name}"
-    return model
-
-
-def _model(
-    model: "onnx.ModelProto", nodes: "list[onnx.NodeProto]", constants: "list[onnx.TensorProto]", spec: NetworkSpec
-) -> "onnx.ModelProto":
-    import onnx
-
-    def value(tensor: TensorSpec) -> "onnx.ValueInfoProto":
-        return onnx.helper.make_tensor_value_info(tensor.name, element_type(tensor.dtype), tensor.shape)
-
-    graph = model.graph
-    graph.name = "network"
-    kept = [*nodes]
-    for field in ("node", "input", "output", "value_info"):
-        graph.ClearField(field)
-    graph.node.extend(kept)
-    graph.initializer.extend(constants)
-    graph.input.extend(map(value, spec.inputs))
-    graph.output.extend(map(value, spec.outputs))
-    return model

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 OPSET = 23
 LARGEST_INLINE = 4096  # bytes of a constant that may stay in the graph
 _ONNX_DTYPES = {"float32": "FLOAT", "float16": "FLOAT16"}
+_TALKATIVE = ("torch.onnx._internal.exporter._registration", "onnxscript.version_converter")
 _PREFIX = "model."  # of a weight's name in the graph
 
 
@@ -104,15 +105,17 @@ def network_graph(
 
 @contextmanager
 def quiet_exporter() -> Iterator[None]:
-    """Without torch's notes to its own developers and about libraries that nobody needs here."""
-    registry = logging.getLogger("torch.onnx._internal.exporter._registration")
-    level = registry.level
-    registry.setLevel(logging.ERROR)
+    """Without notes to the developers of torch and onnxscript, and about libraries that nobody needs here."""
+    loggers = [logging.getLogger(name) for name in _TALKATIVE]
+    levels = [each.level for each in loggers]
+    for each in loggers:
+        each.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings(action="ignore", category=FutureWarning):
             yield
     finally:
-        registry.setLevel(level)
+        for each, level in zip(loggers, levels, strict=True):
+            each.setLevel(level)
 
 
 def _weights_of(

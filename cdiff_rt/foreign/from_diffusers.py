@@ -1,11 +1,9 @@
 """Networks of diffusers as denoisers and decoders: what their configurations say, and how each is called."""
 
 import inspect
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +11,13 @@ from torch import Tensor, nn
 
 from cdiff_rt.errors import BadArtefact, BadRequest, check_type
 from cdiff_rt.extras import needed
+from cdiff_rt.foreign.configs import CONFIG, loaded, read_config, why_no_folder
 from cdiff_rt.foreign.modules import CALLED
 from cdiff_rt.foreign.schedulers import SAY, form_of
 from cdiff_rt.sampling.preconditioning import Parameterisation
 
-CONFIG, SCHEDULER = "config.json", "scheduler_config.json"
+SCHEDULER = "scheduler_config.json"
 NETWORKS = ("unet", "transformer")  # folders of a pipeline as it is saved
-LARGEST_CONFIG = 2**20  # bytes
 WIDTHS = ("encoder_hid_dim", "caption_channels", "joint_attention_dim", "text_dim", "cross_attention_dim")
 VECTORS = ("projection", "simple_projection")  # classes that are rows of numbers
 
@@ -69,12 +67,27 @@ class Called(nn.Module):
 class Decoder(nn.Module):
     """An autoencoder's decoder, of latents as denoisers see them."""
 
-    def __init__(self, vae: nn.Module, scale: float, shift: float, factor: int) -> None:
+    def __init__(self, vae: nn.Module, scale: float, shift: float, factor: int, channels: int | None) -> None:
         super().__init__()
-        self.vae, self.scale, self.shift, self.factor = vae, scale, shift, factor
+        self.vae, self.scale, self.shift, self.factor, self.channels = vae, scale, shift, factor, channels
 
     def forward(self, z: Tensor) -> Tensor:
         return self.vae.decode(z / self.scale + self.shift, return_dict=False)[0]  # type: ignore[operator]
+
+    def image_encoder(self) -> "ImageEncoder | None":
+        return ImageEncoder(self.vae, self.scale, self.shift) if hasattr(self.vae, "encode") else None
+
+
+class ImageEncoder(nn.Module):
+    """An autoencoder's encoder, to latents as denoisers see them: the mean of what it gives."""
+
+    def __init__(self, vae: nn.Module, scale: float, shift: float) -> None:
+        super().__init__()
+        self.vae, self.scale, self.shift = vae, scale, shift
+
+    def forward(self, image: Tensor) -> Tensor:
+        found = self.vae.encode(image, return_dict=False)[0]  # type: ignore[operator]
+        return ((found if isinstance(found, Tensor) else found.mean) - self.shift) * self.scale
 
 
 def bring(
@@ -105,7 +118,9 @@ def bring_decoder(model: "str | Path | nn.Module") -> Decoder:
         raise BadRequest("decode", f"a {type(vae).__name__} has no decoder and scaling_factor", "give an AutoencoderKL")
     channels: Any = config.get("block_out_channels") or config.get("decoder_block_out_channels") or ()
     factor = 2 ** max(len(channels) - 1, 0)
-    return Decoder(vae.eval(), config["scaling_factor"], config.get("shift_factor") or 0.0, factor)
+    return Decoder(
+        vae.eval(), config["scaling_factor"], config.get("shift_factor") or 0.0, factor, config.get("latent_channels")
+    )
 
 
 def network_folder(folder: Path, names: tuple[str, ...] = NETWORKS) -> Path:
@@ -113,12 +128,7 @@ def network_folder(folder: Path, names: tuple[str, ...] = NETWORKS) -> Path:
     for place in (folder, *(folder / name for name in names)):
         if (place / CONFIG).is_file():
             return place
-    seen = (
-        "there is no such folder" if not folder.is_dir() else f"neither it nor {' or '.join(names)} in it has {CONFIG}"
-    )
-    raise BadArtefact(
-        f"model {folder}", seen, "give a folder that save_pretrained of diffusers wrote; none is downloaded"
-    )
+    raise BadArtefact(f"model {folder}", *why_no_folder(folder, f"{CONFIG}, in it or in {' or '.join(names)} of it,"))
 
 
 def load(folder: Path | None) -> nn.Module:
@@ -132,17 +142,7 @@ def load(folder: Path | None) -> nn.Module:
     known = isinstance(kind, type) and issubclass(kind, diffusers.ModelMixin)
     if not known:
         raise BadArtefact(f"model {folder}", f"diffusers {diffusers.__version__} has no network {name!r:.80}", CALLED)
-    half = not any(folder.glob("*model.*")) and any(folder.glob("*.fp16.*"))
-    sparing = find_spec("accelerate") is not None  # which it needs to read weights one by one, and warns of otherwise
-    try:
-        return kind.from_pretrained(
-            folder, local_files_only=True, variant="fp16" if half else None, low_cpu_mem_usage=sparing
-        )
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise BadArtefact(
-            f"model {folder}", f"diffusers cannot load it ({reason})", "save or download it again"
-        ) from error
+    return loaded(kind, folder, "diffusers")
 
 
 def scheduler_beside(folder: Path | None) -> Mapping[str, Any]:
@@ -153,17 +153,6 @@ def scheduler_beside(folder: Path | None) -> Mapping[str, Any]:
         where = f"no {SCHEDULER} lies in {folder} or in scheduler beside it" if folder else "a network without a folder"
         raise BadRequest("form", f"nothing says what it predicts of which noise: {where}", SAY)
     return read_config(found)
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    try:
-        with path.open("rb") as file:
-            config = json.loads(file.read(LARGEST_CONFIG))
-    except (OSError, ValueError, RecursionError) as error:
-        raise BadArtefact(f"{path}", f"it cannot be read as JSON ({error!s:.80})", "save it again") from None
-    if not isinstance(config, dict):
-        raise BadArtefact(f"{path}", "it holds no fields", "save it again")
-    return config
 
 
 def parts_of(

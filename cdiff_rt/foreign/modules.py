@@ -18,7 +18,7 @@ CALLED = "write a torch.nn.Module whose forward(x, time, condition) returns one 
 @dataclass(frozen=True, eq=False)
 class ModuleFunction:
     """`module(*tensors)` as a function of arrays, which get the weights' type; but times and labels, one for each image,
-    stay float32, for their digits count."""
+    stay float32, for their digits count, and whole numbers what they are."""
 
     module: "nn.Module"
 
@@ -29,7 +29,9 @@ class ModuleFunction:
         try:
             with torch.inference_mode():
                 given = [torch.from_numpy(np.array(a)).to(weight.device) for a in arrays]
-                typed = [each if each.dim() == 1 else each.to(weight.dtype) for each in given]
+                typed = [
+                    each.to(weight.dtype) if each.is_floating_point() and each.dim() > 1 else each for each in given
+                ]
                 return tensor_of(self.module(*typed)).float().cpu().numpy()
         except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
             raise failed(error, "called", [a.shape for a in arrays]) from error

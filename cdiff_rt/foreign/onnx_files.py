@@ -8,12 +8,23 @@ import numpy as np
 
 from cdiff_rt.engines.backends import check_backend
 from cdiff_rt.engines.ort import OrtFile
-from cdiff_rt.errors import BadArtefact, BadRequest
+from cdiff_rt.errors import BadArtefact, BadRequest, without_file
 from cdiff_rt.process import usual_threads
 
 USUAL = {
     "x": ("x", "x_t", "sample", "latent", "latents", "latent_model_input", "hidden_states", "noisy_latents", "input"),
-    "time": ("time", "t", "timestep", "timesteps", "sigma", "sigmas", "time_step", "noise_level"),
+    "time": (
+        "time",
+        "t",
+        "timestep",
+        "timesteps",
+        "sigma",
+        "sigmas",
+        "time_step",
+        "noise_level",
+        "alpha_bar",
+        "alpha_bars",
+    ),
 }
 WHOLE = ("int64", "int32")
 AGAIN = "export it with fixed sizes and a dynamic batch, e.g. dynamic_shapes={0: Dim('batch')} of every input"
@@ -40,6 +51,11 @@ class OnnxFunction:
     condition: Port | None
     out: Port
 
+    @property
+    def ports(self) -> dict[str, Port]:
+        """What it takes, by its role."""
+        return {"x": self.x, "time": self.time} | ({"condition": self.condition} if self.condition else {})
+
     def __call__(self, *arrays: np.ndarray) -> np.ndarray:
         x, time, *condition = arrays
         given = {self.x.name: x, self.time.name: typed(time if self.time.batched else time[:1], self.time)}
@@ -48,19 +64,48 @@ class OnnxFunction:
         return self.session(self.out.name, {n: np.ascontiguousarray(value) for n, value in given.items()})
 
 
+@dataclass(frozen=True, eq=False)
+class OnnxEncoder:
+    """A file's network of one input, as a function of arrays."""
+
+    path: Path
+    session: OrtFile
+    given: Port
+    out: Port
+
+    @property
+    def ports(self) -> dict[str, Port]:
+        return {"inputs": self.given}
+
+    def __call__(self, inputs: np.ndarray) -> np.ndarray:
+        return self.session(self.out.name, {self.given.name: np.ascontiguousarray(typed(inputs, self.given))})
+
+
+def open_encoder(path: Path) -> OnnxEncoder:
+    """Its first output is the condition. Raises BadRequest, BadArtefact."""
+    session = _session(path)
+    if len(session.inputs) != 1:
+        seen = f"it takes {', '.join(session.inputs)}"
+        raise BadRequest(f"file {path.name}", seen, "export an encoder of one input, token ids or numbers")
+    ((name, about),), out = session.inputs.items(), next(iter(session.outputs))
+    found = OnnxEncoder(path, session, _port(path, name, *about), _port(path, out, *session.outputs[out]))
+    if not found.given.batched or not found.out.batched or found.out.dtype != "float32":
+        seen = f"it takes {list(found.given.shape)} and gives {found.out.dtype} {list(found.out.shape)}"
+        raise BadRequest(f"file {path.name}", seen, f"let it give float32; {AGAIN}")
+    return found
+
+
 def typed(value: np.ndarray, port: Port) -> np.ndarray:
     shape = (-1, *port.shape) if port.batched else port.shape
     return (np.rint(value) if port.dtype in WHOLE else value).astype(port.dtype).reshape(shape)
 
 
-def open_onnx(path: Path, names: Mapping[str, str]) -> OnnxFunction:
-    """`names` are those of its x, time, condition and out, where they are unusual. Raises BadRequest, BadArtefact."""
-    if not path.is_file():
-        raise BadArtefact(f"file {path}", "there is no such file", "check the path")
-    check_backend("onnxruntime")
+def open_onnx(path: Path, names: Mapping[str, str], *, logit: bool = False) -> OnnxFunction:
+    """`names` are those of its x, time, condition and out, where they are unusual; what a `logit` gives may be of any
+    sizes. Raises BadRequest, BadArtefact."""
+    session = _session(path)
     if strange := sorted(set(names) - {"x", "time", "condition", "out"}):
         raise BadRequest("names", f"{strange[0]!r:.80}", "name x, time, condition or out")
-    session = OrtFile(path, usual_threads())
     ports = {name: _port(path, name, *about) for name, about in session.inputs.items()}
     x, time = (_named(path, ports, role, names.get(role, "")) for role in ("x", "time"))
     others = {name: port for name, port in ports.items() if port not in (x, time)}
@@ -73,10 +118,20 @@ def open_onnx(path: Path, names: Mapping[str, str]) -> OnnxFunction:
     out = names.get("out", next(iter(session.outputs)))
     if out not in session.outputs:
         raise BadRequest(f"file {path.name}", f"it gives no {out!r:.80}", f"name one of {', '.join(session.outputs)}")
-    return _checked(path, OnnxFunction(path, session, x, time, condition, _port(path, out, *session.outputs[out])))
+    given = _port(path, out, *session.outputs[out])
+    return _checked(path, OnnxFunction(path, session, x, time, condition, given), logit=logit)
 
 
-def _checked(path: Path, found: OnnxFunction) -> OnnxFunction:
+def _session(path: Path) -> OrtFile:
+    if not path.is_file():
+        raise BadArtefact(
+            f"file {path}", *(("it is a folder", "give the file in it") if path.is_dir() else without_file(path))
+        )
+    check_backend("onnxruntime")
+    return OrtFile(path, usual_threads())
+
+
+def _checked(path: Path, found: OnnxFunction, *, logit: bool) -> OnnxFunction:
     if found.x.dtype != "float32" or found.out.dtype != "float32":
         seen = f"it takes x as {found.x.dtype} and gives {found.out.dtype}"
         raise BadRequest(
@@ -84,7 +139,7 @@ def _checked(path: Path, found: OnnxFunction) -> OnnxFunction:
         )
     if not found.x.batched or (found.condition and not found.condition.batched):
         raise BadRequest(f"file {path.name}", f"its {found.x.name} has a fixed batch", AGAIN)
-    if found.time.shape not in ((), (1,)) or (found.out.shape and found.out.shape != found.x.shape):
+    if found.time.shape not in ((), (1,)) or (found.out.shape not in ((), found.x.shape) and not logit):
         seen = f"time is {list(found.time.shape)} and out {list(found.out.shape)}, x {list(found.x.shape)} without the batch"
         raise BadRequest(
             f"file {path.name}", seen, "export a network of x [B, ...] and time [B] that predicts what is like x"

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from cdiff_rt.errors import BadRequest, check_choice
+from cdiff_rt.errors import BadArtefact, BadRequest, check_choice
 from cdiff_rt.sampling.preconditioning import NOISIEST, PREDICTS, Parameterisation, Predicts
 from cdiff_rt.sampling.schedule import Betas, Schedule
 
@@ -18,7 +18,7 @@ SAY = "say it yourself: form=Parameterisation(...), --predicts and --betas of a 
 def form_of(config: Mapping[str, Any]) -> Parameterisation:
     """Raises BadRequest for what is not known here."""
     kind = str(config.get("_class_name", ""))
-    steps = config.get("num_train_timesteps", 1000)
+    steps = _number(config, "num_train_timesteps", 1000, 2, LONGEST)
     if kind.startswith("EDM"):
         return _edm(config)
     if kind.startswith("FlowMatch") or config.get("prediction_type") == "flow_prediction":
@@ -33,22 +33,19 @@ def form_of(config: Mapping[str, Any]) -> Parameterisation:
 
 def schedule_of(config: Mapping[str, Any]) -> Schedule:
     """Of variance-preserving noise. Raises BadRequest."""
-    steps, given = config.get("num_train_timesteps", 1000), config.get("trained_betas")
+    given, kind = config.get("trained_betas"), config.get("beta_schedule", "linear")
+    steps = int(_number(config, "num_train_timesteps", 1000, 2, LONGEST))
+    start, end = (_number(config, f"beta_{side}", usual, 0, 1) for side, usual in (("start", 0.0001), ("end", 0.02)))
     if given is not None:
-        bars = np.cumprod(1 - np.asarray(given, np.float64))
+        if not isinstance(given, list | tuple) or not 2 <= len(given) <= LONGEST:
+            raise _unknown("trained_betas", config)
+        trained = [_number({"trained_betas": beta}, "trained_betas", 0, 0, 1) for beta in given]
+        bars = np.cumprod(1 - np.asarray(trained, np.float64))
         schedule = Schedule(len(bars), given=tuple(bars.tolist()))
-    elif config.get("beta_schedule", "linear") in BETAS:
-        schedule = Schedule(
-            steps,
-            config.get("beta_start", 0.0001),
-            config.get("beta_end", 0.02),
-            betas=config.get("beta_schedule", "linear"),
-        )
-    elif config["beta_schedule"] == "sigmoid":
-        betas = 1 / (1 + np.exp(-np.linspace(-6, 6, steps)))
-        betas = betas * (config.get("beta_end", 0.02) - config.get("beta_start", 0.0001)) + config.get(
-            "beta_start", 0.0001
-        )
+    elif kind in BETAS:
+        schedule = Schedule(steps, start, end, betas=kind)
+    elif kind == "sigmoid":
+        betas = 1 / (1 + np.exp(-np.linspace(-6, 6, steps))) * (end - start) + start
         schedule = Schedule(steps, given=tuple(np.cumprod(1 - betas).tolist()))
     else:
         raise _unknown("beta_schedule", config)
@@ -65,7 +62,16 @@ def _to_zero(schedule: Schedule) -> Schedule:
 def _edm(config: Mapping[str, Any]) -> Parameterisation:
     if config.get("prediction_type", "epsilon") != "epsilon":
         raise _unknown("prediction_type", config)
-    return Parameterisation("edm", "sigma", sigma_data=float(config.get("sigma_data", 0.5)))
+    return Parameterisation("edm", "sigma", sigma_data=_number(config, "sigma_data", 0.5, 0, 1e6))
+
+
+def _number(config: Mapping[str, Any], field: str, usual: float, low: float, high: float) -> float:
+    """Above 0, or from `low` on. Raises BadArtefact for what no schedule has."""
+    number = config.get(field, usual)
+    if isinstance(number, bool) or not isinstance(number, int | float) or not max(low, 1e-12) <= number <= high:
+        seen = f"{number!r:.40} of {config.get('_class_name', 'a scheduler')!s:.80}"
+        raise BadArtefact(field, seen, f"it is a number between {low:g} and {high:g}: save it again, or {SAY}")
+    return number
 
 
 def _unknown(field: str, config: Mapping[str, Any]) -> BadRequest:

@@ -10,7 +10,7 @@ from typing import Any, TypeGuard
 import numpy as np
 
 from cdiff_rt.errors import BadArtefact, BadInput, BadRequest, is_address
-from cdiff_rt.inputs import images, traces
+from cdiff_rt.inputs import images, subwords, traces
 from cdiff_rt.inputs.drawings import read_drawing
 from cdiff_rt.inputs.label_doubts import doubts
 from cdiff_rt.inputs.label_maps import LabelMap
@@ -48,9 +48,9 @@ def asked(
 ) -> dict[str, Any]:
     """Conditions that know how a request wants them read; one that knows already stays as it is."""
     maps = {modality.name: modality.classes for modality in manifest.modalities if modality.kind == "labels"}
-    pictures = {modality.name for modality in manifest.modalities if modality.kind == "picture"}
     known = {name: _as_array(name, value) for name, value in conditions.items()}
-    known |= {name: traces.loaded(known[name], name) for name in pictures & known.keys()}
+    for name in known.keys() & {modality.name for modality in manifest.modalities if modality.kind == "picture"}:
+        known[name] = traces.loaded(known[name], name)
     for name, value in conditions.items():
         if name in maps and value is not None and not isinstance(value, LabelMap):
             known[name] = LabelMap(value, maps[name], labels, snap, given)
@@ -155,26 +155,36 @@ def how_it_was_read(value: Condition) -> str:
 
 
 def read_words(value: Condition, modality: Modality, bundle: Bundle) -> np.ndarray:
-    """A sentence -> word-piece ids [1, tokens] int64."""
+    """A sentence -> ids of its pieces [1, tokens] int64."""
     if not isinstance(value, str):
         raise BadInput(modality.name, f"a {type(value).__name__}", "give a sentence")
     check_text(value, modality.name)
-    pieces = vocabulary_of(modality, bundle)
-    tokens = pieces.encode(value, modality.tokens)
-    tell_unknown(value, modality.name, tokens, pieces.words, modality.synonyms)
+    words, knows, file = list[str](), _known_pieces(modality, bundle), modality.vocabulary
+    if file.endswith(subwords.FILE):
+        tokens = subwords.encode(bundle.content[file], file, value, modality.tokens, knows)
+    else:
+        pieces = vocabulary_of(modality, bundle)
+        tokens, words = pieces.encode(value, modality.tokens), pieces.words
+    tell_unknown(value, modality.name, tokens, words, modality.synonyms)
     return np.array([tokens.ids], dtype=np.int64)
 
 
 def vocabulary_of(modality: Modality, bundle: Bundle) -> WordPiece:
     """Raises BadArtefact for one that has more pieces than the network knows: a backend may read past its weights."""
     words = WordPiece.read(bundle.content[modality.vocabulary], modality.vocabulary)
+    knows = _known_pieces(modality, bundle)
+    if knows is not None and len(words.index) > knows:
+        seen = f"{len(words.index)} pieces, but the network knows {knows}"
+        raise BadArtefact(f"vocabulary {modality.vocabulary}", seen, "take that which the model was trained with")
+    return words
+
+
+def _known_pieces(modality: Modality, bundle: Bundle) -> int | None:
+    """How many the network has embeddings of, if the bundle says so."""
     part: Any = bundle.manifest.source
     for name in ("experts", modality.name, "encoder", "vocabulary"):
         part = part.get(name) if isinstance(part, dict) else None
-    if isinstance(part, int) and len(words.index) > part:
-        seen = f"{len(words.index)} pieces, but the network knows {part}"
-        raise BadArtefact(f"vocabulary {modality.vocabulary}", seen, "take that which the model was trained with")
-    return words
+    return part if isinstance(part, int) else None
 
 
 def read_numbers(value: Condition, modality: Modality, bundle: Bundle) -> np.ndarray:
@@ -197,22 +207,13 @@ def read_numbers(value: Condition, modality: Modality, bundle: Bundle) -> np.nda
     return found
 
 
-def read_picture(value: Condition, modality: Modality, bundle: Bundle) -> np.ndarray:
-    """A drawing -> [1, 1, size, size] float32 from 0, black, to 1, white."""
-    return read_drawing(picture_of(value), modality.size, modality.name)[None, None]
+def whole_picture(value: Condition, modality: Modality) -> np.ndarray:
+    """A drawing -> [size, size] float32 from 0, black, to 1, white."""
+    return read_drawing(picture_of(value), modality.size, modality.name)
 
 
 def draw_picture(value: Condition, modality: Modality) -> np.ndarray:
-    grey = (255 * whole_picture(value, modality)).round().astype(np.uint8)
-    return np.repeat(grey[..., None], 3, axis=2)
-
-
-def trace_of_picture(value: Condition) -> traces.Trace:
-    return traces.trace_of(picture_of(value))
-
-
-def whole_picture(value: Condition, modality: Modality) -> np.ndarray:
-    return read_drawing(picture_of(value), modality.size, modality.name)
+    return np.repeat((255 * whole_picture(value, modality)).round().astype(np.uint8)[..., None], 3, axis=2)
 
 
 def read_nothing(value: Condition | None, modality: Modality, bundle: Bundle) -> np.ndarray:
@@ -258,7 +259,10 @@ KINDS = {
     "labels": Kind(read_label_map, name_of, find_file, draw_labels, trace_of_labels, labels_of, how_it_was_read),
     "words": Kind(read_words, str.__str__, lambda value, name, folder: check_text(value, name), stays=True),
     "numbers": Kind(read_numbers, file_name_or_text, find_numbers, trace=trace_of_numbers, whole=numbers_of),
-    "picture": Kind(read_picture, name_of, find_file, draw_picture, trace_of_picture, whole_picture),
+    "picture": Kind(
+        lambda *given: whole_picture(*given[:2])[None, None],
+        *(name_of, find_file, draw_picture, lambda value: traces.trace_of(picture_of(value)), whole_picture),
+    ),
     "nothing": Kind(read_nothing, str, find_nothing),
 }
 

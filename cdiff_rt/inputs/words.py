@@ -16,7 +16,7 @@ SHORTEST_GUESS, CLOSE = 5, 0.85  # letters of a word that may be a slip of the p
 def check_text(text: str, name: str) -> str:
     """Raises BadInput for one that no model can read."""
     if not text.strip():
-        raise BadInput(name, "it is empty", "describe the face, or leave the option out")
+        raise BadInput(name, "it is empty", "describe the image, or leave the option out")
     if len(text) > LONGEST_TEXT:
         raise BadInput(name, f"{len(text)} characters", f"use at most {LONGEST_TEXT}")
     for place, c in enumerate(text):

@@ -122,7 +122,7 @@ def _agree(sampler: dict[str, Any]) -> bool:
 
 
 def job_of(row: Row, folder: Path, manifest: Manifest, usual: Defaults) -> Job:
-    """Paths in it start at `folder`. Raises BadInput, BadRequest."""
+    """Paths in it start at `folder`; a file's content may stand in place of its path. Raises BadInput, BadRequest."""
     given = {name: value for name, value in row.read().items() if value is not None}  # as tables are told in JSON
     check_keys(given, manifest)
     kinds = {modality.name: modality.kind for modality in manifest.modalities}
@@ -177,8 +177,10 @@ def _of_files(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     return settings
 
 
-def _area(region: Region) -> Path:
+def _area(region: Region) -> Path | bytes:
     name, path = f"region of {region.condition}", region.map
+    if isinstance(path, bytes):
+        return path
     if not isinstance(path, str | Path):
         raise BadInput(name, f"{path!r:.80}", "give the path of a picture")
     images.check_plain_file(Path(path), name)
@@ -186,6 +188,8 @@ def _area(region: Region) -> Path:
 
 
 def _find(value: Any, name: str, kind: str, folder: Path) -> Condition:
+    if isinstance(value, bytes):
+        return value
     if not isinstance(value, str | Path):
         raise BadInput(name, f"{value!r:.80}", "give a string")
     return KINDS[kind].find(str(value), name, folder)

@@ -78,13 +78,16 @@ def _read(header: list[str], cells: list[str]) -> dict[str, Any]:
         if cell and name.startswith(OF_META):
             row.setdefault(META, {})[name.removeprefix(OF_META)] = cell
         elif cell:
-            row[name] = _value(name, cell)
+            row[name] = value_of(name, cell)
     return row
 
 
-def _value(name: str, cell: str) -> Any:
-    """A cell's text as its column wants it; what cannot be read stays a text, which is refused as any other would be."""
-    kind = ABOUT[name].value_type if name in ABOUT else str
+def value_of(name: str, cell: str, kind: type | None = None) -> Any:
+    """A cell's text as its column wants it; what cannot be read stays a text, which is refused as any other would be.
+
+    The `kind` of a setting is known.
+    """
+    kind = kind or (ABOUT[name].value_type if name in ABOUT else str)
     if cell[0] in "[{" and (name in SETTINGS or name == META):
         try:
             return schema.parse(cell)

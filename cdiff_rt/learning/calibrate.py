@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from cdiff_rt.errors import BadRequest, check_range, whole
-from cdiff_rt.learning.pairs import Answer, Pair, Pairs, ask, levels, read_pairs
+from cdiff_rt.learning.pairs import Answer, Given, Pairs, ask, levels, read_pairs
 from cdiff_rt.notes import collected, log
 from cdiff_rt.outputs.files import all_or_nothing, check_folder, check_free, check_names
 from cdiff_rt.pipeline import Pipeline
@@ -24,6 +24,7 @@ from cdiff_rt.settings import check_seed
 LEAST_PAIRS, AT_ONCE = 20, 16
 LEVELS, MOST_LEVELS = 12, 100
 FOLDS = 5  # the last is held out
+IN_TABLE = 500  # pairs that the table of `train` is of, at most
 PULLS = (10.0, 1.0, 0.1, 1e-2, 1e-3)
 MEAN, CALIBRATED = "plain mean", "calibrated"  # rows of the table, beside the experts' names
 
@@ -45,7 +46,7 @@ class Sums:
 
 def calibrate(
     pipeline: Pipeline,
-    pairs: Sequence[Pair],
+    pairs: Given,
     out: str | Path | None = None,
     *,
     levels: int = LEVELS,
@@ -55,7 +56,7 @@ def calibrate(
 ) -> Calibration:
     """The weights at which the experts' mix has the least squared error on `pairs`, 20 or more, of (x_0, {name: condition}).
 
-    x_0 are latents as the pipeline gives them, or pictures if it encodes such. They are noised at so many `levels`. An
+    Of arrays, (x_0 [N, ...], {name: [N, ...]}) will do, and so will whatever gives pairs one by one. x_0 are latents as the pipeline gives them, or pictures if it encodes such. They are noised at so many `levels`. An
     error counts as `channels` say of each, by default alike. The file `out` has the result, for `influence=` of any run;
     `progress` is called after every 16 pairs. Raises BadRequest or BadInput.
     """
@@ -67,15 +68,28 @@ def calibrate(
     if len(read.modalities) < 2:
         raise BadRequest("pairs", f"{read.names[0]} is the only expert that takes part", "give conditions of more")
     visible = read_channels(channels, read.x0.shape[1])
-    timesteps = spread_levels(pipeline, levels)
-    sums = _sums(pipeline, read, timesteps, visible, seed, progress)
-    found = _fitted(read, sums, pipeline.manifest.schedule.alpha_bars()[timesteps])
+    found = calibrated(pipeline, read, visible, count=levels, seed=seed, progress=progress)
     tell(found.table)
     if path:
         with all_or_nothing(path) as folder:
             (folder / path.name).write_text(found.to_json())
         found = replace(found, file=str(path))
     return found
+
+
+def calibrated(
+    pipeline: Pipeline,
+    pairs: Pairs,
+    visible: np.ndarray,
+    *,
+    count: int = LEVELS,
+    seed: int = 0,
+    progress: Callable[[], object] | None = None,
+) -> Calibration:
+    """The same of pairs that were read, and channels [C] of mean 1."""
+    timesteps = spread_levels(pipeline, count)
+    sums = _sums(pipeline, pairs, timesteps, visible, seed, progress)
+    return _fitted(pairs, sums, pipeline.manifest.schedule.alpha_bars()[timesteps])
 
 
 def read_channels(given: Sequence[float] | None, count: int) -> np.ndarray:

@@ -1,5 +1,6 @@
 """What `train` leaves: a folder with a network for each expert, which tells its influence without PyTorch."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -7,15 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from cdiff_rt.engines.ort import OrtFile
-from cdiff_rt.errors import BadArtefact, BadRequest, without_file
+from cdiff_rt.errors import BadArtefact, BadRequest, named_as, without_file
 from cdiff_rt.extras import needed
-from cdiff_rt.process import usual_threads
+from cdiff_rt.foreign.logits import LogitFunction
+from cdiff_rt.foreign.onnx_files import open_onnx
 from cdiff_rt.sampling.schedule import half_log_snr
 from cdiff_rt.schema import from_json, parse
 
 ABOUT, NETWORK = "influence.json", ".onnx"  # of the folder; the second behind an expert's name
 MIDDLE, PER_LAMBDA, CLEANEST = 500.0, 80.0, 1e-6  # of the time that networks are told, about 0 to 1000; of alpha_bar
+PORTS = {"x": "x", "time": "time", "condition": "condition", "out": "logit"}  # of a network
 LARGEST_FILE = 2**24  # bytes, of ABOUT
 
 
@@ -38,11 +40,12 @@ class Plan:
     seed: int
     rate: float  # of learning, falling to 0
     channels: tuple[float, ...] | None
+    width: int  # of the networks
 
 
-def time_of(alpha_bar: float) -> float:
+def time_of(alpha_bars: np.ndarray) -> np.ndarray:
     """What a network is told of the noise: its half log-SNR, in the range of timesteps."""
-    return MIDDLE - PER_LAMBDA * float(half_log_snr(np.clip(alpha_bar, CLEANEST, 1 - CLEANEST)))
+    return MIDDLE - PER_LAMBDA * half_log_snr(np.clip(alpha_bars, CLEANEST, 1 - CLEANEST))
 
 
 class Learned:
@@ -71,24 +74,12 @@ class Learned:
         if unknown:
             known = ", ".join(self.about.conditions)
             raise BadRequest("experts", f"{self.folder} knows no {unknown[0]}", f"it is of {known}")
-        return {name: replace(expert, logit=Logit(self, name)) for name, expert in experts.items()}
+        return {name: replace(expert, logit=self._logit(name, expert)) for name, expert in experts.items()}
 
-
-class Logit:
-    """One expert's, for `Expert.logit`."""
-
-    def __init__(self, learned: Learned, name: str) -> None:
-        self._condition, self._latent = learned.about.conditions[name], tuple(learned.about.latent)
-        self._name = name
-        with needed(f"learned influence of {name}", "cpu"):
-            self._network = OrtFile(learned.folder / f"{name}{NETWORK}", usual_threads())
-
-    def __call__(self, x: np.ndarray, alpha_bar: float, condition: np.ndarray | None = None) -> np.ndarray:
-        """[B, 1, *latent]."""
-        shape = (len(x), *self._condition)
-        if x.shape[1:] != self._latent or (condition is not None and condition.size != np.prod(shape)):
-            seen = f"its influence was learned on latents {list(self._latent)}, conditions {self._condition}"
-            raise BadRequest(f"expert {self._name}", seen, "train with these experts")
-        given = np.zeros(shape, np.float32) if condition is None else condition.astype(np.float32).reshape(shape)
-        time = np.full(len(x), time_of(alpha_bar), np.float32)
-        return self._network("logit", {"x": np.ascontiguousarray(x), "time": time, "condition": given})
+    def _logit(self, name: str, expert: Any) -> LogitFunction:
+        asks, has = math.prod(self.about.conditions[name]), math.prod(expert.condition or ())
+        if asks != has:
+            seen = f"its condition has {has} numbers, and {self.folder} was learned with {asks}"
+            raise BadRequest(f"expert {name}", seen, "train with these experts")
+        with needed(f"learned influence of {name}", "cpu"), named_as(f"learned influence {self.folder},"):
+            return LogitFunction(open_onnx(self.folder / f"{name}{NETWORK}", PORTS, logit=True), time_of)

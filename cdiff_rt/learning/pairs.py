@@ -3,7 +3,7 @@
 The experts are asked by the loop of every run, of which all is known beforehand: so this holds on every backend.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from cdiff_rt.sampling.solvers import SolverTable
 from cdiff_rt.settings import Settings
 
 Pair = tuple[Any, Mapping[str, Any]]  # x_0 [C, *latent], or a picture if the model encodes such; conditions by name
+Given = Iterable[Pair] | tuple[np.ndarray, Mapping[str, Sequence[Any] | np.ndarray]]  # or of all, one behind the other
 MOST_PAIRS = 10**6
 
 
@@ -29,6 +30,9 @@ class Pairs:
     modalities: list[Modality]  # [M]
     x0: np.ndarray  # [N, C, *latent]
     inputs: list[list[np.ndarray]]  # [N][M], what their encoders take
+
+    def first(self, count: int) -> "Pairs":
+        return Pairs(self.modalities, self.x0[:count], self.inputs[:count])
 
     @property
     def names(self) -> list[str]:
@@ -45,13 +49,12 @@ class Answer:
     wanted: np.ndarray  # [B, C, *latent], what they predict, eps or v, as it is
 
 
-def read_pairs(pipeline: Pipeline, pairs: Sequence[Pair], least: int) -> Pairs:
+def read_pairs(pipeline: Pipeline, pairs: Given, least: int) -> Pairs:
     """Raises BadRequest or BadInput for fewer than `least`, or for one that does not fit, by its number."""
-    check_type("pairs", pairs, Sequence, "give a list of (x_0, {name: condition})")
-    if not least <= len(pairs) <= MOST_PAIRS:
-        raise BadRequest("pairs", f"{len(pairs)} of them", f"give {least} or more, some hundred are good")
     x0, inputs, modalities = [], [], list[Modality]()
-    for number, pair in enumerate(pairs):
+    for number, pair in enumerate(_one_by_one(pairs)):
+        if number == MOST_PAIRS:
+            raise BadRequest("pairs", f"more than {MOST_PAIRS} of them", "give fewer, some hundred are good")
         with named_as(f"pair {number}"):
             if not isinstance(pair, tuple | list) or len(pair) != 2 or not isinstance(pair[1], Mapping):
                 raise BadRequest("form", f"a {type(pair).__name__}", "give (x_0, {name: condition})")
@@ -65,7 +68,22 @@ def read_pairs(pipeline: Pipeline, pairs: Sequence[Pair], least: int) -> Pairs:
                 raise BadRequest("conditions", seen, "give all pairs the same ones")
             modalities = chosen
             inputs.append([KINDS[m.kind].read(given.get(m.name), m, pipeline.bundle) for m in chosen])
+    if len(x0) < least:
+        raise BadRequest("pairs", f"{len(x0)} of them", f"give {least} or more, some hundred are good")
     return Pairs(modalities, np.stack(x0), inputs)
+
+
+def _one_by_one(pairs: Given) -> Iterable[Any]:
+    """Raises BadRequest for what is none."""
+    if not (isinstance(pairs, tuple) and len(pairs) == 2 and isinstance(pairs[1], Mapping)):
+        check_type("pairs", pairs, Iterable, "give a list of (x_0, {name: condition})")
+        return pairs
+    x0, conditions = pairs
+    for name, column in {"x_0": x0, **conditions}.items():
+        check_type(f"pairs, {name}", column, Sequence | np.ndarray, "give an array or a list")
+        if len(column) != len(x0):
+            raise BadRequest("pairs", f"{len(column)} of {name}, {len(x0)} of x_0", "give as many of each")
+    return ((x, {name: column[row] for name, column in conditions.items()}) for row, x in enumerate(x0))
 
 
 def _clean(pipeline: Pipeline, value: Any) -> np.ndarray:
@@ -89,10 +107,27 @@ def levels(pipeline: Pipeline, timesteps: np.ndarray) -> SolverTable:
     return SolverTable(timesteps, alpha_bars, np.zeros((len(timesteps), 8)))
 
 
+def contexts_of(pipeline: Pipeline, pairs: Pairs, rows: np.ndarray) -> list[np.ndarray]:
+    """[M][B, tokens, width]: what the experts are told of the conditions of the pairs `rows`; numbers are told as they are."""
+    inputs = [np.concatenate([pairs.inputs[row][m] for row in rows]) for m in range(len(pairs.modalities))]
+    with pipeline._turns.take():
+        call = pipeline._runner.call
+        return [call(f"condition.{n}", inputs=v)["context"] for n, v in zip(pairs.names, inputs, strict=True)]
+
+
 def ask(
-    pipeline: Pipeline, pairs: Pairs, rows: np.ndarray, table: SolverTable, noise: Noise, see: Callable[[Answer], None]
+    pipeline: Pipeline,
+    pairs: Pairs,
+    rows: np.ndarray,
+    table: SolverTable,
+    noise: Noise,
+    see: Callable[[Answer], None],
+    contexts: list[np.ndarray] | None = None,
 ) -> None:
-    """Shows what the experts predict of the pairs `rows`, at each level of the table, with its own noise [B, C, *latent]."""
+    """Shows what the experts predict of the pairs `rows`, at each level of the table, with its own noise [B, C, *latent].
+
+    Their `contexts` are found if none are given.
+    """
     known = KnownRegion(pairs.x0[rows], np.ones(pairs.x0.shape[2:], np.float32), noise)
     signed = 1 if pipeline.manifest.schedule.prediction == "v" else 0
 
@@ -109,10 +144,7 @@ def ask(
     plain = Settings(sharpness=0.0, influence=dict.fromkeys(pairs.names, 1.0))  # type: ignore[arg-type]
     with pipeline._turns.take(), named_as("pipeline,"):
         adjust = adjustment_of(pipeline.manifest, pairs.modalities, table, plain)
-        runner = pipeline._runner
-        contexts = [
-            np.concatenate([runner.call(f"condition.{name}", inputs=pairs.inputs[row][m])["context"] for row in rows])
-            for m, name in enumerate(pairs.names)
-        ]
+        told = contexts or contexts_of(pipeline, pairs, rows)
         start = np.zeros_like(known.x0)
-        runner.sample(Run(pairs.modalities, pairs.inputs[0], start, noise, table, adjust, known, contexts), shown)
+        run = Run(pairs.modalities, pairs.inputs[0], start, noise, table, adjust, known, told)
+        pipeline._runner.sample(run, shown)

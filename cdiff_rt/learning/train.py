@@ -13,9 +13,9 @@ from typing import Any
 
 from cdiff_rt.errors import BadArtefact, BadRequest, check_range, real, whole
 from cdiff_rt.extras import needed
-from cdiff_rt.learning.calibrate import LEAST_PAIRS, calibrate, read_channels, tell
+from cdiff_rt.learning.calibrate import IN_TABLE, LEAST_PAIRS, calibrated, read_channels, tell
 from cdiff_rt.learning.learned import ABOUT, About, Learned, Plan
-from cdiff_rt.learning.pairs import Pair, Pairs, read_pairs
+from cdiff_rt.learning.pairs import Given, Pairs, read_pairs
 from cdiff_rt.notes import collected, hushed
 from cdiff_rt.outputs import files
 from cdiff_rt.pipeline import Pipeline
@@ -23,14 +23,14 @@ from cdiff_rt.schema import parse
 from cdiff_rt.settings import check_seed
 
 CLAIM, STATE = "training.json", "state.safetensors"  # of the folder
+NORMALISED, MOST_WIDTH = 32, 512  # channels that are normalised together, and in all
 MOST_MINUTES, MOST_ITERATIONS, LEAST_ITERATIONS = 1e5, 10**8, 20
-KINDS = ("numbers", "nothing")  # of conditions that networks can be told
 COLLABORATIVE = "collaborative"  # a row of the table
 
 
 def train(
     pipeline: Pipeline,
-    pairs: Sequence[Pair],
+    pairs: Given,
     out: str | Path,
     *,
     minutes: float = 10.0,
@@ -39,12 +39,15 @@ def train(
     seed: int = 0,
     rate: float = 1e-3,
     channels: Sequence[float] | None = None,
+    width: int = 32,
     progress: Callable[[], object] | None = None,
 ) -> Learned:
-    """Dynamic diffusers for the experts of a pipeline of `compose`, in the folder `out`: `compose(learned.over(experts))`.
+    """Dynamic diffusers for the experts of a pipeline, in the folder `out`: `compose(learned.over(experts), ...)`.
 
+    They are told what the experts are told of their conditions: of a bundle's, what its encoders give.
     `pairs` and `channels` are as those of `calibrate`. It takes about so many `minutes`, or `iterations` of 32 examples;
-    after each, `progress` is called. With `resume`, a run into `out` that was ended goes on. Raises BadRequest, BadInput,
+    after each, `progress` is called, and every 10 seconds the log says how far it is. Networks have `width` channels, a
+    multiple of 32. The table is of 500 pairs at most. With `resume`, a run into `out` that was ended goes on. Raises BadRequest, BadInput,
     BadEnvironment.
     """
     folder = Path(out)
@@ -55,11 +58,15 @@ def train(
         check_range("iterations", whole("iterations", iterations), 1, MOST_ITERATIONS)
     check_range("rate", real("rate", rate), 1e-6, 1.0)
     check_seed(whole("seed", seed))
+    check_range("width", whole("width", width), NORMALISED, MOST_WIDTH)
+    if width % NORMALISED:
+        raise BadRequest("width", str(width), f"give a multiple of {NORMALISED}")
     with collected():
         read = read_pairs(pipeline, pairs, LEAST_PAIRS)
-    _check_experts(pipeline, read)
+    _check_experts(read)
     visible = read_channels(channels, read.x0.shape[1])
-    plan = Plan(iterations, float(minutes), seed, float(rate), None if channels is None else tuple(visible.tolist()))
+    shown = None if channels is None else tuple(visible.tolist())
+    plan = Plan(iterations, float(minutes), seed, float(rate), shown, width)
     with needed("train", "train"):
         from cdiff_rt.learning.descent import Descent
     with files.disk_errors(f"writing {folder}"), files.own_folder(folder.parent, folder.name):
@@ -68,9 +75,9 @@ def train(
         descent = begin()
         descent.run(count, progress)
         with hushed():
-            table = calibrate(pipeline, pairs, channels=channels, seed=seed).table
+            table = calibrated(pipeline, read.first(IN_TABLE), visible, seed=seed).table
         table |= {COLLABORATIVE: descent.held_out()}
-        conditions = {name: list(descent.shape_of(m)) for m, name in enumerate(read.names)}
+        conditions = {name: list(shape) for name, shape in zip(read.names, descent.shapes, strict=True)}
         about = About(conditions, list(read.x0.shape[1:]), count, table)
         with files.all_or_nothing(folder / ABOUT) as new:
             descent.export(new)
@@ -79,12 +86,9 @@ def train(
     return Learned(folder)
 
 
-def _check_experts(pipeline: Pipeline, pairs: Pairs) -> None:
+def _check_experts(pairs: Pairs) -> None:
     if len(pairs.modalities) < 2:
         raise BadRequest("pairs", f"{pairs.names[0]} is the only expert that takes part", "give conditions of more")
-    if strange := [m for m in pairs.modalities if m.kind not in KINDS]:
-        seen = f"{strange[0].name} is of the kind {strange[0].kind}"
-        raise BadRequest("pipeline", seen, "give one of cdiff_rt.compose, whose conditions are numbers")
     axes = pairs.x0.ndim - 2
     if not 1 <= axes <= 3:
         raise BadRequest(

@@ -55,6 +55,10 @@ class Generated:
             raise BadRequest("image", "this model's latents are the data", "take latents, or save to .npz")
         return png_bytes(self.images[i], self._texts_of(i, embed))
 
+    def content(self, i: int) -> bytes:
+        """The file of image number `i` of the batch: a PNG, or where latents are the data a .npz."""
+        return self.png_bytes(i) if self.images.size else npz_bytes(self.latents[i], self._texts_of(i, False))
+
     def save(
         self,
         out: str | Path,

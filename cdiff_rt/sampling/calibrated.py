@@ -14,13 +14,14 @@ from pathlib import Path
 import numpy as np
 
 from cdiff_rt.errors import BadArtefact, BadRequest, without_file
-from cdiff_rt.sampling.schedule import half_log_snr
+from cdiff_rt.sampling.schedule import Schedule, half_log_snr
 from cdiff_rt.schema import from_json, parse
 
 MOST_CELLS, LARGEST_FILE = 64, 2**26  # places in all; bytes
 AGREE, LEAST = 1e-9, 1e-30  # of the variance of experts that agree: a share of the error, and in all
 REMEDY = "make it anew with calibrate"
 CLEANEST = 1e-9  # of 1 - alpha_bar, and of alpha_bar
+BEYOND = 0.5  # of half the log-SNR, by which a schedule may end noisier than the noisiest level
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,15 @@ class Calibration:
             weights = self.weights(self.names)
         if not np.isfinite(weights).all():
             raise ValueError("no finite weights follow from its numbers")
+
+    def check_fits(self, names: Sequence[str], schedule: Schedule, latent: tuple[int, ...]) -> None:
+        """Raises BadRequest for other experts, other latents, or a schedule with noise that no level comes near."""
+        asked = float(schedule.alpha_bars()[-1])
+        self.scales(names, np.array([asked]), latent)
+        noisiest, end = half_log_snr(np.clip([self.alpha_bars[0], asked], CLEANEST, 1 - CLEANEST))
+        if noisiest - end > BEYOND:
+            seen = f"{self} knows noise down to alpha_bar {self.alpha_bars[0]:.3g}, the schedule goes to {asked:.3g}"
+            raise BadRequest("influence", seen, "calibrate this pipeline")
 
     def weights(self, names: Sequence[str]) -> np.ndarray:
         """[K, cells ** axes, len(names)] of sum 1, of those experts alone. Raises BadRequest for one it lacks."""

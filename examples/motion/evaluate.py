@@ -1,80 +1,98 @@
-"""How many paths meet what was asked: each branch alone, their plain mean, and the two together.
+"""How many motions meet what was asked: each expert alone, their plain mean, calibrated, and collaborative.
 
-python -m examples.motion.evaluate --bundle motion/bundle
+python -m examples.motion.evaluate --model motion
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import click
 import numpy as np
 
 from cdiff_rt.pipeline import Pipeline
-from cdiff_rt.sampling.loop import Callback
+from cdiff_rt.sampling.loop import StepState
+from examples.motion.experts import ACTION, WAYPOINTS
 from examples.motion.judge import Verdict, held_out, judge
-from examples.motion.paths import NAMES, Requests, as_numbers, as_paths
+from examples.motion.motions import Motions, Requests, as_motions
+from examples.motion.train import BUNDLE, CALIBRATED
 
-SEED = 0  # path i of this seed belongs to request i
-PLAIN_MEAN = {"influence": "as-trained", "sharpness": 0.0}
-ENDPOINTS, STYLE, MEAN, BOTH = "endpoints only", "style only", "plain mean", "collaborative"
-WAYS: dict[str, tuple[set[str], dict]] = {  # the conditions that are given, and the settings
-    ENDPOINTS: ({"endpoints"}, {}),
-    STYLE: ({"style"}, {}),
-    MEAN: ({"endpoints", "style"}, PLAIN_MEAN),
-    BOTH: ({"endpoints", "style"}, {}),
+TRUE = "true motions"
+SEED = 0  # motion i of this seed belongs to request i
+SURE = 1.96  # deviations, of an interval that holds in 95 of 100
+STYLE_ONLY, POINTS_ONLY, MEAN, WEIGHED, BOTH = (
+    "action only",
+    "way-points only",
+    "plain mean",
+    "calibrated",
+    "collaborative",
+)
+WAYS: dict[str, tuple[tuple[str, ...], dict]] = {  # the conditions that are given, and the settings
+    STYLE_ONLY: ((ACTION,), {}),
+    POINTS_ONLY: ((WAYPOINTS,), {}),
+    MEAN: ((ACTION, WAYPOINTS), {"influence": "as-trained", "sharpness": 0.0}),
+    WEIGHED: ((ACTION, WAYPOINTS), {}),  # its weights are a file
+    BOTH: ((ACTION, WAYPOINTS), {}),
 }
+
+Callback = Callable[[StepState], object]
 
 
 def sample(
-    pipeline: Pipeline,
-    requests: Requests,
-    i: int,
-    way: str,
-    *,
-    first: int = 0,
-    batch: int = 1,
-    callback: Callback | None = None,
+    folder: Path, pipeline: Pipeline, requests: Requests, i: int, way: str, *, callback: Callback | None = None
 ) -> np.ndarray:
-    """[batch, POINTS] complex: paths for request i, run in one of WAYS."""
+    """[1, CHANNELS, FRAMES]: a motion for request i, made in one of WAYS by what training left in `folder`."""
     names, settings = WAYS[way]
-    result = pipeline.generate(
-        seed=SEED,
-        first=first,
-        batch=batch,
-        **settings,
-        callback_on_step_end=callback,
-        endpoints=as_numbers(requests.ends)[i] if "endpoints" in names else None,
-        style=NAMES[requests.styles[i]] if "style" in names else None,
-    )
-    return as_paths(result.latents)
+    both = {ACTION: requests.words()[i], WAYPOINTS: requests.points[i]}
+    if way == WEIGHED:
+        settings = {"influence": str(folder / CALIBRATED)}
+    given = {name: both[name] for name in names}
+    return pipeline.generate(
+        tier="fast", seed=SEED, first=i, callback_on_step_end=callback, **settings, **given
+    ).latents
 
 
-def verdicts(pipeline: Pipeline, count: int) -> dict[str, Verdict]:
-    """For each of WAYS and for true paths."""
-    requests, truth = held_out(count)
-    found = {}
-    for way in WAYS:
-        paths = np.concatenate([sample(pipeline, requests, i, way, first=i) for i in range(count)])
-        found[way] = judge(paths, requests)
-    return found | {"true paths": judge(truth, requests)}
+def motions(folder: Path, pipeline: Pipeline, requests: Requests, way: str) -> Motions:
+    return as_motions(np.concatenate([sample(folder, pipeline, requests, i, way) for i in range(len(requests))]))
+
+
+def wilson(met: np.ndarray) -> tuple[float, float]:
+    """The 95 % interval of a share, from N yes or no."""
+    n, share = len(met), met.mean()
+    middle, half = share + SURE**2 / (2 * n), SURE * np.sqrt(share * (1 - share) / n + SURE**2 / (4 * n**2))
+    low, high = ((middle + sign * half) / (1 + SURE**2 / n) for sign in (-1, 1))
+    return float(low), float(high)
 
 
 def table(found: dict[str, Verdict]) -> str:
-    """Counts, as markdown."""
+    """Shares in per cent with their intervals, as markdown."""
     columns = next(iter(found.values())).met
-    lines = ["| paths | " + " | ".join(f"{name} met" for name in columns) + " |", "|---" * (len(columns) + 1) + "|"]
-    for name, verdict in found.items():
-        cells = (f"{met.sum()} of {len(met)}" for met in verdict.met.values())
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    heads = ["motions", *(f"{name} met" for name in columns), "foot slide"]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    return "\n".join([*lines, *(_row(name, verdict) for name, verdict in found.items())])
+
+
+def _row(name: str, verdict: Verdict) -> str:
+    cells = [name, *(_share(met) for met in verdict.met.values()), f"{np.nanmean(verdict.slide):.2f} m/s"]
+    return "| " + " | ".join(cells) + " |"
+
+
+def _share(met: np.ndarray) -> str:
+    low, high = wilson(met)
+    return f"{100 * met.mean():.0f} % [{100 * low:.0f}, {100 * high:.0f}]"
 
 
 @click.command()
-@click.option("--bundle", type=click.Path(path_type=Path, exists=True, file_okay=False), required=True)
+@click.option("--model", type=click.Path(path_type=Path, exists=True, file_okay=False), required=True)
 @click.option("--count", type=click.IntRange(min=1), default=250, show_default=True, help="How many requests.")
-@click.option("--backend", default="onnxruntime", show_default=True)
-def main(bundle: Path, count: int, backend: str) -> None:
-    """Print how many of COUNT held-out requests are met."""
-    print(table(verdicts(Pipeline.from_pretrained(bundle, backend=backend), count)))
+def main(model: Path, count: int) -> None:
+    """Print how many of COUNT held-out requests are met by what training left in MODEL."""
+    requests, truth = held_out(count)
+    pipeline = Pipeline.from_pretrained(model / BUNDLE)
+    found = {}
+    for way in WAYS:
+        found[way] = judge(motions(model, pipeline, requests, way), requests)
+        print(_row(way, found[way]), flush=True)
+    print(f"\n{table(found | {TRUE: judge(truth, requests)})}")
 
 
 if __name__ == "__main__":

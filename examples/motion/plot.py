@@ -1,8 +1,9 @@
 """The picture of this example: a request in each column, a way of running the model in each row.
 
-python -m examples.motion.plot --bundle motion/bundle --out examples/motion/motion.png
+python -m examples.motion.plot --model motion --out examples/motion/motion.png
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -11,23 +12,28 @@ from PIL import Image, ImageDraw, ImageFont
 
 from cdiff_rt.pipeline import Pipeline
 from cdiff_rt.sampling.loop import StepState
-from examples.motion.evaluate import BOTH, ENDPOINTS, STYLE, sample
-from examples.motion.judge import held_out, judge
-from examples.motion.paths import NAMES, Requests
+from examples.motion.evaluate import BOTH, POINTS_ONLY, STYLE_ONLY, sample
+from examples.motion.gait import BONES, NAMES
+from examples.motion.judge import WAYPOINTS_KEPT, judge, waypoint_distances
+from examples.motion.motions import FRAMES, RATE, Motions, Requests, as_motions, draw
+from examples.motion.train import BUNDLE
 
-ROWS = (ENDPOINTS, STYLE, BOTH)
-SAMPLES = 4  # paths in a cell
-REQUESTS = range(250, 250 + len(NAMES))  # behind those of the table, one of each style; not chosen
+ROWS = {STYLE_ONLY: ("action word", "only"), POINTS_ONLY: ("way-points", "only"), BOTH: ("both,", "collaborative")}
+SEED, SHOWN = 2, (1, 2, 4)  # requests of no table: march, sneak, hop
+EVERY = 9  # frames between two skeletons
 
-CELL, SAYS, GAP, LEFT, TOP, BOTTOM, HEAT = 190, 18, 10, 120, 88, 60, 96  # pixels
+WIDTH, HEIGHT, GAP, LEFT, TOP, BOTTOM, HEAT = 400, 190, 12, 112, 74, 60, 54  # pixels
 FINE = 3  # drawn so much larger, then reduced: Pillow draws lines with steps
-REACH = 2.1  # a cell shows -REACH to REACH
+SCALE, TILT, GROUND = (
+    76.0,
+    0.36,
+    44,
+)  # pixels of a metre, of a metre away from the eye; of the ground's middle from below
 COLOURS = 96  # of the file's palette
 
 INK, FAINT, PAPER = (38, 38, 38), (225, 225, 225), (255, 255, 255)
-ORANGE, BLUE = (222, 110, 10), (20, 120, 215)  # the endpoints' influence, and the style's
+ORANGE, BLUE = (222, 110, 10), (20, 120, 215)  # the way-points' influence, and the word's
 GREEN, RED = (20, 130, 60), (190, 40, 40)  # met, missed
-SHADES = ((70, 70, 70), (115, 85, 160), (0, 130, 130), (170, 95, 60))  # of a cell's paths
 
 Point = tuple[float, float]
 Colour = tuple[int, int, int]
@@ -46,9 +52,10 @@ class Sheet:
     def line(self, points: list[Point], colour: Colour, width: float) -> None:
         self._draw.line([self._fine(point) for point in points], colour, round(width * FINE), "curve")
 
-    def ring(self, at: Point, radius: float, colour: Colour, *, filled: bool) -> None:
-        inside = colour if filled else PAPER
-        self._draw.circle(self._fine(at), radius * FINE, inside, colour, round(1.6 * FINE))
+    def ring(self, at: Point, radius: float, colour: Colour, *, filled: bool, flat: float = 1.0) -> None:
+        x, y = self._fine(at)
+        corners = (x - radius * FINE, y - flat * radius * FINE, x + radius * FINE, y + flat * radius * FINE)
+        self._draw.ellipse(corners, colour if filled else None, colour, round(1.6 * FINE))
 
     def frame(self, left: float, top: float, width: float, height: float) -> None:
         corners = (*self._fine((left, top)), *self._fine((left + width, top + height)))
@@ -67,92 +74,99 @@ class Sheet:
         return at[0] * FINE, at[1] * FINE
 
 
-def draw_cell(sheet: Sheet, left: float, top: float, paths: np.ndarray, requests: Requests, i: int) -> None:
-    """The paths [SAMPLES, POINTS] for request i, what was asked, and what the judge says."""
+def draw_cell(sheet: Sheet, left: float, top: float, motions: Motions, asked: Requests) -> None:
+    """One motion among its way-points, and what the judge says. The way from first to last goes to the right."""
+    points = asked.points[0, :, :2] @ (1, 1j)
+    middle = (points[0] + points[-1]) / 2
+    turn = np.exp(-1j * np.angle(points[-1] - points[0]))
 
-    def place(z: complex) -> Point:
-        scale = CELL / (2 * REACH)
-        return left + CELL / 2 + z.real * scale, top + CELL / 2 - z.imag * scale
+    def place(z: complex, up: float = 0.0) -> Point:
+        across = (z - middle) * turn
+        return left + WIDTH / 2 + SCALE * across.real, top + HEIGHT - GROUND - SCALE * (TILT * across.imag + up)
 
-    asked = Requests(requests.ends[[i] * SAMPLES], requests.styles[[i] * SAMPLES])
-    verdict = judge(paths, asked)
-    sheet.frame(left, top, CELL, CELL)
-    for path, colour in zip(paths, SHADES, strict=True):
-        sheet.line([place(z) for z in path], colour, 1.4)
-        sheet.ring(place(path[0]), 2, colour, filled=True)
-    start, goal = requests.ends[i]
-    sheet.ring(place(start), 6, INK, filled=False)
-    sheet.ring(place(goal), 6, INK, filled=False)
-    sheet.ring(place(goal), 2.6, INK, filled=True)
-    for name, met, x, anchor in (
-        ("endpoints", verdict.endpoints_met, left, "lm"),
-        ("style", verdict.style_met, left + CELL, "rm"),
-    ):
-        sheet.text((x, top + CELL + SAYS / 2), f"{name} {met.sum()}/{SAMPLES}", 11, GREEN if met.all() else RED, anchor)
+    verdict, met = judge(motions, asked), waypoint_distances(motions, asked)[0] <= WAYPOINTS_KEPT
+    sheet.frame(left, top, WIDTH, HEIGHT)
+    sheet.line([place(z) for z in motions.root[0]], (170, 170, 170), 1.2)
+    for point, kept in zip(points, met, strict=True):
+        sheet.ring(place(point), SCALE * 0.13, GREEN if kept else RED, filled=bool(kept), flat=TILT)
+    places = motions.places()[0]
+    for frame in range(0, FRAMES, EVERY):
+        draw_skeleton(sheet, places[frame], place, frame / (FRAMES - 1))
+    for said, kept, x, anchor in (
+        (f"way-points {met.sum()}/4", met.all(), left + 6, "lm"),
+        (NAMES[verdict.style[0]] if verdict.style_met[0] else f"no {NAMES[asked.styles[0]]}", verdict.style_met[0],
+         left + WIDTH - 6, "rm"),
+    ):  # fmt: skip
+        sheet.text((x, top + 10), said, 11, GREEN if kept else RED, anchor)
 
 
-def draw_influence(sheet: Sheet, left: float, top: float, influence: np.ndarray) -> None:
-    """The endpoints' influence [steps, POINTS]: first step at the top, start at the left."""
-    share = influence[..., None]
+def draw_skeleton(sheet: Sheet, joints: np.ndarray, place: Callable[..., Point], share: float) -> None:
+    """Early ones are lighter."""
+    at = [place(x + 1j * y, up) for x, y, up in joints]
+    shade = (round(175 - 150 * share),) * 3
+    for first, second in BONES:
+        sheet.line([at[first], at[second]], shade, 1.5)
+    sheet.ring(at[2], 3.4, shade, filled=True)
+
+
+def draw_influence(sheet: Sheet, left: float, top: float, steps: list[StepState]) -> None:
+    """The way-points' influence [steps, FRAMES]: first step at the top, first frame at the left."""
+    share = np.stack([state.influence[1][0, 0] for state in steps])[..., None]
     colours = share * np.array(ORANGE) + (1 - share) * np.array(BLUE)
-    sheet.paste(Image.fromarray(np.rint(colours).astype(np.uint8)), left, top, CELL, HEAT)
+    sheet.paste(Image.fromarray(np.rint(colours).astype(np.uint8)), left, top, WIDTH, HEAT)
 
 
-def mean_influence(steps: list[StepState]) -> np.ndarray:
-    """[steps, POINTS]: the first modality's, mean over the batch."""
-    return np.stack([state.influence[0].mean(axis=0)[0] for state in steps])
-
-
-def draw(pipeline: Pipeline, requests: Requests) -> Sheet:
-    pitch, height = CELL + GAP, CELL + SAYS + GAP
-    heat_top = TOP + len(ROWS) * height
-    sheet = Sheet(LEFT + len(REQUESTS) * pitch, heat_top + HEAT + BOTTOM)
-    sheet.text((12, 22), "Two uni-modal diffusion models of motion, composed", 20)
-    sheet.text((12, 46), f"Each cell: {SAMPLES} paths for one request, seed 0.", 12)
-    for row, way in enumerate(ROWS):
-        for line, word in enumerate(way.split()):
-            sheet.text((12, TOP + row * height + CELL / 2 + 18 * line), word, 15)
-    for line, word in enumerate(("influence", "of each branch", "first step", "at the top")):
-        sheet.text((12, heat_top + 20 + 18 * line), word, 15 if not line else 12)
-    for column, i in enumerate(REQUESTS):
-        left, steps = LEFT + column * pitch, list[StepState]()
-        sheet.text((left + CELL / 2, TOP - 12), NAMES[requests.styles[i]], 15, INK, "mm")
+def picture(folder: Path) -> Sheet:
+    pipeline = Pipeline.from_pretrained(folder / BUNDLE)
+    requests, _ = draw(max(SHOWN) + 1, np.random.default_rng(SEED))
+    heat_top = TOP + len(ROWS) * (HEIGHT + GAP)
+    sheet = Sheet(LEFT + len(SHOWN) * (WIDTH + GAP), heat_top + HEAT + BOTTOM)
+    sheet.text((12, 20), "A diffusion model that knows words, and one that knows way-points, make one motion", 18)
+    for row, words in enumerate(ROWS.values()):
+        for line, word in enumerate(words):
+            sheet.text((12, TOP + row * (HEIGHT + GAP) + HEIGHT / 2 + 18 * line), word, 14)
+    for line, word in enumerate(("influence", "first step at the top")):
+        sheet.text((12, heat_top + 18 + 18 * line), word, 10 if line else 14)
+    for column, i in enumerate(SHOWN):
+        left, steps = LEFT + column * (WIDTH + GAP), list[StepState]()
+        asked = Requests(requests.styles[[i]], requests.points[[i]])
+        sheet.text(
+            (left + WIDTH / 2, TOP - 14), f'"{NAMES[asked.styles[0]]}", by four points on the ground', 14, INK, "mm"
+        )
         for row, way in enumerate(ROWS):
-            callback = steps.append if way == BOTH else None
-            paths = sample(pipeline, requests, i, way, first=i * SAMPLES, batch=SAMPLES, callback=callback)
-            draw_cell(sheet, left, TOP + row * height, paths, requests, i)
-        draw_influence(sheet, left, heat_top, mean_influence(steps))
-    draw_legend(sheet, heat_top + HEAT + 14)
+            latents = sample(folder, pipeline, requests, i, way, callback=steps.append if way == BOTH else None)
+            draw_cell(sheet, left, TOP + row * (HEIGHT + GAP), as_motions(latents), asked)
+        draw_influence(sheet, left, heat_top, steps)
+        for number, t in enumerate(asked.points[0, :, 2]):
+            at = left + WIDTH * t * RATE / (FRAMES - 1)
+            sheet.line([(at, heat_top + HEAT), (at, heat_top + HEAT + 5)], INK, 1.4)
+            sheet.text((at, heat_top + HEAT + 12), f"{number + 1}", 11, INK, "mm")
+    draw_legend(sheet, LEFT, heat_top + HEAT + 40)
     return sheet
 
 
-def draw_legend(sheet: Sheet, top: float) -> None:
-    """Start and goal below every influence; one line that explains all signs."""
-    for column in range(len(REQUESTS)):
-        left = LEFT + column * (CELL + GAP)
-        sheet.text((left, top - 4), "start", 11)
-        sheet.text((left + CELL, top - 4), "goal", 11, INK, "rm")
-    x, y = LEFT + 8, top + 24
-    sheet.ring((x, y), 6, INK, filled=False)
-    sheet.text((x + 12, y), "start asked for", 12)
-    sheet.ring((x + 130, y), 6, INK, filled=False)
-    sheet.ring((x + 130, y), 2.6, INK, filled=True)
-    sheet.text((x + 142, y), "goal asked for", 12)
+def draw_legend(sheet: Sheet, x: float, y: float) -> None:
+    for offset, colour, filled, words in (
+        (10, GREEN, True, "way-point passed in time"),
+        (200, RED, False, "way-point missed"),
+    ):
+        sheet.ring((x + offset, y), 9, colour, filled=filled, flat=TILT)
+        sheet.text((x + offset + 14, y), words, 12)
     for offset, colour, words in (
-        (260, ORANGE, "the endpoints' branch decides"),
-        (480, BLUE, "the style's branch decides"),
+        (350, ORANGE, "the way-points' model decides"),
+        (600, BLUE, "the word's model decides"),
     ):
         sheet.line([(x + offset, y), (x + offset + 20, y)], colour, 9)
         sheet.text((x + offset + 28, y), words, 12)
+    sheet.text((x + 830, y), "1 to 4: frames of the way-points; 4 seconds from left to right", 12)
 
 
 @click.command()
-@click.option("--bundle", type=click.Path(path_type=Path, exists=True, file_okay=False), required=True)
+@click.option("--model", type=click.Path(path_type=Path, exists=True, file_okay=False), required=True)
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), required=True)
-def main(bundle: Path, out: Path) -> None:
+def main(model: Path, out: Path) -> None:
     """Draw requests that are not in the table, the same for every way of running the model."""
-    requests, _ = held_out(REQUESTS.stop)
-    draw(Pipeline.from_pretrained(bundle), requests).save(out)
+    picture(model).save(out)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Train both branches, each with its own condition only, then the dynamic diffusers, and export all as one bundle.
+"""Train both experts, each with its own condition only, then their influence on pairs of both.
 
 python -m examples.motion.train --out motion
 """
@@ -11,136 +11,139 @@ import click
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from cdiff_rt.export.bundle import export_checkpoint
-from cdiff_rt.export.checkpoint import in_memory, write_checkpoint
-from cdiff_rt.nets.collaborative import CollaborativeModel, Expert, ModelConfig
-from examples.motion.models import SCHEDULE, describe, encoder_inputs, model_config
-from examples.motion.paths import Requests, as_latents, draw_paths, draw_requests, draw_wanderings
+from cdiff_rt import Learned, calibrate, compose, export_composition, train
+from cdiff_rt.learning.descent import adamw, share_of_rate
+from cdiff_rt.nets.unet import UNet
+from examples.motion.experts import ACTION, MODULES, SCHEDULE, WAYPOINTS, WIDTH, experts, save
+from examples.motion.motions import WALKED, as_latents, draw
 
-SEED = 10  # and the two after it, for the stages' paths; the judge's is another
-PATHS, BATCH, RATE, AVERAGE = 50_000, 64, 2e-3, 0.998
-STEPS = {"endpoints": 1500, "style": 1500, "diffusers": 600}
+SEED = 10  # and the two after it, for the data of the stages; the judge's is another
+MOTIONS, PAIRS, BATCH, RATE, AVERAGE = 12_000, 1000, 64, 2e-3, 0.998
+ROOT_COUNTS = {ACTION: 2.0, WAYPOINTS: 8.0}  # how much an error of the root's x and y counts; of another channel 1
+CHANNELS = [12.0, 12.0] + [1.0] * 45  # the same, of the two together
+SHARES = {ACTION: 0.3, WAYPOINTS: 0.3, "influence": 0.4}  # of the minutes
+LEAST_NOISE = 0.01
+WARM, TIMED = 3, 10  # steps; how long the second take tells how many there will be
+CALIBRATED, LEARNED, BUNDLE = "calibrated.json", "learned", "bundle"  # in the folder, beside a file for each expert
 ALPHA_BARS = torch.from_numpy(SCHEDULE.alpha_bars())
 
-Batch = tuple[Tensor, dict[str, Tensor]]  # latents, and what the encoder of each modality takes
-Draw = Callable[[Requests, np.random.Generator], np.ndarray]
-Loss = Callable[[Batch, torch.Generator], Tensor]
+Told = Callable[[str], None]
 
 
-def examples(draw: Draw, count: int, seed: int) -> Batch:
-    rng = np.random.default_rng(seed)
-    requests = draw_requests(count, rng)
-    latents = torch.from_numpy(as_latents(draw(requests, rng)))
-    return latents, {name: torch.from_numpy(inputs) for name, inputs in encoder_inputs(requests).items()}
+def examples(name: str, count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """What an expert learns from: latents, and its condition. The other's is not known here."""
+    requests, motions = draw(count, np.random.default_rng(seed), corridor=name == ACTION)
+    condition = requests.words() if name == ACTION else requests.points
+    return torch.from_numpy(as_latents(motions)), torch.from_numpy(condition)
 
 
-def diffuse(x_0: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """[B, 2, POINTS] -> x_t at random timesteps, t [B], and v = sqrt(a) eps - sqrt(1 - a) x_0."""
+def pairs(count: int, seed: int) -> list[tuple[np.ndarray, dict[str, np.ndarray]]]:
+    """Motions that meet both conditions."""
+    requests, motions = draw(count, np.random.default_rng(seed))
+    rows = zip(as_latents(motions), requests.words(), requests.points, strict=True)
+    return [(latents, {ACTION: word, WAYPOINTS: points}) for latents, word, points in rows]
+
+
+def loss_of(module: nn.Module, x_0: Tensor, condition: Tensor, counts: Tensor, generator: torch.Generator) -> Tensor:
+    """An ordinary diffusion model's: the squared error of x_0, relative to the noise as that of v is."""
     t = torch.randint(SCHEDULE.train_steps, (len(x_0),), generator=generator)
     eps = torch.randn(x_0.shape, generator=generator)
-    signal = ALPHA_BARS[t].sqrt().float()[:, None, None]
-    spread = (1 - ALPHA_BARS[t]).sqrt().float()[:, None, None]
-    return signal * x_0 + spread * eps, t, signal * eps - spread * x_0
+    bars = ALPHA_BARS[t].float()[:, None, None]
+    out = module(bars.sqrt() * x_0 + (1 - bars).sqrt() * eps, t.float(), condition)
+    return (counts * (out - x_0) ** 2 / (1 - bars).clamp(min=LEAST_NOISE)).mean()
 
 
-def branch_loss(expert: Expert, modality: str) -> Loss:
-    """An ordinary diffusion model's. It knows nothing of the other condition."""
-
-    def loss(batch: Batch, generator: torch.Generator) -> Tensor:
-        x_0, inputs = batch
-        x_t, t, v = diffuse(x_0, generator)
-        return F.mse_loss(expert.unet(x_t, t, expert.encoder(inputs[modality])), v)
-
-    return loss
-
-
-def diffusers_loss(experts: dict[str, Expert]) -> Loss:
-    """Of the branches' sum under the softmax of the dynamic diffusers (Collaborative Diffusion, eq. 5-7)."""
-
-    def loss(batch: Batch, generator: torch.Generator) -> Tensor:
-        x_0, inputs = batch
-        x_t, t, v = diffuse(x_0, generator)
-        outs, logits = [], []
-        for modality, expert in experts.items():
-            with torch.no_grad():
-                tokens = expert.encoder(inputs[modality])
-                outs.append(expert.unet(x_t, t, tokens))
-            logits.append(expert.diffuser(x_t, t, tokens))
-        influence = torch.softmax(torch.stack(logits), dim=0)  # [M, B, 1, POINTS]
-        return F.mse_loss((influence * torch.stack(outs)).sum(0), v)
-
-    return loss
-
-
-def fit(name: str, trained: list[nn.Module], loss: Loss, data: Batch, steps: int) -> None:
-    """Trains the modules and leaves their averaged weights in them."""
-    parameters = [p for module in trained for p in module.parameters()]
-    optimizer = torch.optim.AdamW(parameters, RATE, betas=(0.9, 0.99), weight_decay=0.01)
-    rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, steps, pct_start=min(0.5, 100 / steps))
-    average = [p.detach().clone() for p in parameters]
-    generator = torch.Generator().manual_seed(SEED)
-    begun, recent = time.monotonic(), []
-    latents, inputs = data
-    for step in range(1, steps + 1):
-        places = torch.randint(len(latents), (BATCH,), generator=generator)
-        value = loss((latents[places], {name: values[places] for name, values in inputs.items()}), generator)
+def fit(
+    module: nn.Module, name: str, data: tuple[Tensor, Tensor], seed: int, *, minutes: float, steps: int = 0
+) -> None:
+    """So many steps, or as many as the minutes have room for; leaves averaged weights."""
+    parameters = list(module.parameters())
+    optimizer, average = adamw(parameters, RATE), [p.detach().clone() for p in parameters]
+    generator = torch.Generator().manual_seed(seed)
+    counts = torch.ones(data[0].shape[1], 1)
+    counts[WALKED] = ROOT_COUNTS[name]
+    begun, losses, step, total = time.monotonic(), list[float](), 0, steps or WARM + TIMED
+    while step < total:
+        rows = torch.randint(len(data[0]), (BATCH,), generator=generator)
+        loss = loss_of(module, data[0][rows], data[1][rows], counts, generator)
+        for group in optimizer.param_groups:
+            group["lr"] = RATE * share_of_rate(step, max(total, 1000))
         optimizer.zero_grad(set_to_none=True)
-        value.backward()
+        loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
-        rate.step()
-        decay = min(AVERAGE, (1 + step) / (10 + step))
-        torch._foreach_lerp_(average, [p.detach() for p in parameters], 1 - decay)
-        recent.append(value.item())
-        if step % 100 == 0 or step == steps:
-            minutes = (time.monotonic() - begun) / 60
-            print(f"{name}: step {step}, loss {np.mean(recent):.4f}, {minutes:.2f} minutes", flush=True)
-            recent = []
+        torch._foreach_lerp_(average, [p.detach() for p in parameters], 1 - min(AVERAGE, (1 + step) / (10 + step)))
+        losses, step = [*losses, loss.item()], step + 1
+        if not steps and step == WARM:
+            begun = time.monotonic()
+        if not steps and step == WARM + TIMED:
+            total = max(total, round(60 * minutes * TIMED / (time.monotonic() - begun)))
+        if step % 200 == 0 or step == total:
+            print(f"{name}: step {step} of {total}, loss {np.mean(losses):.4f}", flush=True)
+            losses = []
     for parameter, mean in zip(parameters, average, strict=True):
         parameter.data.copy_(mean)
 
 
-def train(model: CollaborativeModel, data: dict[str, Batch], steps: dict[str, int]) -> None:
-    """The branches one after another, then, with both frozen, their dynamic diffusers together."""
-    experts = {name: model.expert(name) for name in model.experts}
-    for name, expert in experts.items():
-        fit(name, [expert.encoder, expert.unet], branch_loss(expert, name), data[name], steps[name])
-    for expert in experts.values():
-        for parameter in expert.diffuser.out[2].parameters():
-            nn.init.zeros_(parameter)  # the plain mean to begin with
-    diffusers: list[nn.Module] = [expert.diffuser for expert in experts.values()]
-    fit("diffusers", diffusers, diffusers_loss(experts), data["diffusers"], steps["diffusers"])
+def train_expert(name: str, out: Path, minutes: float, seed: int, *, steps: int = 0, width: int = WIDTH) -> None:
+    """The second begins with how bodies move, as the first knows it; of words it is told nothing."""
+    torch.manual_seed(seed)
+    module = MODULES[name](width)
+    if (out / f"{ACTION}.safetensors").exists():
+        _begin(module.unet, load_file(out / f"{ACTION}.safetensors"))
+    data = examples(name, MOTIONS, seed + list(MODULES).index(name))
+    fit(module, name, data, seed, minutes=minutes, steps=steps)
+    save(module.eval(), out / f"{name}.safetensors")
 
 
-def all_examples(count: int) -> dict[str, Batch]:
-    """What each stage reads. Only the last one's paths have endpoints and a style that somebody asked for."""
-    draws: dict[str, Draw] = {"endpoints": draw_wanderings, "style": draw_paths, "diffusers": draw_paths}
-    return {name: examples(draw, count, SEED + place) for place, (name, draw) in enumerate(draws.items())}
+def _begin(unet: UNet, known: dict[str, Tensor]) -> None:
+    """With the other's weights; what else it sees adds nothing yet."""
+    weights = {name.removeprefix("unet."): value.float() for name, value in known.items() if name.startswith("unet.")}
+    first = weights["input_blocks.0.0.weight"]
+    more = unet.config.in_channels - first.shape[1]
+    weights["input_blocks.0.0.weight"] = F.pad(first, (0, 0, 0, more))
+    unet.load_state_dict(weights)
 
 
-def export(model: CollaborativeModel, config: ModelConfig, folder: Path) -> dict[str, float]:
-    """folder/motion.safetensors, and folder/bundle of it; the error of each network, ONNX Runtime against PyTorch."""
-    folder.mkdir(parents=True)
-    checkpoint = folder / "motion.safetensors"
-    write_checkpoint(checkpoint, in_memory(describe(config), model.state_dict()))
-    return export_checkpoint([checkpoint], folder / "bundle")
+def train_influence(out: Path, minutes: float, seed: int, *, iterations: int | None = None) -> Learned:
+    """Calibrated and learned, of the experts in `out`; goes on with what was begun there."""
+    pipeline, known = compose(experts(out)), pairs(PAIRS, seed + len(MODULES))
+    if not (out / CALIBRATED).exists():
+        print(calibrate(pipeline, known[:300], out / CALIBRATED, channels=CHANNELS).table, flush=True)
+    return train(
+        pipeline,
+        known,
+        out / LEARNED,
+        minutes=minutes,
+        iterations=iterations,
+        resume=(out / LEARNED).exists(),
+        seed=seed,
+        channels=CHANNELS,
+    )
+
+
+def export(out: Path) -> dict[str, float]:
+    """Experts and influence as one bundle, which needs no PyTorch; how far its networks are from these."""
+    pipeline = compose(Learned(out / LEARNED).over(experts(out)))
+    return export_composition(pipeline, out / BUNDLE, precision="fp16")
 
 
 @click.command()
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="A new folder.")
-def main(out: Path) -> None:
-    """Train for some minutes and leave a checkpoint and its bundle in OUT."""
-    if out.exists():
-        raise click.UsageError(f"{out} exists; choose another name or remove it")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="A folder; what is there already is kept.")
+@click.option("--minutes", type=click.FloatRange(min=0.1), default=25.0, show_default=True, help="In all.")
+@click.option("--seed", type=click.IntRange(min=2), default=SEED, show_default=True)
+def main(out: Path, minutes: float, seed: int) -> None:
+    """Train experts and influence, and leave them in OUT."""
+    out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)  # the same sums in the same order wherever it runs; these networks gain little by more
-    torch.manual_seed(SEED)
-    config = model_config()
-    model = CollaborativeModel(config)
-    train(model, all_examples(PATHS), STEPS)
-    errors = export(model, config, out)
-    print(f"{out / 'bundle'}: ONNX Runtime and PyTorch differ by {max(errors.values()):.1e} or less")
+    for name in MODULES:
+        if not (out / f"{name}.safetensors").exists():
+            train_expert(name, out, SHARES[name] * minutes, seed)
+    print(train_influence(out, SHARES["influence"] * minutes, seed).table)
+    print(f"{out / BUNDLE}: its networks and these differ by {max(export(out).values()):.1e} or less")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ def composed(**how):
     return compose({name: Expert.from_bundle("faces-128", name, **how) for name in ("mask", "text")})
 
 
-@pytest.mark.parametrize("with_logit", [True, False])
+@pytest.mark.parametrize("with_logit", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_models_experts_composed_give_its_latents(with_logit, pipeline, mask):
     """To the bit: what it predicts passes through tables of 0 and 1. Without logits it is the plain mean."""
     ours = composed(with_logit=with_logit).generate(mask=mask, text=TEXT, steps=2, batch=2)
@@ -32,6 +32,12 @@ def test_prediction_and_logit_of_one_x_cost_one_call(mask, monkeypatch):
     monkeypatch.setattr(OrtEngine, "__call__", lambda engine, **x: called.append(engine.spec.file) or call(engine, **x))
     made.generate(mask=mask, text=TEXT, steps=2)
     assert called.count("expert.mask.onnx") == called.count("expert.text.onnx") == 2
+
+
+def test_what_was_asked_last_is_not_taken_for_another_condition(pipeline):
+    made = compose({"text": Expert.from_bundle("faces-128", "text")})
+    first, second = (made.generate(text=text, steps=1).latents for text in (TEXT, "A woman."))
+    assert np.abs(first - second).max() > 0.01
 
 
 def test_conditions_are_read_as_in_the_bundle(pipeline):

@@ -1,5 +1,8 @@
 """Modules and ONNX files as a bundle: the same images, on every backend of graphs, and by every command."""
 
+import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,18 +11,21 @@ import pytest
 import torch
 from torch import nn
 
-from cdiff_rt import Expert, Parameterisation, Pipeline, Schedule, compose, export_composition
+from cdiff_rt import Expert, Parameterisation, Pipeline, Schedule, calibrate, compose, export_composition
+from cdiff_rt.bench.task import run_of
 from cdiff_rt.engines.backends import fastest
 from cdiff_rt.engines.base import Placement
 from cdiff_rt.engines.trt_build import build_plan
 from cdiff_rt.engines.trt_library import FLAVOURS
-from cdiff_rt.errors import BadEnvironment, BadRequest
+from cdiff_rt.errors import BadEnvironment, BadRequest, CdiffError
 from cdiff_rt.export.typed import typed_network, write_typed
 from cdiff_rt.export.whole_step import whole_step_graph
 from cdiff_rt.gpu.runner import DeviceRunner
-from cdiff_rt.manifest import Bundle
+from cdiff_rt.manifest import Bundle, digest, sha256
 from cdiff_rt.run import OnDevice
-from tests.brought import Small, onnx_file
+from cdiff_rt.sampling.superposition import Superposition
+from cdiff_rt.sampling.tiers import sampling
+from tests.brought import Router, Small, onnx_file, router_file
 from tests.command_line import check_refused, run
 from tests.shared import once
 
@@ -181,7 +187,7 @@ class Random(nn.Module):
             Expert(lambda x, time: x, FLOW),
             "expert a: it is a Python function, which no bundle holds; give a torch.nn.Module",
         ),
-        (Expert(nn.Identity(), FLOW, logit=lambda x, bar: 0), "expert a: its logit is a Python function"),
+        (Expert(nn.Identity(), FLOW, logit=lambda x, bar: 0), "expert a, logit: it is a Python function, which no"),
         (Expert(Branching(), FLOW), "expert a: its module cannot be traced ("),
         (Expert(Random(), FLOW), "network expert.a: onnxruntime refuses it ("),
     ],
@@ -220,6 +226,144 @@ def test_operators_that_no_bundle_has_go_where_they_can_be_folded(sizes, goes, t
         return
     with pytest.raises(BadRequest, match="network expert.a: it has the operator ConstantOfShape; let it use plain"):
         export_composition(pipeline, tmp_path / "out")
+
+
+# --- weights that were found, inside -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def calibrated(composed, shared):
+    """A file's network told in two ways, with weights that were found; its bundle."""
+    draw, names = np.random.default_rng(0), ("style", "theirs")
+    conditions = lambda: {name: draw.normal(size=5) for name in names}
+    pairs = [(draw.normal(size=(3, 16, 16)), conditions()) for _ in range(20)]
+    theirs = composed.composed.experts["theirs"]
+    experts = {"style": replace(theirs, form=FLOW), "theirs": theirs}
+    made = compose(experts, influence=calibrate(compose(experts), pairs))
+    return made, once(shared / "calibrated", lambda at: export_composition(made, at / "mine")) / "mine"
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_weights_inside_a_bundle_hold_on_every_backend(calibrated, backend):
+    (made, folder), asked = calibrated, {name: ASKED[name] for name in ("style", "theirs", "steps", "eta", "seed")}
+    opened = Pipeline.from_pretrained(folder, backend=backend)
+    for how in ({}, {"influence": "as-trained"}, {"influence": "style=2"}):
+        wanted = made.generate(**asked, **how).latents
+        assert np.abs(opened.generate(**asked, **how).latents - wanted).max() < 1e-5 * wanted.std()
+    assert np.abs(wanted - made.generate(**asked).latents).max() > 1e-2 * wanted.std()
+    assert opened.manifest.files["calibrated.json"]
+
+
+def test_commands_use_the_weights_inside_and_show_tells_of_them(calibrated, tmp_path):
+    made, folder = calibrated
+    np.save(tmp_path / "five.npy", np.ones(5))
+    given = ["--model", folder, "--steps", "4"]
+    for name in ("style", "theirs"):
+        given += ["--condition", f"{name}={tmp_path / 'five.npy'}"]
+    assert run("generate", *given, "--out", tmp_path / "a.npz").exit_code == 0
+    wanted = made.generate(style=np.ones(5), theirs=np.ones(5), steps=4).latents
+    assert np.abs(np.load(tmp_path / "a.npz")["latent"] - wanted).max() < 1e-5 * wanted.std()
+    assert "calibrated calibrated.json" in run("show", tmp_path / "a.npz").stdout
+    assert run("reproduce", tmp_path / "a.npz", "--model", folder).exit_code == 0
+    run_ = run_of(Bundle.open(folder), sampling(steps=4), 1)  # what `bench` times
+    assert run_.adjust.controls is not None
+
+
+@pytest.mark.parametrize("damage", ["bytes", "content", "others"])
+def test_weights_that_are_damaged_inside_a_bundle_are_refused(calibrated, damage, tmp_path):
+    _, folder = calibrated
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    file = copy / "calibrated.json"
+    text = {"bytes": "x", "content": '{"names": 3}', "others": file.read_text().replace('"theirs"', '"other"')}[damage]
+    file.write_text(text)
+    if damage != "bytes":
+        manifest = json.loads((copy / "manifest.json").read_text())
+        manifest["files"]["calibrated.json"] = sha256(file)
+        manifest["digest"] = digest(manifest)
+        (copy / "manifest.json").write_text(json.dumps(manifest))
+    words = {"bytes": "calibrated.json", "content": "make it anew", "others": "calibrated.json knows no theirs"}[damage]
+    check_refused(run("generate", "--model", copy, "--out", tmp_path / "a.npz"), 4, words)
+
+
+# --- influence that networks tell, inside -------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def routed(shared):
+    """One file's network under three conditions, whose influence a module and files of two kinds tell; its bundle."""
+    router = lambda name, **how: str(router_file(shared / f"{name}.onnx", **how))
+    theirs = Expert.from_onnx(onnx_file(shared / "of_routers.onnx", outside=True), FLOW, logit=Router())
+    steps = Parameterisation("eps", schedule=LINEAR)
+    experts = {
+        "style": theirs,
+        "places": replace(theirs, logit=Router(places=True), form=steps),
+        "told": replace(theirs, logit=router("told", condition=("batch", 5)), fixed=np.linspace(0, 1, 5)),
+        "timed": replace(theirs, logit=router("timed", told="timestep"), form=replace(FLOW, time_scale=2.0)),
+    }
+    made = compose(experts)
+    return made, once(shared / "routed", lambda at: export_composition(made, at / "mine")) / "mine"
+
+
+ROUTED = {name: np.linspace(-1, 1, 5) for name in ("style", "places", "timed")}
+ROUTED |= {"steps": 8, "eta": 0.0, "seed": 2, "batch": 2}
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_influence_that_networks_tell_is_the_same_inside_a_bundle(routed, backend):
+    (made, folder), ours, theirs = routed, [], []
+    wanted = made.generate(**ROUTED, callback_on_step_end=lambda state: ours.append(state.influence))
+    opened = Pipeline.from_pretrained(folder, backend=backend)
+    found = opened.generate(**ROUTED, callback_on_step_end=lambda state: theirs.append(state.influence))
+    assert np.abs(found.latents - wanted.latents).max() < 1e-5 * wanted.latents.std()
+    assert np.abs(np.array(ours) - theirs).max() < 1e-5
+    assert (np.ptp(ours, axis=0) > 1e-2).any() and (np.ptp(ours, axis=1) > 1e-2).any()  # over steps, over experts
+    equal = made.generate(**ROUTED, sharpness=0.0).latents
+    assert np.abs(equal - wanted.latents).max() > 1e-2 * wanted.latents.std()
+
+
+@pytest.mark.parametrize(("precision", "within"), [("fp32", 1e-5), ("fp16", 1e-2)])
+def test_the_loop_of_a_gpu_takes_the_softmax_of_what_networks_tell(routed, precision, within):
+    (made, folder), how = routed, OnDevice(precision=precision, graphs=False)
+    bundle, wanted = Bundle.open(folder), made.generate(**ROUTED).latents
+    runner = DeviceRunner(bundle, "onnxruntime-cuda", how, device="cpu")
+    found = Pipeline(bundle, "onnxruntime-cuda", how, runner).generate(**ROUTED).latents
+    assert np.sqrt(((found - wanted) ** 2).mean()) < within * wanted.std()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "fp32"])
+def test_tensorrt_rtx_builds_experts_whose_influence_networks_tell(routed, precision, tmp_path):
+    bundle = Bundle.open(routed[1])
+    for network in ("expert.style", "expert.places"):
+        typed = typed_network(bundle, network, Placement(precision=precision))
+        path = write_typed(typed.model, bundle, tmp_path, network)
+        assert build_plan(path, FLAVOURS["tensorrt-rtx"], ["8.9"], {}).plan
+
+
+def test_a_top_k_or_mixing_is_in_no_bundle(routed, tmp_path):
+    experts = routed[0].composed.experts
+    for how, words in (({"top_k": 2}, "top_k"), ({"mixing": Superposition("or")}, "mixing")):
+        with pytest.raises(BadRequest, match=f"{words}: a bundle holds none"):
+            export_composition(compose(experts, **how), tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("router", "words"),
+    [
+        ({"told": "alpha_bar"}, "expert a: its logit is of latents [3, 16, 16] and 0 numbers of condition, the expert"),
+        ({"told": "strange"}, "file a.onnx: none of its inputs x, strange is called like time"),
+        ({"condition": ("batch", 4)}, "expert a: its logit is of latents [3, 16, 16] and 4 numbers of condition"),
+        (None, "file nowhere.onnx: there is no such file"),
+    ],
+)
+def test_a_file_that_tells_of_others_is_refused_in_words(router, words, tmp_path):
+    path = "nowhere.onnx" if router is None else router_file(tmp_path / "a.onnx", **router)
+    shape = (3, 16, 17) if router == {"told": "alpha_bar"} else (3, 16, 16)
+    with pytest.raises(CdiffError) as caught:
+        compose({"a": Expert(nn.Identity(), FLOW, condition=(5,), logit=path)}, shape)
+    assert str(caught.value).startswith(words) and "\n" not in str(caught.value)
 
 
 # --- the command -----------------------------------------------------------------------------------------------------
@@ -261,3 +405,15 @@ def test_bad_words_are_one_line_and_leave_nothing(file, options, code, words, tm
     out = tmp_path / "out"
     check_refused(run("compose", "--expert", f"a={file}", *options, "--out", out), code, words)
     assert not out.exists()
+
+
+def test_a_command_takes_influence_that_was_found_or_learned(file, calibrated, tmp_path):
+    made, _ = calibrated
+    found = tmp_path / "weights.json"
+    found.write_bytes(made.bundle.content["calibrated.json"])
+    theirs = onnx_file(tmp_path / "cond.onnx")
+    given = ["--expert", f"style={theirs}", "--predicts", "style=flow", "--expert", f"theirs={theirs}"]
+    given += ["--predicts", "theirs=eps", "--betas", "theirs=linear:0.0001:0.02:1000", "--out", tmp_path / "out"]
+    check_refused(run("compose", *given, "--learned", tmp_path / "none"), 2, "learned", "there is no such file")
+    assert run("compose", *given, "--influence", found).exit_code == 0
+    assert Bundle.open(tmp_path / "out").content["calibrated.json"] == found.read_bytes()

@@ -1,12 +1,16 @@
 """Denoisers whose answers are known, composed: what comes out follows from formulas."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from cdiff_rt import Expert, Parameterisation, Schedule, compose
-from cdiff_rt.errors import BadRequest
+from cdiff_rt import Expert, Parameterisation, Schedule, calibrate, compose
+from cdiff_rt.errors import BadArtefact, BadRequest
 from cdiff_rt.sampling import noise
+from cdiff_rt.sampling.superposition import Superposition
 from tests.denoisers import Gaussian
+from tests.learning.told import SHAPE, X0, of, pairs, told
 
 LINEAR, COSINE = Schedule(1000, 1e-4, 0.02, betas="linear"), Schedule(betas="squaredcos_cap_v2")
 FORMS = {
@@ -193,6 +197,26 @@ def test_a_function_that_returns_something_else_is_refused(denoise, words):
             "expert a, schedule: it goes down to alpha_bar 0.000000, and this denoiser was trained down to 0.0063",
         ),
         (
+            {"a": Expert(lambda x, t: x, Parameterisation("eps", schedule=Schedule(0)))},
+            {},
+            "expert a, schedule: Schedule(train_steps=0,",
+        ),
+        (
+            {"a": Expert(lambda x, t: x, Parameterisation("eps", schedule=Schedule(100, "x")))},
+            {},
+            "expert a, schedule: Schedule(train_steps=100, beta_start='x'",
+        ),
+        (
+            {"a": Expert(lambda x, t: x)},
+            {"schedule": Schedule(given=(0.5, 0.9))},
+            "schedule: Schedule(train_steps=1000",
+        ),
+        (
+            {"a": Expert(lambda x, t: x)},
+            {"schedule": "cosine"},
+            "schedule: 'cosine' is none of noise that grows; give a",
+        ),
+        (
             {"a": Expert(lambda x, t: x, condition=(0,))},
             {},
             "expert a: its condition is (0,), its latent_shape None; give",
@@ -339,3 +363,61 @@ def test_a_condition_that_is_always_the_same_is_not_asked_for():
 def test_a_decoder_that_returns_something_else_is_refused(decode, words):
     with pytest.raises(BadRequest, match=words):
         compose({"a": Expert(lambda x, time: x)}, (1, 4), image_size=8, decode=decode).generate(steps=1)
+
+
+# --- weights that were found -----------------------------------------------------------------------------------------
+
+TOLD = {name: Expert(told, X0, SHAPE, logit=lambda x, bar, c: x.mean((1, 2, 3))) for name in "ab"}
+ASKED = {"a": np.ones(SHAPE), "b": -np.ones(SHAPE), "steps": 4}
+
+
+@pytest.fixture(scope="module")
+def found(shared):
+    return calibrate(compose(TOLD, SHAPE), pairs(20, {"a": of(0.1, 0), "b": of(0.4, 1)}), shared / "weights.json")
+
+
+def test_weights_that_were_found_hold_unless_a_run_asks_for_others(found):
+    plain, asked = compose(TOLD, SHAPE), {"nothing": (), "preset": "as-trained", "weight": "a=2"}
+    wanted = {"nothing": found, "preset": "as-trained", "weight": (found, "a=2")}
+    wanted = {way: plain.generate(**ASKED, influence=how).latents for way, how in wanted.items()}
+    for given in (found, found.file, replace(found, file="", content=b"")):
+        made = compose(TOLD, SHAPE, influence=given)
+        for way, how in asked.items():
+            assert np.array_equal(made.generate(**ASKED, influence=how).latents, wanted[way])
+    assert np.abs(wanted["nothing"] - wanted["preset"]).max() > 0.1
+    made = compose(TOLD, SHAPE, influence=found).generate(**ASKED)
+    assert made.parameters["adjustment"]["calibrated"] == "calibrated.json" and "influence" not in made.parameters
+    once = compose(TOLD, SHAPE, influence=found).generate(**ASKED, influence=found)
+    assert "calibrated" not in once.parameters["adjustment"]
+
+
+def test_of_fewer_experts_the_weights_are_those_of_least_error_for_these(found):
+    asked = {"a": ASKED["a"], "steps": 4}
+    alone = compose({"a": TOLD["a"]}, SHAPE, influence=found).generate(**asked)
+    assert np.array_equal(alone.latents, compose(TOLD, SHAPE, influence=found).generate(**asked).latents)
+
+
+@pytest.mark.parametrize(
+    ("names", "how", "words"),
+    [
+        ("abc", {}, "influence: weights.json knows no c; it is of a, b"),
+        ("ab", {"latent_shape": (2, 4, 8)}, "influence: weights.json is of latents [8, 8], these are [4, 8]"),
+        ("ab", {"schedule": COSINE}, "influence: weights.json knows noise down to alpha_bar"),
+        ("ab", {"influence": 3}, "influence: a int; give what calibrate found"),
+        ("ab", {"top_k": 1}, "influence: weights that were found, and top_k; give one of them"),
+        ("ab", {"mixing": Superposition("or")}, "influence: weights that were found, and mixing"),
+        ("ab", {"influence": "nowhere.json"}, "calibration nowhere.json: there is no such file"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused_in_words(names, how, words, found, shared, monkeypatch):
+    monkeypatch.chdir(shared)
+    experts = {name: replace(TOLD["a"], form=FORMS["flow"]) for name in names}
+    with pytest.raises(BadRequest) as caught:
+        compose(experts, **{"latent_shape": SHAPE, "influence": "weights.json", **how})
+    assert str(caught.value).startswith(words) and "\n" not in str(caught.value)
+
+
+def test_a_damaged_file_of_weights_is_told_in_a_line(tmp_path):
+    (tmp_path / "weights.json").write_text("{}")
+    with pytest.raises(BadArtefact, match=r"weights.json: .*; make it anew with calibrate"):
+        compose(TOLD, SHAPE, influence=tmp_path / "weights.json")

@@ -4,14 +4,19 @@ import dataclasses
 import json
 import pickle
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
+from safetensors.numpy import load, save
+from torch import nn
 
-from cdiff_rt import runners
+from cdiff_rt import Expert, Parameterisation, compose, export_composition, runners
 from cdiff_rt.editing.imagic import Tuning
-from cdiff_rt.engines.backends import fastest
-from cdiff_rt.engines.base import COMPOSED
+from cdiff_rt.engines import backends
+from cdiff_rt.engines.backends import BACKENDS, fastest
+from cdiff_rt.engines.base import COMPOSED, Placement
 from cdiff_rt.engines.weights import places
 from cdiff_rt.errors import BadArtefact, BadRequest
 from cdiff_rt.gpu.runner import DeviceRunner
@@ -29,6 +34,7 @@ from cdiff_rt.tuned import edit_by_imagic
 from tests.parts import part_of
 
 TEXT = "This man has a long beard. He is in his fifties."
+COMPOSED_OF = (("a", 0.5, "eps"), ("b", -0.3, "x0"))
 GIVEN = {"text": TEXT, "steps": 2, "seed": 3, "eta": 1.0}
 
 
@@ -49,8 +55,8 @@ def both(parts):
     ("backend", "host", "guest"),
     [
         ("onnxruntime", "text", "mask"),
-        ("onnxruntime", "mask", "text"),
-        pytest.param("openvino", "text", "mask", marks=pytest.mark.slow),
+        pytest.param("onnxruntime", "mask", "text", marks=pytest.mark.slow),
+        pytest.param("openvino", "text", "mask", marks=pytest.mark.long),
         pytest.param("torch", "mask", "text", marks=pytest.mark.slow),
     ],
 )
@@ -62,8 +68,10 @@ def test_a_model_in_two_bundles_gives_the_images_of_the_whole_one(backend, host,
     np.testing.assert_array_equal(ours.images, theirs.images)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("backend", ["torch-cuda", "onnxruntime-cuda"])
+@pytest.mark.parametrize(
+    "backend",
+    [pytest.param("torch-cuda", marks=pytest.mark.long), pytest.param("onnxruntime-cuda", marks=pytest.mark.slow)],
+)
 def test_so_it_does_by_the_runner_of_devices(backend, parts, bundle, mask):
     made = []
     for pipeline in (joined(parts), Pipeline(bundle)):
@@ -76,9 +84,9 @@ def test_so_it_does_by_the_runner_of_devices(backend, parts, bundle, mask):
     "asked",
     [
         {"influence": {"mask": "2@0-0.5"}},
-        {"influence": {"text": 0.5}, "without": ["mask"]},
+        pytest.param({"influence": {"text": 0.5}, "without": ["mask"]}, marks=pytest.mark.slow),
         {"region": ["mask={map}:only"]},
-        {"influence": "as-trained", "batch": 2},
+        pytest.param({"influence": "as-trained", "batch": 2}, marks=pytest.mark.slow),
     ],
     ids=["weighed", "left out", "only there", "as trained"],
 )
@@ -90,7 +98,7 @@ def test_settings_name_it_as_any_other(asked, both, pipeline, mask, tmp_path):
     np.testing.assert_array_equal(ours.latents, theirs.latents)
 
 
-@pytest.mark.parametrize("given", ["mask", "text"])
+@pytest.mark.parametrize("given", ["mask", pytest.param("text", marks=pytest.mark.slow)])
 def test_any_subset_of_the_conditions_runs(given, both, pipeline, mask):
     value = {"mask": mask, "text": TEXT}[given]
     ours, theirs = (each.generate(**{given: value}, steps=2) for each in (both, pipeline))
@@ -118,6 +126,28 @@ def test_under_another_name_it_is_the_same_expert(parts, pipeline, mask):
         )
 
 
+class Net(nn.Module):
+    def __init__(self, pull):
+        super().__init__()
+        self.pull = nn.Parameter(torch.full((3, 1, 1), pull))
+
+    def forward(self, x, time, condition):
+        return torch.tanh(self.pull * x + condition[:, :, None, None])
+
+
+@pytest.mark.slow
+def test_bundles_that_were_composed_are_joined_too(tmp_path):
+    experts = {name: Expert(Net(pull), Parameterisation(predicts), (3,)) for name, pull, predicts in COMPOSED_OF}
+    for name, of in {"a": ["a"], "b": ["b"], "ab": ["a", "b"]}.items():
+        export_composition(compose({each: experts[each] for each in of}, (3, 8, 8)), tmp_path / name)
+    given, how = {"a": [1.0, 2, 3], "b": [0.5, 0, -1]}, {"steps": 4, "seed": 5}
+    with Pipeline.from_pretrained(tmp_path / "ab") as whole:
+        theirs = whole.generate(**given, **how)
+    with Pipeline.from_pretrained(tmp_path / "a", with_experts={"other": tmp_path / "b"}) as two:
+        ours = two.generate(a=given["a"], other=given["b"], **how)
+    np.testing.assert_array_equal(ours.latents, theirs.latents)
+
+
 def test_the_hosts_files_stay_as_they_are(parts, both, mask):
     before = {
         path: sha256(path) for folder in (*parts.hosts.values(), *parts.guests.values()) for path in folder.iterdir()
@@ -135,6 +165,17 @@ def test_a_pickled_pipeline_opens_both_again_unless_one_is_another(both, parts, 
     part_of(bundle, "mask", folder, licence="other")
     with pytest.raises(BadArtefact, match="it is another than the pipeline was opened with"):
         pickle.loads(pickled)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_every_backend_loads_a_network_of_the_bundle_that_it_is_of(backend, both, parts, monkeypatch):
+    """So plans that were built of either bundle are found, and what builds them is told by its own folder."""
+    function = BACKENDS[backend].loader.split(":")[1]
+    asked = SimpleNamespace(**{function: lambda bundle, network, placement: (bundle.folder, network)})
+    monkeypatch.setattr(backends.importlib, "import_module", lambda name: asked)
+    for network in both.manifest.networks:
+        folder = parts.guests["mask"] if "mask" in network else parts.hosts["text"]
+        assert backends._load(backend, both.bundle, network, Placement()) == (folder, network)
 
 
 # --- what is told ----------------------------------------------------------------------------------------------------
@@ -210,10 +251,12 @@ def test_latents_of_another_shape_or_scale_are_refused(bundle, parts, monkeypatc
         join(scaled, {"words": parts.hosts["text"]})
 
 
-def test_a_decoder_with_other_weights_is_another_space(bundle, parts):
+def test_a_decoder_with_other_weights_is_another_space_and_one_in_more_digits_is_not(bundle, parts):
     host = Bundle.open(parts.hosts["text"])
     name = host.manifest.weights
     assert space_of(host) == space_of(bundle) == Bundle.open(parts.guests["mask"]).manifest.space
+    in_fp32 = save({key: value.astype(np.float32) for key, value in load(host.content[name]).items()})
+    assert space_of(dataclasses.replace(host, content={**host.content, name: in_fp32})) == space_of(host)
     place = next(place for key, place in places(host.content[name]).items() if key.startswith("vae."))
     content = bytearray(host.content[name])
     content[place.offset] ^= 1
@@ -276,6 +319,7 @@ def test_imagic_trains_no_guest(both, mask, tmp_path):
         edit_by_imagic(both, photo, Settings(), {"mask": mask}, tmp_path / "work", Tuning(1, 1))
 
 
+@pytest.mark.slow
 def test_jobs_go_on_unless_the_expert_is_another(parts, bundle, mask_file, tmp_path):
     rows = tmp_path / "jobs.jsonl"
     rows.write_text(json.dumps({"mask": str(mask_file), "text": TEXT, "steps": 1}))

@@ -19,7 +19,7 @@ OWN = {
 
 def of(usual):
     """A manifest, as far as it counts here."""
-    return SimpleNamespace(influence=usual, modalities=())
+    return SimpleNamespace(influence=usual, modalities=(), calibrated="")
 
 
 def test_every_setting_is_told_and_read_back_from_what_is_told():

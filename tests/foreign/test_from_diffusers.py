@@ -240,6 +240,11 @@ def test_decoders_decode_what_the_loop_has(kind, tmp_path):
         latents = torch.from_numpy(made.latents) / vae.config.scaling_factor + (vae.config.get("shift_factor") or 0)
         wanted = (vae.decode(latents).sample / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
     assert made.images.shape == (1, 32, 32, 3) and np.abs(made.images / 255 - wanted).max() < 1 / 200
+    with torch.no_grad():
+        encoded = vae.encode(torch.from_numpy(made.images).permute(0, 3, 1, 2) / 127.5 - 1)
+        mean = encoded.latent_dist.mean if kind == "AutoencoderKL" else encoded.latents
+        wanted = (mean - (vae.config.get("shift_factor") or 0)) * vae.config.scaling_factor
+    np.testing.assert_allclose(pipeline.encode(made.images[0]), wanted, atol=1e-5)
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------
@@ -258,6 +263,16 @@ def change(path, **fields):
     ("file", "fields", "words"),
     [
         ("scheduler/scheduler_config.json", {"prediction_type": "score"}, "prediction_type: 'score' of DDIMScheduler"),
+        (
+            "scheduler/scheduler_config.json",
+            {"beta_start": "x"},
+            "beta_start: 'x' of DDIMScheduler; it is a number between",
+        ),
+        ("scheduler/scheduler_config.json", {"beta_end": 2.0}, "beta_end: 2.0 of DDIMScheduler"),
+        ("scheduler/scheduler_config.json", {"num_train_timesteps": 0}, "num_train_timesteps: 0 of DDIMScheduler"),
+        ("scheduler/scheduler_config.json", {"trained_betas": [0.1, None]}, "trained_betas: None of"),
+        ("scheduler/scheduler_config.json", {"trained_betas": []}, "trained_betas: [] of DDIMScheduler"),
+        ("unet/config.json", {"sample_size": [16, None], "cross_attention_dim": None}, "diffusers cannot load it ("),
         ("unet/config.json", {"_class_name": "Nobody"}, "has no network 'Nobody'; write a torch.nn.Module"),
         ("unet/config.json", {"_class_name": "DDIMScheduler"}, "has no network 'DDIMScheduler'"),
         ("unet/config.json", {"block_out_channels": [16, 64]}, "diffusers cannot load it ("),
@@ -275,6 +290,61 @@ def test_folders_that_say_something_unknown_are_refused_in_one_line(folder, file
     check_refused(made, caught.value.exit_code, words)
 
 
+@pytest.mark.parametrize("change", ["missing", "other", "cut"])
+def test_weights_that_are_not_those_of_the_network_are_refused(change, folder):
+    """And not made up, as diffusers does."""
+    from safetensors.torch import load_file, save_file
+
+    file = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    if change == "cut":
+        file.write_bytes(file.read_bytes()[:5000])
+    else:
+        kept = weights.pop("conv_in.weight")
+        save_file(
+            weights | ({"conv_in.weight": kept[:, :3].clone()} if change == "other" else {}), file, {"format": "pt"}
+        )
+    words = "1 of its weights are missing, e.g. conv_in.weight" if change == "missing" else "diffusers cannot load it"
+    with pytest.raises(BadArtefact, match=words):
+        Expert.from_diffusers(folder, tokens=TOKENS)
+
+
+@pytest.mark.parametrize(
+    ("net", "words"),
+    [
+        (lambda: sd(in_channels=9), "it takes 9 channels and gives 4"),
+        (lambda: diffusers.AutoencoderKL(), "AutoencoderKL: its forward takes sample"),
+        (
+            lambda: diffusers.ControlNetModel(block_out_channels=(32,), down_block_types=("DownBlock2D",)),
+            "controlnet_cond",
+        ),
+    ],
+    ids=["inpainting", "autoencoder", "controlnet"],
+)
+def test_networks_that_are_no_denoisers_are_refused(net, words):
+    with pytest.raises(BadRequest, match=words):
+        Expert.from_diffusers(net(), form=FLOW, tokens=TOKENS)
+
+
+@pytest.mark.parametrize(
+    ("latents", "channels", "words"),
+    [
+        ((4, 16, 8), 4, r"latent_shape: \[4, 16, 8\] for images, which are square"),
+        ((4, 16, 16), 8, "decode: its latents have 8 channels, the experts' 4; give the autoencoder that"),
+    ],
+)
+def test_latents_that_the_autoencoder_does_not_have(latents, channels, words):
+    vae = diffusers.AutoencoderTiny(
+        latent_channels=channels,
+        encoder_block_out_channels=(8, 8),
+        decoder_block_out_channels=(8, 8),
+        num_encoder_blocks=(1, 1),
+        num_decoder_blocks=(1, 1),
+    )
+    with pytest.raises(BadRequest, match=words):
+        compose({"a": Expert(lambda x, time: x, FLOW)}, latents, decode=vae)
+
+
 def test_what_nobody_says_must_be_said(folder):
     with pytest.raises(BadRequest, match="tokens: UNet2DConditionModel takes 16 numbers for each token of a condition"):
         Expert.from_diffusers(folder)
@@ -286,7 +356,7 @@ def test_what_nobody_says_must_be_said(folder):
         BadRequest, match="form: nothing says what it predicts of which noise: no scheduler_config.json"
     ):
         Expert.from_diffusers(folder)
-    with pytest.raises(BadArtefact, match="there is no such folder; give a folder that save_pretrained"):
+    with pytest.raises(BadArtefact, match="no such folder, and nothing is downloaded; download it, e.g. by `hf"):
         Expert.from_diffusers("stabilityai/sdxl-turbo")
 
 

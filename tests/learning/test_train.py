@@ -1,12 +1,14 @@
 """Influence that depends on the image, on place and time: nothing else than learning finds it."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
-from cdiff_rt import Expert, Learned, compose, train
+from cdiff_rt import Expert, Learned, Pipeline, compose, export_composition, train
 from cdiff_rt.errors import BadArtefact, BadRequest, CdiffError
 from cdiff_rt.learning import descent
 from cdiff_rt.learning import train as module
@@ -67,7 +69,7 @@ def test_a_mix_that_is_learned_beats_what_the_image_has_no_part_in(tmp_path, no_
 
 @pytest.mark.long
 def test_an_interrupted_run_goes_on_as_if_it_had_not_been(tmp_path, no_export, monkeypatch):
-    monkeypatch.setattr(descent, "SAVED_EVERY", 4)
+    monkeypatch.setattr(descent, "SAVED_AFTER", 4)
     made, given = compose(experts(), SHAPE), pairs(25)
     calls = []
 
@@ -121,11 +123,36 @@ def test_what_was_learned_runs_in_a_composition_and_depends_on_time_and_place(tm
             seen.clear()
     with pytest.raises(BadRequest, match="learned knows no c; it is of a, b"):
         learned.over({"c": mine["a"]})
-    with pytest.raises(BadRequest, match=r"expert a: its influence was learned on latents \[1, 8\]"):
-        learned.over(mine)["a"].logit(np.zeros((1, 1, 9), np.float32), 0.5)
+    with pytest.raises(BadRequest, match=r"expert a: its logit is of latents \[1, 8\] and 16 numbers of condition"):
+        compose(learned.over(mine), (1, 9))
+    with pytest.raises(BadRequest, match="expert a: its condition has 3 numbers, and .*learned was learned with 16"):
+        learned.over({"a": Expert(told, X0, (3,))})
     (tmp_path / "learned" / "a.onnx").write_bytes(b"damaged")
     with pytest.raises(BadArtefact, match="a.onnx"):
         learned.over(mine)
+
+
+class Half(nn.Module):
+    """One of the two hints that it is told."""
+
+    def __init__(self, which):
+        super().__init__()
+        self.which = which
+
+    def forward(self, x, time, c):
+        return c[:, self.which, None] + 0 * x
+
+
+@pytest.mark.long
+def test_what_was_learned_runs_the_same_inside_a_bundle(tmp_path):
+    mine = {name: Expert(Half(which), X0, (2, 8)) for which, name in enumerate("ab")}
+    learned = train(compose(mine, SHAPE), pairs(25), tmp_path / "learned", iterations=15, rate=4e-3)
+    made = compose(learned.over(mine), SHAPE)
+    export_composition(made, tmp_path / "bundle")
+    opened, asked, shares = Pipeline.from_pretrained(tmp_path / "bundle"), pairs(1)[0][1] | {"steps": 10}, []
+    wanted = made.generate(**asked, callback_on_step_end=lambda state: shares.append(state.influence)).latents
+    assert np.abs(opened.generate(**asked).latents - wanted).max() < 1e-5 * wanted.std()
+    assert np.ptp(shares) > 0.1
 
 
 GOOD = pairs(20)
@@ -139,6 +166,8 @@ GOOD = pairs(20)
         ({"iterations": 0}, "iterations: 0 is outside"),
         ({"iterations": 1.5}, "iterations: 1.5; give a whole number"),
         ({"rate": 0}, "rate: 0.0 is outside"),
+        ({"width": 48}, "width: 48; give a multiple of 32"),
+        ({"width": 0}, "width: 0 is outside 32-512"),
         ({"seed": "x"}, "seed: 'x'; give a whole number"),
         ({"channels": [1, 2]}, "channels: [1, 2]; give 1 numbers"),
         ({"resume": True}, "resume: nothing was begun in"),
@@ -170,10 +199,23 @@ def test_a_folder_that_holds_something_else_is_refused(tmp_path, no_export):
         train(made, GOOD, tmp_path / "a", iterations=1, resume=True)
 
 
-def test_a_bundle_and_latents_without_places_are_refused(pipeline, mask, tmp_path):
-    pair = np.zeros(pipeline.manifest.latent_shape, np.float32), {"mask": mask, "text": "This man has a long beard."}
-    with pytest.raises(BadRequest, match="pipeline: mask is of the kind labels; give one of cdiff_rt.compose"):
-        train(pipeline, [pair] * 20, tmp_path / "a", iterations=1)
+@pytest.mark.slow
+def test_of_a_bundle_networks_are_told_what_its_encoders_give(pipeline, mask, tmp_path, no_export, monkeypatch):
+    monkeypatch.setattr(descent, "LEVELS", 2)
+    monkeypatch.setattr(module, "calibrated", partial(module.calibrated, count=2))
+    x0 = np.random.default_rng(0).normal(size=(20, *pipeline.manifest.latent_shape)).astype(np.float32)
+    given = {"mask": [mask] * 20, "text": ["This man has a long beard.", "She is young."] * 10}
+    learned = train(pipeline, (x0, given), tmp_path / "a", iterations=1)
+    networks = pipeline.manifest.networks
+    contexts = {name: networks[f"condition.{name}"].outputs[0].shape[1:] for name in ("mask", "text")}
+    assert learned.about.conditions == {name: list(shape) for name, shape in contexts.items()}
+    table = learned.table
+    assert table["collaborative"] == pytest.approx(table["plain mean"], rel=1e-2)  # as good as untrained
+    net = no_export[-1]._nets[1]
+    assert (net.deviation > 0).all() and net.mean.shape == contexts["text"]
+
+
+def test_latents_without_places_are_refused(tmp_path):
     flat = compose({name: Expert(told, X0, (3,)) for name in "ab"}, (3,))
     with pytest.raises(BadRequest, match="pipeline: its latents have 0 axes beside channels"):
         train(flat, [(np.zeros(3), {"a": np.zeros(3), "b": np.zeros(3)})] * 20, tmp_path / "a", iterations=1)

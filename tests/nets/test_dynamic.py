@@ -3,11 +3,13 @@
 import pytest
 import torch
 
-from cdiff_rt.nets.dynamic import DynamicDiffuser, config_of, mixing_error
+from cdiff_rt.nets.dynamic import DynamicDiffuser, config_of, folded, mixing_error, patch_of, unfolded
 
 
 @pytest.mark.parametrize(
-    ("latent", "levels"), [((2, 7), 1), ((1, 64), 3), ((4, 8, 8), 1), ((3, 32, 34), 2), ((1, 4, 6, 2), 1)], ids=str
+    ("latent", "levels"),
+    [((2, 7), 1), ((1, 64), 3), ((4, 8, 8), 1), ((3, 30, 34), 2), ((1, 4, 6, 2), 1), ((1, 24, 24, 24), 1)],
+    ids=str,
 )
 def test_a_logit_for_each_place_that_begins_at_zero(latent, levels):
     config = config_of(latent, (3, 5))
@@ -19,6 +21,21 @@ def test_a_logit_for_each_place_that_begins_at_zero(latent, levels):
     net.unet.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[2]))
     logit(torch.full((2, 3, 5), 5.0))
     assert torch.equal(seen[0], torch.full((2, 3, 5), 2.0))
+
+
+@pytest.mark.parametrize(
+    ("sides", "patch"),
+    [((64,), 1), ((2048,), 2), ((32, 32), 1), ((64, 64), 2), ((66, 64), 2), ((65, 64), 1), ((24, 24, 24), 4)],
+    ids=str,
+)
+def test_neighbours_of_large_latents_are_channels_of_one_place_and_come_back(sides, patch):
+    assert patch_of(sides) == patch
+    x = torch.arange(2 * sides[0] * int(torch.tensor(sides[1:]).prod()), dtype=torch.float32).reshape(2, 1, *sides)
+    inside = folded(x, patch)
+    assert inside.shape == (2, patch ** len(sides), *(side // patch for side in sides))
+    first = x[0, 0][tuple(slice(0, patch) for _ in sides)]
+    assert torch.equal(inside[0].flatten(1)[:, 0].sort().values, first.flatten())
+    assert torch.equal(unfolded(inside, patch), x)
 
 
 def test_errors_count_as_they_show_and_relative_to_how_experts_differ():

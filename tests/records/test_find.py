@@ -72,6 +72,7 @@ def test_a_damaged_record_is_told(told):
         bundles_of(record(**told), Path(), [], {})
 
 
+@pytest.mark.slow
 def test_a_picture_by_the_command_names_its_experts_and_is_made_again(parts, bundle, mask, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Image.fromarray(mask).save("m.png")
