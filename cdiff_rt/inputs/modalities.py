@@ -207,13 +207,13 @@ def read_numbers(value: Condition, modality: Modality, bundle: Bundle) -> np.nda
     return found
 
 
-def whole_picture(value: Condition, modality: Modality) -> np.ndarray:
+def grey_of(value: Condition, modality: Modality) -> np.ndarray:
     """A drawing -> [size, size] float32 from 0, black, to 1, white."""
     return read_drawing(picture_of(value), modality.size, modality.name)
 
 
-def draw_picture(value: Condition, modality: Modality) -> np.ndarray:
-    return np.repeat((255 * whole_picture(value, modality)).round().astype(np.uint8)[..., None], 3, axis=2)
+def draw_grey(value: Condition, modality: Modality) -> np.ndarray:
+    return np.repeat((255 * grey_of(value, modality)).round().astype(np.uint8)[..., None], 3, axis=2)
 
 
 def read_nothing(value: Condition | None, modality: Modality, bundle: Bundle) -> np.ndarray:
@@ -259,10 +259,7 @@ KINDS = {
     "labels": Kind(read_label_map, name_of, find_file, draw_labels, trace_of_labels, labels_of, how_it_was_read),
     "words": Kind(read_words, str.__str__, lambda value, name, folder: check_text(value, name), stays=True),
     "numbers": Kind(read_numbers, file_name_or_text, find_numbers, trace=trace_of_numbers, whole=numbers_of),
-    "picture": Kind(
-        lambda *given: whole_picture(*given[:2])[None, None],
-        *(name_of, find_file, draw_picture, lambda value: traces.trace_of(picture_of(value)), whole_picture),
-    ),
+    "picture": Kind(lambda *of: grey_of(*of[:2])[None, None], name_of, find_file, draw_grey, trace_of_numbers, grey_of),
     "nothing": Kind(read_nothing, str, find_nothing),
 }
 
