@@ -108,7 +108,9 @@ def _conditions(manifest: Manifest) -> dict[str, Any]:
 
 
 def _shared(manifest: Manifest) -> dict[str, Any]:
-    found = {name: {"type": TYPES[kind], "description": DOES.get(name, OPENAIS)} for name, kind in OF_ALL.items()}
+    found: dict[str, Any] = {
+        name: {"type": TYPES[kind], "description": DOES.get(name, OPENAIS)} for name, kind in OF_ALL.items()
+    }
     found["n"] |= {"minimum": 1, "maximum": LARGEST_BATCH}
     found["partial_images"] |= {"minimum": 0, "maximum": MOST_PARTIAL}
     found["deadline"] |= {"minimum": DEADLINES[0], "maximum": DEADLINES[1]}
