@@ -20,13 +20,12 @@ from cdiff_rt.intact import read_intact, read_whole
 from cdiff_rt.sampling.schedule import Schedule
 from cdiff_rt.settings import RESERVED, Influence
 
-FORMAT = 2
-NAME, DIGEST = "manifest.json", "digest"
+FORMAT, NAME, DIGEST = 2, "manifest.json", "digest"
 LARGEST_MANIFEST, LARGEST_TENSOR = 4 * 2**20, 2**26  # bytes; numbers for one image: 4096 x 4096 pixels are 2**25.6
 LONGEST_SCHEDULE, LONGEST_SENTENCE = 10_000, 2**16  # timesteps; word pieces
 LARGEST_RANK, MOST_CLASSES, MOST_MODALITIES, MOST_FILES, LARGEST_SCALE = 8, 256, 64, 1000, 1e6
-MODELS, DEFAULT_MODEL = Path(__file__).parent / "models", "faces-128"  # those that come with cdiff-rt
-REBUILD = "export it again with `cdiff-rt export`"
+MODELS = Path(__file__).parent / "models"  # those that come with cdiff-rt
+DEFAULT_MODEL, REBUILD = "faces-128", "export it again with `cdiff-rt export`"
 
 
 @dataclass(frozen=True)
@@ -56,26 +55,31 @@ class Modality:
     """One condition: how a user's value is read (`kind`, see modalities.py) and how its influence is adjusted."""
 
     name: str
-    kind: Literal["labels", "words", "numbers", "nothing"]  # the last has no condition, and always runs
+    kind: Literal["labels", "words", "numbers", "picture", "nothing"]  # the last has no condition, and always runs
     decays: bool  # its influence fades towards the image
     anchor: bool  # it takes the influence that decaying modalities give up
-    size: int = 0  # labels: pixels per side of the map that the encoder reads
+    size: int = 0  # labels and picture: pixels per side of what the encoder reads
     classes: int = 0  # labels: how many
-    tokens: int = 0  # words: length of the sequence; numbers: how many rows
+    tokens: int = 0  # words: length of the sequence; numbers: how many rows; picture: how many its encoder makes
     width: int = 0  # numbers: how many in a row
     vocabulary: str = ""  # words: the file of word pieces, or a tokenizer.json
     synonyms: dict[str, str] = field(default_factory=dict, hash=False)  # words: one it does not know -> a|b to say
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """Of what its encoder takes, without the batch. Each entry of the first axis becomes one context token."""
-        shapes = {
+        """Of what its encoder takes, without the batch."""
+        return {
             "labels": (self.classes, self.size**2),
             "words": (self.tokens,),
             "numbers": (self.tokens, self.width),
+            "picture": (1, self.size, self.size),
             "nothing": (1, 1),
-        }
-        return shapes[self.kind]
+        }[self.kind]
+
+    @property
+    def context_tokens(self) -> int:
+        """How many its encoder makes: of a picture as many as it says, and else of each entry of the first axis one."""
+        return self.tokens if self.kind == "picture" else self.input_shape[0]
 
 
 @dataclass(frozen=True)
@@ -219,9 +223,8 @@ def _odd_names(manifest: Manifest) -> Iterator[str]:
             yield f"a modality has the name {name!r}, which is that of a setting"
         if names.count(name) > 1:
             yield f"two modalities have the name {name!r}"
-    for name in manifest.files:
-        if not is_plain_name(name):
-            yield f"{name!a:.80} in {NAME} is outside its folder"
+    for name in (name for name in manifest.files if not is_plain_name(name)):
+        yield f"{name!a:.80} in {NAME} is outside its folder"
     vocabularies = [modality.vocabulary for modality in manifest.modalities if modality.kind == "words"]
     graphs = [file for network in manifest.networks.values() for file in network.files]
     for name in (*graphs, manifest.weights, *vocabularies, *filter(None, [manifest.calibrated])):
@@ -241,8 +244,7 @@ def _odd_numbers(manifest: Manifest) -> Iterator[str]:
     elif not (0 < schedule.beta_start < 1 and 0 < schedule.beta_end < 1 and schedule.alpha_bars()[-1] > 0):
         yield f"no schedule leads from beta {schedule.beta_start} to {schedule.beta_end}"
     for modality in manifest.modalities:
-        tensor = TensorSpec(f"modality {modality.name}", modality.input_shape, "")
-        yield from _odd_size(tensor)
+        yield from _odd_size(TensorSpec(f"modality {modality.name}", modality.input_shape, ""))
         if modality.kind == "words" and not 2 <= modality.tokens <= LONGEST_SENTENCE:
             yield f"a sentence of {modality.name} has {modality.tokens} word pieces"
         if modality.kind == "labels" and (modality.classes > MOST_CLASSES or modality.size < 1):
@@ -270,7 +272,7 @@ def _signatures(manifest: Manifest) -> dict[str, tuple[list[TensorSpec], list[Te
         inputs = TensorSpec("inputs", ("batch", *m.input_shape), "int64" if m.kind == "words" else "float32")
         width, packed = (_width(manifest.networks[f"{part}.{m.name}"]) for part in ("time", "condition"))
         t, projections = TensorSpec("t", ("steps",), "int64"), _tensor("projections", "steps", width)
-        context, logit = _tensor("context", "batch", m.input_shape[0], packed), _tensor("logit", "batch", 1, *axes)
+        context, logit = _tensor("context", "batch", m.context_tokens, packed), _tensor("logit", "batch", 1, *axes)
         found[f"condition.{m.name}"] = [inputs], [context]
         found[f"time.{m.name}"] = [t], [projections]
         found[f"expert.{m.name}"] = [x, _tensor("projections", 1, width), context], [out, logit]

@@ -129,7 +129,7 @@ def test_but_never_by_the_name_of_a_setting(name, bundle_copy, tmp_path):
 
 def test_a_toy_kind_of_condition_is_a_row_of_kinds(bundle_copy, mask, monkeypatch):
     path = bundle_copy / "manifest.json"
-    assert set(KINDS) == {"labels", "words", "numbers", "nothing"}
+    assert set(KINDS) == {"labels", "words", "numbers", "picture", "nothing"}
     monkeypatch.setitem(KINDS, "labels", replace(KINDS["labels"], show=lambda value: "toy"))
     assert Pipeline.from_pretrained().generate(mask=mask, steps=1).parameters["conditions"] == {"mask": "toy"}
     data = json.loads(path.read_text())

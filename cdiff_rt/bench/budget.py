@@ -87,7 +87,7 @@ def count(model: str, gpu: str) -> Budget:
             rows.append(count_torch(subject, eager.flops, stacked=True))
         if subject.bundle:
             rows += _engines(subject.bundle, subject.stackable, eager.flops)
-        tokens = {modality.name: modality.input_shape[0] for modality in subject.modalities}
+        tokens = {modality.name: modality.context_tokens for modality in subject.modalities}
         floor = count_floor(subject.config, subject.latent_shape, tokens)
     target = f"{TARGET}, fp16, {', '.join(CAPABILITIES)}" if subject.bundle else "none, without a bundle"
     return Budget(subject.name, target, STEPS, rows, gpu, peaks, floor)
@@ -168,7 +168,7 @@ def count_eager(subject: Subject) -> Row:
         model = CollaborativeModel(subject.config).eval()
         x, t = torch.zeros(1, *subject.latent_shape), torch.zeros(1, dtype=torch.int64)
         widths = {name: expert.unet.context_dim for name, expert in subject.config.experts.items()}
-        tokens = [torch.zeros(1, m.input_shape[0], widths[m.name]) for m in subject.modalities]
+        tokens = [torch.zeros(1, m.context_tokens, widths[m.name]) for m in subject.modalities]
         for entered in (torch.inference_mode(), sdpa_kernel(SDPBackend.MATH), flops, watching):
             stack.enter_context(entered)
         experts = [model.expert(modality.name) for modality in subject.modalities]
@@ -188,7 +188,7 @@ def count_torch(subject: Subject, flops: int, stacked: bool = False) -> Row:
     from cdiff_rt.nets.stacked import Stacked
 
     experts = [subject.config.experts[modality.name] for modality in subject.modalities]
-    tokens = [modality.input_shape[0] for modality in subject.modalities]
+    tokens = [modality.context_tokens for modality in subject.modalities]
     watching, fused, zeros = _Launches(), 1, partial(torch.zeros, dtype=torch.float16)
     with torch.device("meta"), torch.inference_mode():
         x = zeros(1, *subject.latent_shape)

@@ -116,7 +116,8 @@ def example(kind: str, classes: int, shape: tuple[int, ...]) -> Any:
         return "This man has a long beard. He is in his fifties."
     if kind == "labels":
         return LabelMap(np.arange(64 * 64).reshape(64, 64) // 216 % classes, classes, given=False)
-    return None if kind == "nothing" else np.linspace(0, 1, int(np.prod(shape)), dtype=np.float32)
+    numbers = np.linspace(0, 1, int(np.prod(shape)), dtype=np.float32)
+    return {"nothing": None, "picture": numbers.reshape(shape[-2:])}.get(kind, numbers)
 
 
 def _latents(x: np.ndarray) -> Result:

@@ -78,7 +78,7 @@ def function_of(network: str, module: nn.Module) -> Function:
 def build_stack(config: ModelConfig, manifest: Manifest, modalities: Sequence[str]) -> Stacked:
     """Without weights. Raises BadRequest unless these experts have one shape."""
     check_alike(manifest, modalities)
-    tokens = {modality.name: modality.input_shape[0] for modality in manifest.modalities}
+    tokens = {modality.name: modality.context_tokens for modality in manifest.modalities}
     return Stacked([config.experts[name] for name in modalities], [tokens[name] for name in modalities])
 
 

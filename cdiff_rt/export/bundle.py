@@ -194,7 +194,7 @@ def part_specs(described: Description, part: str, module: torch.nn.Module) -> di
     (modality,) = (modality for modality in described.modalities if part == f"experts.{modality.name}")
     logit: Shape = ("batch", 1, *described.latent_shape[1:])
     inputs: Shape = ("batch", *modality.input_shape)
-    context: Shape = ("batch", modality.input_shape[0], module.context_width)
+    context: Shape = ("batch", modality.context_tokens, module.context_width)
     condition, time, step = (f"{network}.{modality.name}" for network in ("condition", "time", "expert"))
     kind = "int64" if modality.kind == "words" else "float32"
     return {

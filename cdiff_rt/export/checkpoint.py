@@ -235,7 +235,7 @@ def _try_out(description: Description, model: CollaborativeModel) -> None:
             out, logit = expert(latent, time, context)
             assert out.shape == latent.shape, f"{modality.name} predicts {list(out.shape)}"
             assert logit.shape == latent[:, :1].shape, f"{modality.name} has influence {list(logit.shape)}"
-            assert context.shape[1] == modality.input_shape[0], f"{modality.name} has {context.shape[1]} tokens"
+            assert context.shape[1] == modality.context_tokens, f"{modality.name} has {context.shape[1]} tokens"
         if description.config.vae:
             image = model.vae.decode(latent)
             assert image.shape == (1, 3, description.image_size, description.image_size), f"images {list(image.shape)}"

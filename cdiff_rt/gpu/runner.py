@@ -175,7 +175,7 @@ class DeviceRunner:
         if self._how.experts == "stacked" and len(shape.modalities) > 1:
             check_alike(self._bundle.manifest, shape.modalities)
             stack = self._engine(stack_network(shape.modalities), shape.batch)
-            tokens = {modality.name: modality.input_shape[0] for modality in self._bundle.manifest.modalities}
+            tokens = {modality.name: modality.context_tokens for modality in self._bundle.manifest.modalities}
             lengths = [tokens[name] for name in shape.modalities]
             return loop_of_stack(shape, stack, lengths, self._device, graphs=self._graphs)
         experts = [self._engine(f"expert.{name}", shape.batch) for name in shape.modalities]

@@ -32,9 +32,9 @@ def to_srgb(name: str, image: Image.Image, remarks: tuple[str, ...] = ()) -> Cha
     change = _by_profile(name, image) if "icc_profile" in image.info else None
     if "icc_profile" not in image.info:
         for remark in (*remarks, *_stated(image)):
-            log.warning("photo %s: %s, and it has no profile; %s", name, remark, _AS_SRGB)
+            log.warning("%s: %s, and it has no profile; %s", name, remark, _AS_SRGB)
         if image.mode == "CMYK":
-            log.warning("photo %s: it is CMYK without a profile; its colours are a guess", name)
+            log.warning("%s: it is CMYK without a profile; its colours are a guess", name)
     opaque = change or (lambda part: part.convert("RGB"))
     return (lambda part: _on_white(opaque, part)) if image.has_transparency_data else opaque
 
@@ -56,10 +56,10 @@ def _by_profile(name: str, image: Image.Image) -> Change | None:
         transform = ImageCms.buildTransform(profile, ImageCms.createProfile("sRGB"), mode, "RGB")
         called = (profile.profile.profile_description or "its profile").strip()
     except (ImageCms.PyCMSError, OSError, ValueError, KeyError, TypeError, ImportError) as error:
-        log.warning("photo %s: its colour profile cannot be used (%s); %s", name, error, _AS_SRGB)
+        log.warning("%s: its colour profile cannot be used (%s); %s", name, error, _AS_SRGB)
         return None
     if not _fits(mode, image):
-        log.warning("photo %s: its colour profile is for %s, its pixels are %s; %s", name, mode, image.mode, _AS_SRGB)
+        log.warning("%s: its colour profile is for %s, its pixels are %s; %s", name, mode, image.mode, _AS_SRGB)
         return None
 
     def change(part: Image.Image) -> Image.Image:
@@ -69,7 +69,7 @@ def _by_profile(name: str, image: Image.Image) -> Change | None:
 
     if mode != "CMYK" and _is_near(mode, change):
         return None
-    log.info("photo %s: its colours are converted from %s to sRGB", name, called)
+    log.info("%s: its colours are converted from %s to sRGB", name, called)
     return change
 
 

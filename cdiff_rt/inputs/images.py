@@ -67,23 +67,28 @@ def read_photo(picture: Picture, size: int) -> np.ndarray:
             seen = f"{picture.dtype} of shape {picture.shape}"
             raise BadInput("photo array", seen, f"give uint8 {(size, size, 3)}")
         return picture
-    help_, name = "give a PNG, JPEG or WebP file", name_of(picture)
-    with opened(picture, "photo", help_) as image:
-        frames = getattr(image, "n_frames", 1)
+    square = read_square(picture, "photo", size)
+    return np.asarray(square if square.width == size else square.resize((size, size), Image.Resampling.LANCZOS))
+
+
+def read_square(picture: str | Path | bytes | Image.Image, what: str, size: int) -> Image.Image:
+    """The centre square of it as it is, in sRGB, turned and on white; of less than `size` pixels a side that is told."""
+    help_, file = "give a PNG, JPEG or WebP file", name_of(picture)
+    with opened(picture, what, help_) as image:
+        frames, name = getattr(image, "n_frames", 1), f"{what} {file}"
         if image.format not in (*PHOTO_FORMATS, None) or frames > 1:
-            raise BadInput(f"photo {name}", f"format {image.format}, {frames} frames", help_)
-        check_size(name, "photo", image)
+            raise BadInput(name, f"format {image.format}, {frames} frames", help_)
+        check_size(file, what, image)
         width, height = image.size
         if image.format == "JPEG" and width * height > LARGEST_DECODED:
             image.draft(None, (width // 2, height // 2))
         image.load()
         if image.mode.startswith(("I", "F")):
-            raise BadInput(f"photo {name}", f"it is {mode_in_words(image.mode)}", EIGHT_BITS)
+            raise BadInput(name, f"it is {mode_in_words(image.mode)}", EIGHT_BITS)
         square, turn = _centre(name, image), _turn_of(name, image)
         _tell(name, image, (width, height), size)
     del image  # its pixels take as much memory as those of the square, turned
-    square = square.transpose(turn) if turn is not None else square
-    return np.asarray(square if square.width == size else square.resize((size, size), Image.Resampling.LANCZOS))
+    return square.transpose(turn) if turn is not None else square
 
 
 def _centre(name: str, image: Image.Image) -> Image.Image:
@@ -103,10 +108,10 @@ def _turn_of(name: str, image: Image.Image) -> Image.Transpose | None:
     try:
         orientation = image.getexif().get(ORIENTATION, 1)
     except DAMAGE as error:
-        log.warning("photo %s: its EXIF data cannot be read (%s); it is taken as upright", name, error)
+        log.warning("%s: its EXIF data cannot be read (%s); it is taken as upright", name, error)
         return None
     if turn := _TURNS.get(orientation):
-        log.info("photo %s: turned as its EXIF data says", name)
+        log.info("%s: turned as its EXIF data says", name)
     return turn
 
 
@@ -114,11 +119,11 @@ def _tell(name: str, image: Image.Image, shape: tuple[int, int], size: int) -> N
     """What becomes of a photo."""
     width, height = shape
     if not is_opaque(image):
-        log.warning("photo %s: it is partly transparent; it lies on white", name)
+        log.warning("%s: it is partly transparent; it lies on white", name)
     if width != height:
-        log.warning("photo %s: %dx%d is not square, its centre is used", name, width, height)
+        log.warning("%s: %dx%d is not square, its centre is used", name, width, height)
     if min(width, height) < size:
-        log.warning("photo %s: %dx%d is small, it is enlarged to %dx%d", name, width, height, size, size)
+        log.warning("%s: %dx%d is small, it is enlarged to %dx%d", name, width, height, size, size)
 
 
 def is_opaque(image: Image.Image) -> bool:

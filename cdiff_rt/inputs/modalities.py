@@ -11,6 +11,7 @@ import numpy as np
 
 from cdiff_rt.errors import BadArtefact, BadInput, BadRequest, is_address
 from cdiff_rt.inputs import images, subwords, traces
+from cdiff_rt.inputs.drawings import read_drawing
 from cdiff_rt.inputs.label_doubts import doubts
 from cdiff_rt.inputs.label_maps import LabelMap
 from cdiff_rt.inputs.palette import PALETTE, USUAL_ORDER
@@ -48,6 +49,8 @@ def asked(
     """Conditions that know how a request wants them read; one that knows already stays as it is."""
     maps = {modality.name: modality.classes for modality in manifest.modalities if modality.kind == "labels"}
     known = {name: _as_array(name, value) for name, value in conditions.items()}
+    for name in known.keys() & {modality.name for modality in manifest.modalities if modality.kind == "picture"}:
+        known[name] = traces.loaded(known[name], name)
     for name, value in conditions.items():
         if name in maps and value is not None and not isinstance(value, LabelMap):
             known[name] = LabelMap(value, maps[name], labels, snap, given)
@@ -204,6 +207,15 @@ def read_numbers(value: Condition, modality: Modality, bundle: Bundle) -> np.nda
     return found
 
 
+def grey_of(value: Condition, modality: Modality) -> np.ndarray:
+    """A drawing -> [size, size] float32 from 0, black, to 1, white."""
+    return read_drawing(picture_of(value), modality.size, modality.name)
+
+
+def draw_grey(value: Condition, modality: Modality) -> np.ndarray:
+    return np.repeat((255 * grey_of(value, modality)).round().astype(np.uint8)[..., None], 3, axis=2)
+
+
 def read_nothing(value: Condition | None, modality: Modality, bundle: Bundle) -> np.ndarray:
     """[1, 1, 1] of zeros, in place of a condition."""
     if value is not None:
@@ -247,6 +259,7 @@ KINDS = {
     "labels": Kind(read_label_map, name_of, find_file, draw_labels, trace_of_labels, labels_of, how_it_was_read),
     "words": Kind(read_words, str.__str__, lambda value, name, folder: check_text(value, name), stays=True),
     "numbers": Kind(read_numbers, file_name_or_text, find_numbers, trace=trace_of_numbers, whole=numbers_of),
+    "picture": Kind(lambda *of: grey_of(*of[:2])[None, None], name_of, find_file, draw_grey, trace_of_numbers, grey_of),
     "nothing": Kind(read_nothing, str, find_nothing),
 }
 

@@ -2,18 +2,19 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from cdiff_rt.nets.autoencoder import AutoencoderConfig, AutoencoderKL
 from cdiff_rt.nets.mask_encoder import MaskEncoder, MaskEncoderConfig
+from cdiff_rt.nets.picture_encoder import PictureEncoder, PictureEncoderConfig
 from cdiff_rt.nets.text_encoder import TextEncoder, TextEncoderConfig
 from cdiff_rt.nets.unet import UNet, UNetConfig
 
-EncoderConfig = MaskEncoderConfig | TextEncoderConfig
-Encoder = MaskEncoder | TextEncoder
+EncoderConfig = MaskEncoderConfig | TextEncoderConfig | PictureEncoderConfig
+Encoder = MaskEncoder | TextEncoder | PictureEncoder
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,15 @@ class ModelConfig:
     vae: AutoencoderConfig | None
 
 
+ENCODERS: dict[type, Callable[[Any], Encoder]] = {
+    MaskEncoderConfig: MaskEncoder,
+    TextEncoderConfig: TextEncoder,
+    PictureEncoderConfig: PictureEncoder,
+}
+
+
 def build_encoder(config: EncoderConfig) -> Encoder:
-    return TextEncoder(config) if isinstance(config, TextEncoderConfig) else MaskEncoder(config)
+    return ENCODERS[type(config)](config)
 
 
 class Expert(nn.Module):

@@ -1,10 +1,13 @@
 """The sizes of `faces-128` and the vocabulary of its captions."""
 
+from dataclasses import replace
+
 from cdiff_rt.inputs.palette import CLASSES
 from cdiff_rt.inputs.wordpiece import END, PAD, START, UNKNOWN
 from cdiff_rt.nets.autoencoder import AutoencoderConfig
 from cdiff_rt.nets.collaborative import ExpertConfig, ModelConfig
 from cdiff_rt.nets.mask_encoder import MaskEncoderConfig
+from cdiff_rt.nets.picture_encoder import PictureEncoderConfig
 from cdiff_rt.nets.text_encoder import TextEncoderConfig
 from cdiff_rt.nets.unet import UNetConfig
 from cdiff_rt.sampling.schedule import Schedule
@@ -47,3 +50,11 @@ FACES_128 = ModelConfig(
     },
     vae=AutoencoderConfig(channels=32, channel_mult=(2, 3), num_res_blocks=1, z_channels=_LATENT, patch=4, linear=True),
 )
+
+# A branch that fits into a few megabytes, and thinks of the same latents.
+SKETCH = ExpertConfig(
+    PictureEncoderConfig(IMAGE_SIZE, _CONTEXT, halvings=4),
+    replace(_BRANCH, model_channels=32, channel_mult=(2, 3)),
+    _DIFFUSER,
+)
+FACES_AND_SKETCH = replace(FACES_128, experts=FACES_128.experts | {"sketch": SKETCH})

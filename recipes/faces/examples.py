@@ -15,6 +15,7 @@ from cdiff_rt.nets.collaborative import CollaborativeModel
 from recipes.faces.config import MASK_CLASSES, MASK_SIZE, VOCABULARY
 from recipes.faces.data import Portraits, token_ids
 from recipes.faces.freehand import freehand
+from recipes.faces.sketches import clean, drawn, edges
 from recipes.faces.training import Plan
 from recipes.faces.weights import load_weights
 
@@ -41,7 +42,7 @@ class Examples:
     """All that the diffusion stages read: latents of unit variance, and each modality's condition."""
 
     latents: Tensor  # [N, C, h, w]
-    conditions: dict[str, Tensor]  # mask: [N, 1024] labels; text: [N, TOKENS] ids
+    conditions: dict[str, Tensor]  # mask: [N, 1024] labels; text: [N, TOKENS] ids; sketch: [N, 128, 128] bool
 
     def condition(self, modality: str, indices: Tensor, generator: torch.Generator, rough: bool = True) -> Tensor:
         """What the modality's encoder takes; `rough` as in training, where conditions look as users may give them."""
@@ -49,6 +50,8 @@ class Examples:
         if modality == "mask":
             labels = redraw(rows, generator) if rough else rows
             return F.one_hot(labels.long(), MASK_CLASSES).transpose(1, 2).float()
+        if modality == "sketch":
+            return drawn(rows, generator) if rough else clean(rows)
         return hide_words(rows, generator) if rough else rows
 
 
@@ -91,3 +94,8 @@ def conditions_of(portraits: Portraits, chosen: slice) -> dict[str, Tensor]:
         "mask": torch.from_numpy(labels.reshape(len(labels), -1)),
         "text": torch.from_numpy(token_ids(portraits.captions[chosen])),
     }
+
+
+def lines_of(portraits: Portraits, count: int) -> Tensor:
+    """The edges of the first portraits, [count, 128, 128] bool."""
+    return torch.cat([edges(images_of(portraits, part)) for part in torch.arange(count).split(64)])

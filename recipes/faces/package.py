@@ -8,6 +8,7 @@ python -m recipes.faces.package --bundle cdiff_rt/models/faces-128 --out faces-1
 """
 
 import json
+from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
 
@@ -30,9 +31,9 @@ MODALITIES = (
 )
 
 
-def training_log(work: Path) -> dict[str, list[dict]]:
+def training_log(work: Path, stages: Iterable[str] = STAGES) -> dict[str, list[dict]]:
     """stage -> the last report of each of its runs: steps, images, minutes of computing, loss."""
-    return {stage: runs((work / f"{stage}.jsonl").read_text()) for stage in STAGES}
+    return {stage: runs((work / f"{stage}.jsonl").read_text()) for stage in stages}
 
 
 def runs(log: str) -> list[dict]:

@@ -6,7 +6,7 @@ README.md beside this file has the order and the minutes.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cdiff_rt.nets.autoencoder import AutoencoderKL
-from cdiff_rt.nets.collaborative import CollaborativeModel, Expert
+from cdiff_rt.nets.collaborative import CollaborativeModel, Expert, ModelConfig
 from cdiff_rt.nets.dynamic import mixing_error
+from cdiff_rt.nets.mask_encoder import MaskEncoder
 from cdiff_rt.nets.text_encoder import TextEncoder
 from recipes.faces.config import FACES_128, MASK_SIZE, SCHEDULE
 from recipes.faces.data import Portraits
@@ -114,15 +115,19 @@ def at_timestep(z: Tensor, t: Tensor, generator: torch.Generator) -> tuple[Tenso
     return signal * z + spread * noise, t, signal * noise - spread * z
 
 
-def start_at_cosines(linear: nn.Linear) -> None:
-    """The mask encoder begins as the lowest two-dimensional cosines, so class tokens say at once where things are."""
-    k = torch.arange(MASK_SIZE)
-    waves = torch.cos(math.pi / MASK_SIZE * (k[None] + 0.5) * k[:, None]) * (2 / MASK_SIZE) ** 0.5
+def cosines(side: int, count: int) -> Tensor:
+    """The lowest two-dimensional cosines on a square of `side` cells, orthonormal: [count, side * side]."""
+    k = torch.arange(side)
+    waves = torch.cos(math.pi / side * (k[None] + 0.5) * k[:, None]) * (2 / side) ** 0.5
     waves[0] /= 2**0.5
-    planes = torch.einsum("ay,bx->abyx", waves, waves).reshape(MASK_SIZE**2, -1)
-    lowest = (k[:, None] ** 2 + k[None] ** 2).flatten().argsort()[: linear.out_features]
+    planes = torch.einsum("ay,bx->abyx", waves, waves).reshape(side**2, -1)
+    return planes[(k[:, None] ** 2 + k[None] ** 2).flatten().argsort()[:count]]
+
+
+def start_at_cosines(linear: nn.Linear) -> None:
+    """The mask encoder begins as the lowest cosines, so class tokens say at once where things are."""
     with torch.no_grad():
-        linear.weight.copy_(0.35 * planes[lowest])
+        linear.weight.copy_(0.35 * cosines(MASK_SIZE, linear.out_features))
         linear.bias.zero_()
 
 
@@ -158,7 +163,7 @@ def fresh_branch(stage: Stage, modality: str) -> None:
         expert.unet.load_state_dict(load_state(stage.plan.folder, "mask", "unet"))
         nn.init.normal_(expert.encoder.transformer.token_emb.weight, std=0.1)
         nn.init.normal_(expert.encoder.transformer.pos_emb.emb.weight, std=0.1)
-    else:
+    elif isinstance(expert.encoder, MaskEncoder):
         start_at_cosines(expert.encoder.linear)
         zero_weights(expert.unet.out[2])
 
@@ -184,13 +189,20 @@ def visibility(vae: AutoencoderKL) -> Tensor:
     return (seen / seen.mean())[:, None, None]
 
 
-def diffusers_loss(experts: dict[str, Expert], visible: Tensor, examples: Examples) -> Loss:
-    """The loss of the fused prediction under the plain softmax (Collaborative Diffusion, eq. 5-7 and section 3.3)."""
+def diffusers_loss(
+    experts: dict[str, Expert], visible: Tensor, examples: Examples, subsets: Sequence[Sequence[str]] = ()
+) -> Loss:
+    """The loss of the fused prediction under the plain softmax (Collaborative Diffusion, eq. 5-7 and section 3.3).
+
+    Each batch is of one of `subsets` of the modalities, or of all.
+    """
 
     def loss(indices: Tensor, generator: torch.Generator) -> Tensor:
         x, t, v = diffuse(examples.latents[indices], generator)
+        which = int(torch.randint(len(subsets), (), generator=generator)) if subsets else 0
         outs, logits = [], []
-        for modality, expert in experts.items():
+        for modality in subsets[which] if subsets else experts:
+            expert = experts[modality]
             with torch.no_grad():
                 tokens = expert.encoder(examples.condition(modality, indices, generator))
                 outs.append(expert.unet(x, t, tokens).float())
@@ -219,7 +231,8 @@ def train_diffusers(stage: Stage) -> None:
         save_weights(stage.model, stage.plan.folder, f"experts.{modality}.diffuser")
 
 
-STAGES: dict[str, tuple[Callable[[Stage], None], dict[str, Any]]] = {
+Stages = dict[str, tuple[Callable[[Stage], None], dict[str, Any]]]  # what trains each, and settings of its plan
+STAGES: Stages = {
     "vae": (train_vae, {"batch": 16, "learning_rate": 1e-3, "ema": 0.999}),
     "mask": (lambda stage: train_branch(stage, "mask"), {"batch": 32, "learning_rate": 1.5e-3, "ema": 0.999}),
     "text": (lambda stage: train_branch(stage, "text"), {"batch": 32, "learning_rate": 1.2e-3, "ema": 0.999}),
@@ -228,39 +241,44 @@ STAGES: dict[str, tuple[Callable[[Stage], None], dict[str, Any]]] = {
 }
 
 
-@click.command()
-@click.argument("stage", type=click.Choice(list(STAGES)))
-@click.option("--minutes", type=click.FloatRange(min=0), required=True, help="Of computing, over all resumed runs.")
-@click.option("--resume", is_flag=True, help="Go on from the state in OUT.")
-@click.option("--again", is_flag=True, help="Begin with the weights in OUT, such as the shipped ones (unpack.py).")
-@click.option(
-    "--learning-rate", type=click.FloatRange(min=0, min_open=True), help="Default: the stage's, for fresh weights."
-)
-@click.option("--seed", default=0, show_default=True)
-@click.option("--data", type=click.Path(path_type=Path, exists=True, file_okay=False), required=True)
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True)
-def main(
-    stage: str,
-    minutes: float,
-    resume: bool,
-    again: bool,
-    learning_rate: float | None,
-    seed: int,
-    data: Path,
-    out: Path,
-) -> None:
-    """Train one STAGE and leave its weights in OUT."""
-    torch.manual_seed(seed)
-    torch.set_flush_denormal(True)
-    out.mkdir(parents=True, exist_ok=True)
-    portraits = Portraits.load(data)
-    run, settings = STAGES[stage]
-    settings = settings | ({"learning_rate": learning_rate} if learning_rate else {})
-    plan = Plan(stage, out, minutes, resume, seed, examples=portraits.train_count, **settings)
-    plan.check()
-    with sdpa_kernel(SDPBackend.MATH):  # faster than the fused kernel for these few tokens, forwards and backwards
-        run(Stage(plan, portraits, CollaborativeModel(FACES_128), again))
+def trainer(stages: Stages, config: ModelConfig) -> click.Command:
+    """The command that trains a stage of a model."""
+
+    @click.command()
+    @click.argument("stage", type=click.Choice(list(stages)))
+    @click.option("--minutes", type=click.FloatRange(min=0), required=True, help="Of computing, over all resumed runs.")
+    @click.option("--resume", is_flag=True, help="Go on from the state in OUT.")
+    @click.option("--again", is_flag=True, help="Begin with the weights in OUT, such as the shipped ones (unpack.py).")
+    @click.option(
+        "--learning-rate", type=click.FloatRange(min=0, min_open=True), help="Default: the stage's, for fresh weights."
+    )
+    @click.option("--seed", default=0, show_default=True)
+    @click.option("--data", type=click.Path(path_type=Path, exists=True, file_okay=False), required=True)
+    @click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True)
+    def main(
+        stage: str,
+        minutes: float,
+        resume: bool,
+        again: bool,
+        learning_rate: float | None,
+        seed: int,
+        data: Path,
+        out: Path,
+    ) -> None:
+        """Train one STAGE and leave its weights in OUT."""
+        torch.manual_seed(seed)
+        torch.set_flush_denormal(True)
+        out.mkdir(parents=True, exist_ok=True)
+        portraits = Portraits.load(data)
+        run, settings = stages[stage]
+        settings = settings | ({"learning_rate": learning_rate} if learning_rate else {})
+        plan = Plan(stage, out, minutes, resume, seed, examples=portraits.train_count, **settings)
+        plan.check()
+        with sdpa_kernel(SDPBackend.MATH):  # faster than the fused kernel for these few tokens, forwards and backwards
+            run(Stage(plan, portraits, CollaborativeModel(config), again))
+
+    return main
 
 
 if __name__ == "__main__":
-    main()
+    trainer(STAGES, FACES_128)()

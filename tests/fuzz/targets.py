@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image, ImageCms, PngImagePlugin
 
 from cdiff_rt.errors import CdiffError
+from cdiff_rt.inputs.drawings import read_drawing
 from cdiff_rt.inputs.images import read_array, read_photo
 from cdiff_rt.inputs.label_maps import read_labels
 from cdiff_rt.inputs.modalities import check_text
@@ -307,6 +308,7 @@ def safetensors() -> list[bytes]:
 TARGETS = {
     "mask": Target(lambda data: read_labels(data, 19), masks, repair_png),
     "photo": Target(lambda data: read_photo(data, 8), photos, repair_png),
+    "drawing": Target(lambda data: read_drawing(data, 8, "sketch"), photos, repair_png),
     "region": Target(read_region, regions, repair_png),
     "map": Target(lambda data: read_map(data, "region of text", (4, 4)), regions, repair_png),
     "record": Target(read_whole_record, records, lambda data: repair_zip(repair_png(data))),
