@@ -29,7 +29,7 @@ SCALE, TILT, GROUND = (
     0.36,
     44,
 )  # pixels of a metre, of a metre away from the eye; of the ground's middle from below
-COLOURS = 96  # of the file's palette
+COLOURS = 256  # of the file's palette
 
 INK, FAINT, PAPER = (38, 38, 38), (225, 225, 225), (255, 255, 255)
 ORANGE, BLUE = (222, 110, 10), (20, 120, 215)  # the way-points' influence, and the word's

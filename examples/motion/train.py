@@ -23,7 +23,9 @@ from examples.motion.motions import WALKED, as_latents, draw
 SEED = 10  # and the two after it, for the data of the stages; the judge's is another
 MOTIONS, PAIRS, BATCH, RATE, AVERAGE = 12_000, 1000, 64, 2e-3, 0.998
 ROOT_COUNTS = {ACTION: 2.0, WAYPOINTS: 8.0}  # how much an error of the root's x and y counts; of another channel 1
-CHANNELS = [12.0, 12.0] + [1.0] * 45  # the same, of the two together
+CHANNELS = [0.03] * 4 + [
+    1.0
+] * 43  # the same, of the two together: what moves over the ground is exact as soon as it can be
 SHARES = {ACTION: 0.3, WAYPOINTS: 0.3, "influence": 0.4}  # of the minutes
 LEAST_NOISE = 0.01
 WARM, TIMED = 3, 10  # steps; how long the second take tells how many there will be
