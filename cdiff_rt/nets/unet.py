@@ -33,7 +33,9 @@ class UNetConfig:
     head_multiple: int = 1  # head widths are zero-padded to a multiple of this
     dims: int = 2  # axes of a latent: 1 a line, 2 an image, 3 a volume
     freeu: FreeUConfig | None = None  # off in the reference's generate.py
-    tokens_at_places: bool = False  # the context has a token for each place of x, row by row, which are channels beside it
+    tokens_at_places: bool = (
+        False  # the context has a token for each place of x, row by row, which are channels beside it
+    )
 
     def conv(
         self, in_channels: int, out_channels: int, size: int, copies: int = 1, *, shared: bool = False, **settings: int

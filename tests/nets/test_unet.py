@@ -143,7 +143,9 @@ def test_packed_widths_are_those_announced(unet):
 def test_tokens_at_places_are_channels_beside_x_where_they_belong():
     torch.manual_seed(0)
     unet = naive.randomise(UNet(dataclasses.replace(CONFIG, tokens_at_places=True, attention_resolutions=())))
-    plain = UNet(dataclasses.replace(CONFIG, in_channels=CONFIG.in_channels + CONFIG.context_dim, attention_resolutions=()))
+    plain = UNet(
+        dataclasses.replace(CONFIG, in_channels=CONFIG.in_channels + CONFIG.context_dim, attention_resolutions=())
+    )
     plain.load_state_dict(unet.state_dict())
     x, t, _ = inputs()
     tokens = torch.randn(len(x), x.shape[2] * x.shape[3], CONFIG.context_dim)
