@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from itertools import pairwise
 
-import torch
 from torch import Tensor, nn
 
 
@@ -21,10 +20,7 @@ class PictureEncoderConfig:
 
 
 class PictureEncoder(nn.Module):
-    """[B, 1, size, size] in [0, 1] -> [B, tokens, width], patches row by row.
-
-    Cross-attention doesn't see the order of tokens, so each gets a learned vector that says where it is.
-    """
+    """[B, 1, size, size] in [0, 1] -> [B, tokens, width], patches row by row."""
 
     def __init__(self, config: PictureEncoderConfig) -> None:
         super().__init__()
@@ -33,7 +29,6 @@ class PictureEncoder(nn.Module):
         self.halved = nn.ModuleList(halved)
         self.around = nn.Conv2d(config.width, config.width, 3, padding=1)
         self.norm = nn.LayerNorm(config.width)
-        self.position = nn.Parameter(torch.randn(config.tokens, config.width))
         for layer in (*halved, self.around):  # biases of the usual size would drown out thin lines
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
             nn.init.zeros_(layer.get_parameter("bias"))
@@ -43,4 +38,4 @@ class PictureEncoder(nn.Module):
         for layer in self.halved:
             x = nn.functional.silu(layer(x))
         tokens = self.around(x).flatten(2).transpose(1, 2)
-        return self.norm(tokens) + self.position
+        return self.norm(tokens)

@@ -33,6 +33,9 @@ class UNetConfig:
     head_multiple: int = 1  # head widths are zero-padded to a multiple of this
     dims: int = 2  # axes of a latent: 1 a line, 2 an image, 3 a volume
     freeu: FreeUConfig | None = None  # off in the reference's generate.py
+    tokens_at_places: bool = (
+        False  # the context has a token for each place of x, row by row, which are channels beside it
+    )
 
     def conv(
         self, in_channels: int, out_channels: int, size: int, copies: int = 1, *, shared: bool = False, **settings: int
@@ -174,7 +177,9 @@ class UNet(nn.Module):
         copies, width, emb = self.copies, config.model_channels, 4 * config.model_channels
         if copies == 1:
             self.time_embed = nn.Sequential(nn.Linear(width, emb), nn.SiLU(), nn.Linear(emb, emb))
-        first = config.conv(config.in_channels, width, 3, copies, shared=shared, padding=1)
+        beside = config.context_dim if config.tokens_at_places else 0
+        assert not (beside and others), "tokens at places are not those of several networks"
+        first = config.conv(config.in_channels + beside, width, 3, copies, shared=shared, padding=1)
         self.input_blocks = nn.ModuleList([nn.ModuleList([first])])
         skips, channels = [width], width
         last = len(config.channel_mult) - 1
@@ -222,9 +227,13 @@ class UNet(nn.Module):
         return torch.cat([block.emb_layers(emb) for block in self._of_type(ResBlock)], dim=1)
 
     def context_kv(self, context: Tensor) -> Tensor:
-        """[B, T, context_dim] -> [B, T, K]: keys and values of all cross-attentions, in the order of the modules."""
+        """[B, T, context_dim] -> [B, T, K]: keys and values of all cross-attentions, in the order of the modules.
+
+        Behind them the context itself, if its tokens stand for places.
+        """
         layers = [block.cross_attention for block in self._of_type(SpatialTransformer)]
-        return torch.cat([to(context) for layer in layers for to in (layer.to_k, layer.to_v)], dim=2)
+        packed = [to(context) for layer in layers for to in (layer.to_k, layer.to_v)]
+        return torch.cat([*packed, *([context] if self.config.tokens_at_places else [])], dim=2)
 
     def denoise(self, x: Tensor, projections: Tensor, packed: Tensor, mask: Tensor | None = None) -> Tensor:
         """x [B, in, *latent], projections [B or 1, E] of `time_projections`, packed [B, T, K] of `context_kv`.
@@ -232,7 +241,9 @@ class UNet(nn.Module):
         Of copies: [copies, E] and [copies * B, T, K] -> [B, copies * out, *latent]; `mask` is added to their scores.
         """
         per_block = iter(projections.split(self._projection_widths, dim=1))
-        keys_values = iter(packed.split(self._context_widths, dim=2))
+        keys_values = iter(parts := packed.split(self._context_widths, dim=2))
+        if self.config.tokens_at_places:
+            x = torch.cat([x, from_tokens(parts[-1], self.copies, x.shape[2:])], dim=1)
 
         def run(stage: nn.ModuleList, h: Tensor) -> Tensor:
             for layer in stage:
@@ -271,7 +282,8 @@ class UNet(nn.Module):
     @property
     def _context_widths(self) -> list[int]:
         widths = [block.cross_attention.inner for block in self._of_type(SpatialTransformer)]
-        return [width for width in widths for _ in ("keys", "values")]
+        beside = [self.config.context_dim] if self.config.tokens_at_places else []
+        return [width for width in widths for _ in ("keys", "values")] + beside
 
     def _of_type(self, kind: type) -> list:
         return [module for module in self.modules() if isinstance(module, kind)]

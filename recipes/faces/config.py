@@ -51,10 +51,10 @@ FACES_128 = ModelConfig(
     vae=AutoencoderConfig(channels=32, channel_mult=(2, 3), num_res_blocks=1, z_channels=_LATENT, patch=4, linear=True),
 )
 
-# A branch that fits into a few megabytes, and thinks of the same latents.
+# A branch that fits into a few megabytes, and thinks of the same latents. It has a token for each of their places.
 SKETCH = ExpertConfig(
-    PictureEncoderConfig(IMAGE_SIZE, _CONTEXT, halvings=4),
-    replace(_BRANCH, model_channels=32, channel_mult=(2, 3)),
-    _DIFFUSER,
+    PictureEncoderConfig(IMAGE_SIZE, _CONTEXT, halvings=3),
+    replace(_BRANCH, model_channels=32, channel_mult=(2, 3), tokens_at_places=True),
+    replace(_DIFFUSER, tokens_at_places=True),
 )
 FACES_AND_SKETCH = replace(FACES_128, experts=FACES_128.experts | {"sketch": SKETCH})

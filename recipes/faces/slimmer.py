@@ -1,17 +1,23 @@
 """A UNet's weights for a narrower one of the same make: evenly chosen channels, and louder for those left out.
 
-The narrow network is not the wide one, but it begins with edges and colours in its channels instead of noise.
+The narrow network is not the wide one, but it begins with edges and colours in its channels instead of noise. Channels of
+a context that only it has beside x begin without weight.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from cdiff_rt.nets.unet import UNet
+
+FIRST = "input_blocks.0.0.weight"  # [channels, in, height, width]
 
 
 def slim(wide: UNet, narrow: UNet) -> None:
     """Gives `narrow` weights from `wide`. Both have the same blocks, and head for head, group for group fewer channels."""
     found, joined = wide.state_dict(), _joined(wide, narrow)
+    beside = narrow.input_blocks[0][0].in_channels - wide.input_blocks[0][0].in_channels  # type: ignore[index]
+    found[FIRST] = F.pad(found[FIRST], (0, 0, 0, 0, 0, beside))
     for name, target in narrow.state_dict().items():
         block = ".".join(name.split(".")[:3])
         source = found[name] if name in found else _unchanged(name, len(target))

@@ -13,7 +13,6 @@ from torch import nn
 
 from recipes.faces.config import FACES_AND_SKETCH
 from recipes.faces.examples import Examples, Stage, encode_all, lines_of
-from recipes.faces.places import start_at_places
 from recipes.faces.slimmer import slim
 from recipes.faces.train import Stages, begin, branch_loss, diffusers_loss, trainer, visibility
 from recipes.faces.training import fit
@@ -30,13 +29,11 @@ def examples_of(stage: Stage) -> Examples:
 
 
 def train_sketch(stage: Stage) -> None:
-    """Its encoder and UNet, which starts as a slim one of the mask's, or `again` as it is: such already draw faces."""
+    """Its encoder and UNet, which starts as a slim one of the mask's, or `again` as it is: such draw faces already."""
     examples, expert = examples_of(stage), stage.model.expert(SKETCH)
     load_weights(stage.model, stage.plan.folder, parts_of("mask")[1])
     with torch.no_grad():
         begin(stage, parts_of(SKETCH)[1:2], lambda: slim(stage.model.expert("mask").unet, expert.unet))
-        some = examples.latents[: 2 * stage.plan.batch]
-        start_at_places(expert, some, torch.Generator().manual_seed(stage.plan.seed))
     branch = nn.ModuleDict({"encoder": expert.encoder, "unet": expert.unet})
     expert.unet.compile()
     fit(stage.plan, branch, branch_loss(expert, SKETCH, examples))
@@ -53,7 +50,8 @@ def train_diffuser(stage: Stage) -> None:
     for part in ("vae", *mask, *parts_of("text"), *parts_of(SKETCH)[:2]):
         load_weights(stage.model, stage.plan.folder, part)
     trained = experts[SKETCH].diffuser
-    trained.load_state_dict(experts["mask"].diffuser.state_dict())
+    with torch.no_grad():
+        slim(experts["mask"].diffuser, trained)
     trained.requires_grad_(True)
     fit(stage.plan, trained, diffusers_loss(experts, visibility(stage.model.vae), examples, SUBSETS))
     save_weights(stage.model, stage.plan.folder, parts_of(SKETCH)[2])

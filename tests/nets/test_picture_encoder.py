@@ -19,13 +19,5 @@ def test_each_patch_becomes_a_token_row_by_row():
     assert not changed[:, 2:].any()
 
 
-def test_tokens_of_blank_paper_differ_by_their_places_alone():
-    encoder = naive.randomise(PictureEncoder(CONFIG))
-    with torch.no_grad():
-        encoder.around.weight.zero_()
-    tokens = encoder(torch.ones(1, 1, 16, 16))[0] - encoder.position
-    naive.assert_same(tokens, tokens[:1].expand_as(tokens))
-
-
 def test_the_configuration_says_which_encoder():
     assert isinstance(build_encoder(CONFIG), PictureEncoder)

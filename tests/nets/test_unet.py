@@ -140,6 +140,22 @@ def test_packed_widths_are_those_announced(unet):
     assert unet.context_kv(context).shape == (2, 5, unet.context_width)
 
 
+def test_tokens_at_places_are_channels_beside_x_where_they_belong():
+    torch.manual_seed(0)
+    unet = naive.randomise(UNet(dataclasses.replace(CONFIG, tokens_at_places=True, attention_resolutions=())))
+    plain = UNet(
+        dataclasses.replace(CONFIG, in_channels=CONFIG.in_channels + CONFIG.context_dim, attention_resolutions=())
+    )
+    plain.load_state_dict(unet.state_dict())
+    x, t, _ = inputs()
+    tokens = torch.randn(len(x), x.shape[2] * x.shape[3], CONFIG.context_dim)
+    beside = tokens.reshape(len(x), *x.shape[2:], -1).movedim(-1, 1)
+    unet.middle_block[1].cross_attention.to_out[0].weight.data.zero_()
+    plain.middle_block[1].cross_attention.to_out[0].weight.data.zero_()
+    naive.assert_same(unet(x, t, tokens), plain(torch.cat([x, beside], 1), t, tokens))
+    assert unet.context_kv(tokens).shape[2] == unet.context_width
+
+
 @pytest.mark.parametrize(
     ("resolutions", "attending"),
     [((), set()), ((1,), {1}), ((2,), {3}), ((4,), {5}), ((1, 4), {1, 5}), ((4, 2, 1), {1, 3, 5}), ((8,), set())],

@@ -63,6 +63,7 @@ def test_it_is_small_and_of_the_host_s_latents(folder):
     assert made.space and not made.image_size
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("names", [("sketch",), ("mask", "text", "sketch")], ids="+".join)
 def test_it_runs_alone_and_beside_others_and_what_is_drawn_matters(names, pipeline, conditions):
     given = {name: conditions[name] for name in names}
@@ -74,7 +75,7 @@ def test_it_runs_alone_and_beside_others_and_what_is_drawn_matters(names, pipeli
     assert list(made[0].parameters["conditions"]) == list(names)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_exam_samples_as_the_pipeline_does(pipeline, conditions, weights, lines):
     model = CollaborativeModel(FACES_AND_SKETCH).eval()
     model.load_state_dict({name: value.half().float() for name, value in weights.items()}, strict=False)

@@ -3,10 +3,8 @@ import dataclasses
 import pytest
 import torch
 
-from cdiff_rt.nets.collaborative import Expert
 from cdiff_rt.nets.unet import UNet
 from recipes.faces.config import FACES_128, SKETCH
-from recipes.faces.places import start_at_places
 from recipes.faces.sketches import agreement, clean, drawn, edges, features
 from recipes.faces.slimmer import slim
 
@@ -79,18 +77,14 @@ def test_a_slim_network_has_the_wide_one_s_frequencies_skips_and_channels():
 
 def test_the_sketch_s_expert_knows_the_host_s_latents():
     host = FACES_128.experts["mask"]
-    assert SKETCH.diffuser == host.diffuser
-    same = dataclasses.replace(SKETCH.unet, model_channels=64, channel_mult=(1, 2))
+    assert dataclasses.replace(SKETCH.diffuser, tokens_at_places=False) == host.diffuser
+    same = dataclasses.replace(SKETCH.unet, model_channels=64, channel_mult=(1, 2), tokens_at_places=False)
     assert same == host.unet
 
 
-def test_each_place_looks_at_the_patch_that_lies_there(generator):
-    torch.manual_seed(0)
-    expert = Expert(SKETCH)
+def test_what_a_network_sees_beside_x_has_no_weight_at_first():
+    wide, narrow = UNet(FACES_128.experts["mask"].diffuser), UNet(SKETCH.diffuser)
     with torch.no_grad():
-        start_at_places(expert, torch.randn(8, 16, 16, 16), generator)
-        tokens = expert.encoder(torch.ones(1, 1, 128, 128))
-        keys = expert.unet.output_blocks[0][1].cross_attention.to_k(tokens)[0, :, :48]
-    alike = keys @ keys.T
-    assert alike.argmax(1).tolist() == list(range(64))
-    assert not tokens[0, :, 64:].any()  # of blank paper there is nothing else to say
+        slim(wide, narrow)
+    first, beside = narrow.input_blocks[0][0].weight[:, :16], narrow.input_blocks[0][0].weight[:, 16:]
+    assert torch.equal(first, wide.input_blocks[0][0].weight) and beside.shape[1] == 128 and not beside.any()
