@@ -16,11 +16,11 @@ report_to_nobody()  # before anything imports a library that would
 remember_forks()
 
 if TYPE_CHECKING:
-    from cdiff_rt.composed_bundle import export_composition
-    from cdiff_rt.composition import compose
+    from cdiff_rt.composing.bundle import export_composition
+    from cdiff_rt.composing.composition import compose
+    from cdiff_rt.composing.expert import Expert
     from cdiff_rt.controls import Region, Weight
     from cdiff_rt.errors import BadArtefact, BadEnvironment, BadInput, BadRequest, CdiffError, OutOfResource
-    from cdiff_rt.expert import Expert
     from cdiff_rt.foreign.encoders import Encoder
     from cdiff_rt.inputs.inpainting import Inpainting
     from cdiff_rt.jobs.results import Outcome
@@ -44,10 +44,10 @@ if TYPE_CHECKING:
     from cdiff_rt.version import __version__
 
 _HOMES = {
-    "composed_bundle": "export_composition",
-    "composition": "compose",
+    "composing.bundle": "export_composition",
+    "composing.composition": "compose",
     "controls": "Region Weight",
-    "expert": "Expert",
+    "composing.expert": "Expert",
     "foreign.encoders": "Encoder",
     "errors": "BadArtefact BadEnvironment BadInput BadRequest CdiffError OutOfResource",
     "inputs.inpainting": "Inpainting",

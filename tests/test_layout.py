@@ -91,31 +91,10 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("controls", "intact", "joined", "schema", "settings", "told", "tuned", "version"),
     },
     "foreign": {"engines", "errors", "extras", "inputs", "process", "sampling"},
-    "expert": {"bundled", "errors", "extras", "foreign", "manifest", "sampling", "settings"},
-    "bundled": {"engines", "joined", "manifest", "sampling"},
-    "composition": {
-        *("bundled", "composed_images", "engines", "errors", "expert", "extras", "foreign", "inputs", "manifest"),
-        *("pipeline", "runners", "sampling", "settings"),
+    "composing": {
+        *("engines", "errors", "export", "extras", "foreign", "inputs", "joined", "manifest", "outputs", "pipeline"),
+        *("process", "runners", "sampling", "settings"),
     },
-    "composed_images": {"errors", "extras", "foreign", "manifest"},
-    "composed_ends": {"composed_images", "composition", "engines", "export", "foreign", "manifest"},
-    "composed_bundle": {
-        *(
-            "bundled",
-            "composed_ends",
-            "composition",
-            "engines",
-            "errors",
-            "expert",
-            "export",
-            "foreign",
-            "manifest",
-            "outputs",
-            "pipeline",
-            "process",
-        ),
-    },
-    "told_experts": {"errors", "expert", "foreign", "inputs"},
     "learning": {
         *("editing", "engines", "errors", "export", "extras", "foreign", "inputs", "manifest", "nets", "notes"),
         *("outputs", "pipeline", "process", "run", "sampling", "schema", "settings"),
@@ -152,7 +131,6 @@ MAY_IMPORT |= {
     "__init__": RUNTIME,
 }
 NO_TORCH = {
-    "bundled",
     "joined",
     "intact",
     "settings",

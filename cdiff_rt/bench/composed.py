@@ -17,8 +17,8 @@ import click
 import numpy as np
 
 from cdiff_rt.bench.machine import machine
-from cdiff_rt.composition import compose
-from cdiff_rt.expert import Expert
+from cdiff_rt.composing.composition import compose
+from cdiff_rt.composing.expert import Expert
 from cdiff_rt.foreign.modules import as_function
 from cdiff_rt.pipeline import Pipeline
 from cdiff_rt.sampling.preconditioning import Parameterisation

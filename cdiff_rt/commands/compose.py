@@ -83,11 +83,11 @@ def compose(
     from cdiff_rt.extras import needed
 
     with needed("compose", "compose"):
-        from cdiff_rt.composed_bundle import export_composition
-        from cdiff_rt.composition import compose as composed
-        from cdiff_rt.expert import agreed_shape
+        from cdiff_rt.composing.bundle import export_composition
+        from cdiff_rt.composing.composition import compose as composed
+        from cdiff_rt.composing.expert import agreed_shape
+        from cdiff_rt.composing.told import read_expert, read_shape
         from cdiff_rt.learning.learned import Learned
-        from cdiff_rt.told_experts import read_expert, read_shape
 
     brought = {n: read_expert(n, path, {o: of[n] for o, of in told.items() if n in of}) for n, path in named.items()}
     shape = agreed_shape(brought, read_shape(latents) if latents else None)

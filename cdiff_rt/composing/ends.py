@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cdiff_rt.composed_images import NO_VARIANCE
-from cdiff_rt.composition import Composition
+from cdiff_rt.composing.composition import Composition
+from cdiff_rt.composing.images import NO_VARIANCE
 from cdiff_rt.engines.weights import ENCODER
 from cdiff_rt.export import wrapped
 from cdiff_rt.export.brought import Given, Network

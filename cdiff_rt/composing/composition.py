@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cdiff_rt.bundled import encoders_of, lent
-from cdiff_rt.composed_images import Decode, Encode, check_latents, decoder, decoding, encode_spec, encoding
+from cdiff_rt.composing.bundled import encoders_of, lent
+from cdiff_rt.composing.expert import Expert, agreed_shape, check_expert, check_schedule, fixed_condition
+from cdiff_rt.composing.images import Decode, Encode, check_latents, decoder, decoding, encode_spec, encoding
 from cdiff_rt.engines.weights import ENCODER
 from cdiff_rt.errors import BadRequest, check_range, check_type, named_as, whole
-from cdiff_rt.expert import Expert, agreed_shape, check_expert, check_schedule, fixed_condition
 from cdiff_rt.foreign.logits import as_logit, check_logit
 from cdiff_rt.foreign.modules import as_function
 from cdiff_rt.inputs.subwords import FILE as TOKENIZER

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from cdiff_rt.composing.expert import Expert
 from cdiff_rt.errors import BadRequest, named_as
-from cdiff_rt.expert import Expert
 from cdiff_rt.foreign import schedulers
 from cdiff_rt.foreign.encoders import Encoder
 from cdiff_rt.inputs import images

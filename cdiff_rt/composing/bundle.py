@@ -11,16 +11,16 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from cdiff_rt import composed_ends as ends
-from cdiff_rt.bundled import Bundled
-from cdiff_rt.composed_ends import Graphs
-from cdiff_rt.composition import Composition, context_shape, numbers_of, tokenizers_of
+from cdiff_rt.composing import ends
+from cdiff_rt.composing.bundled import Bundled
+from cdiff_rt.composing.composition import Composition, context_shape, numbers_of, tokenizers_of
+from cdiff_rt.composing.ends import Graphs
+from cdiff_rt.composing.expert import Expert, fixed_condition
 from cdiff_rt.engines.backends import check_backend
 from cdiff_rt.engines.base import COMPOSED
 from cdiff_rt.engines.graphs import graph_of
 from cdiff_rt.engines.ort import OrtEngine
 from cdiff_rt.errors import BadArtefact, BadRequest, check_choice
-from cdiff_rt.expert import Expert, fixed_condition
 from cdiff_rt.export import brought, wrapped
 from cdiff_rt.export.brought import OLDEST, Given, Network
 from cdiff_rt.export.bundle import WEIGHTS, Shape, network_spec

@@ -109,7 +109,7 @@ class Expert:
         Its condition is what the bundle takes: a mask, a sentence. `with_logit` keeps what its dynamic diffuser says of
         its influence, which counts beside others of such. Raises BadRequest, BadArtefact, BadEnvironment.
         """
-        from cdiff_rt.bundled import Bundled
+        from cdiff_rt.composing.bundled import Bundled
         from cdiff_rt.manifest import Bundle, find_model
 
         check_type("name", name, str, "give the name of its condition")
