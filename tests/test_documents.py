@@ -75,7 +75,7 @@ def starting_with(*words: str) -> list[str]:
 def parse(line: str) -> None:
     """Raises UsageError unless click takes the line's options and values; runs nothing."""
     command: click.Command = main
-    arguments = shlex.split(line, comments=True)[1:]
+    arguments = shlex.split(line.removesuffix("&"), comments=True)[1:]
     while isinstance(command, click.Group):
         place = next((i for i, part in enumerate(arguments) if not part.startswith("-")), len(arguments))
         known = {option for parameter in command.params for option in parameter.opts} | {"--help", "-h"}

@@ -280,5 +280,7 @@ def trainer(stages: Stages, config: ModelConfig) -> click.Command:
     return main
 
 
+main = trainer(STAGES, FACES_128)
+
 if __name__ == "__main__":
-    trainer(STAGES, FACES_128)()
+    main()

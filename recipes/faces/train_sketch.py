@@ -62,5 +62,7 @@ STAGES: Stages = {
     "sketch-diffuser": (train_diffuser, {"batch": 32, "learning_rate": 1e-3}),
 }
 
+main = trainer(STAGES, FACES_AND_SKETCH)
+
 if __name__ == "__main__":
-    trainer(STAGES, FACES_AND_SKETCH)()
+    main()
