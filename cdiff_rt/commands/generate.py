@@ -13,17 +13,18 @@ from cdiff_rt.commands.options import (
     MODEL,
     OUTPUT,
     PATH,
-    PRECISIONS,
     GroupedCommand,
     backend_option,
     chosen_settings,
     condition_options,
     conditions_of,
+    device_option,
     experts_of,
     given,
     model_option,
     option,
     output_options,
+    precision_option,
     settings,
     threads_option,
     with_option,
@@ -59,12 +60,7 @@ Examples:
 @model_option
 @with_option
 @backend_option
-@option(
-    MODEL,
-    "--precision",
-    "Compute in this number format, if the backend supports it. Default: the backend's own.",
-    type=click.Choice(PRECISIONS),
-)
+@precision_option
 @threads_option
 @option(
     MODEL,
@@ -73,7 +69,7 @@ Examples:
     type=click.Choice(ARRANGEMENTS),
     default="separate",
 )
-@option(MODEL, "--device", "Run on this GPU, counted from 0 as PyTorch does.", type=click.IntRange(0), default=0)
+@device_option
 @option(
     MANY,
     "--jobs",

@@ -186,6 +186,15 @@ backend_option = option(
     "Run on this library (see `cdiff-rt doctor`), or auto for the fastest that works.",
     default="onnxruntime",
 )
+precision_option = option(
+    MODEL,
+    "--precision",
+    "Compute in this number format, if the backend supports it. Default: the backend's own.",
+    type=click.Choice(PRECISIONS),
+)
+device_option = option(
+    MODEL, "--device", "Run on this GPU, counted from 0 as PyTorch does.", type=click.IntRange(0), default=0
+)
 threads_option = option(
     MODEL,
     "--threads",

@@ -9,14 +9,14 @@ from typing import Any
 import click
 
 from cdiff_rt.commands.options import (
-    MODEL,
     PATH,
-    PRECISIONS,
     GroupedCommand,
     backend_option,
+    device_option,
     experts_of,
     model_option,
     option,
+    precision_option,
     threads_option,
     with_option,
 )
@@ -61,14 +61,9 @@ Examples:
 @model_option
 @with_option
 @backend_option
-@option(
-    MODEL,
-    "--precision",
-    "Compute in this number format, if the backend supports it. Default: the backend's own.",
-    type=click.Choice(PRECISIONS),
-)
+@precision_option
 @threads_option
-@option(MODEL, "--device", "Run on this GPU, counted from 0 as PyTorch does.", type=click.IntRange(0), default=0)
+@device_option
 def serve(
     host: str,
     port: int,

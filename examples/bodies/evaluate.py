@@ -68,7 +68,7 @@ def interval(met: np.ndarray) -> tuple[float, float]:
     """Wilson's, of 95 %."""
     n, share = len(met), met.mean()
     middle, half = share + Z**2 / (2 * n), Z * np.sqrt(share * (1 - share) / n + Z**2 / (4 * n**2))
-    return (middle - half) / (1 + Z**2 / n), (middle + half) / (1 + Z**2 / n)
+    return max(0.0, (middle - half) / (1 + Z**2 / n)), min(1.0, (middle + half) / (1 + Z**2 / n))
 
 
 def gain(one: np.ndarray, other: np.ndarray) -> tuple[float, float]:
