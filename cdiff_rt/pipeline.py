@@ -106,9 +106,10 @@ class Pipeline:
         """`model` is the name of an embedded model or a bundle's folder; `backend` "auto" is the fastest here.
 
         `with_experts` lets experts of other bundles take part, by the name that their condition has here: of each bundle
-        the modality of that name, or its only one. `precision` is that of the engines. A run on a CPU has so many `threads`;
-        by default one for each processor, up to 32. Of several GPUs, `device` says which; there, `experts` may be
-        "stacked" or "whole-step" (docs/gpu.md). Raises BadArtefact if the bundle isn't intact, BadEnvironment if the backend doesn't work here.
+        the modality of that name, or its only one. `precision` is that of the engines. A run on a CPU has so many
+        `threads`; by default one for each processor, up to 32. Of several GPUs, `device` says which; there, `experts` may
+        be "stacked" or "whole-step" (docs/gpu.md). Raises BadArtefact if the bundle isn't intact, BadEnvironment if the
+        backend doesn't work here.
         """
         how = OnDevice(precision, experts, threads=threads, device=device)
         return cls(join(Bundle.open(find_model(model)), with_experts), backend, how)

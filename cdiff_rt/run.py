@@ -92,8 +92,7 @@ def calibration_of(bundle: Bundle) -> Calibration | None:
     """The weights that a bundle's influence is, unless a run asks for another. Raises BadArtefact."""
     if not (file := bundle.manifest.calibrated):
         return None
-    manifest = bundle.home(f"expert.{bundle.manifest.modalities[0].name}")[0].manifest  # without those joined to it
-    found = Calibration.of(bundle.content[file], file)
+    manifest, found = bundle.manifest, Calibration.of(bundle.content[file], file)
     try:
         found.check_fits([m.name for m in manifest.modalities], manifest.schedule, manifest.latent_shape[1:])
     except BadRequest as error:
@@ -119,8 +118,6 @@ def adjustment_of(
         if each.condition in names
     ]
     found = own if own and settings.as_usual else settings.found
-    if found is own and own and (strange := [name for name in names if name not in own.names]):
-        raise BadRequest("influence", f"the model's own weights know no {strange[0]}", "give one, e.g. as-trained")
     scales = found.scales(names, table.alpha_bars, latent) if found else None
     held = controls(names, weights, regions, places_of(table.timesteps, manifest.schedule.train_steps), latent, scales)
     anchors = [i for i, modality in enumerate(modalities) if modality.anchor]

@@ -78,16 +78,7 @@ def compose(
     check_type("experts", experts, Mapping, "give a dict from names to cdiff_rt.Expert")
     if not experts:
         raise BadRequest("experts", "there are none", "give one or more")
-    decode = decoder(decode)
-    for name, expert in experts.items():
-        if isinstance(expert, Expert) and isinstance(expert.form, Parameterisation) and expert.form.space == "vp":
-            check_schedule(f"expert {name}, schedule", expert.form.schedule)
-    if schedule is not None:
-        check_schedule("schedule", schedule)
-    host = schedule or _least_noisy([expert for expert in experts.values() if isinstance(expert, Expert)])
-    host = Schedule(**{**vars(host), "prediction": "v"})
-    for name, expert in experts.items():
-        check_expert(name, expert, host)
+    decode, host = decoder(decode), _host(experts, schedule)
     experts = {name: replace(expert, logit=as_logit(expert.logit, expert.form)) for name, expert in experts.items()}
     shape = agreed_shape(experts, latent_shape)
     for name, expert in experts.items():
@@ -159,6 +150,20 @@ def _check_top_k(top_k: int | None, experts: Mapping[str, Expert]) -> None:
         check_range("top_k", whole("top_k", top_k), 1, len(experts))
         if not any(expert.logit for expert in experts.values()):
             raise BadRequest("top_k", "no expert has a logit to be chosen by", "give each one, or leave top_k out")
+
+
+def _host(experts: Mapping[str, Any], given: Schedule | None) -> Schedule:
+    """The loop's schedule, which every expert knows. Raises BadRequest."""
+    for name, expert in experts.items():
+        if isinstance(expert, Expert) and isinstance(expert.form, Parameterisation) and expert.form.space == "vp":
+            check_schedule(f"expert {name}, schedule", expert.form.schedule)
+    if given is not None:
+        check_schedule("schedule", given)
+    host = given or _least_noisy([expert for expert in experts.values() if isinstance(expert, Expert)])
+    host = replace(host, prediction="v")
+    for name, expert in experts.items():
+        check_expert(name, expert, host)
+    return host
 
 
 def _least_noisy(experts: Sequence[Expert]) -> Schedule:

@@ -17,11 +17,11 @@ from examples.bodies.judge import Judge, Verdict, held_out, true_bodies
 from examples.bodies.people import People
 from examples.bodies.train import CALIBRATED, CODE, LEARNED
 from examples.bodies.volumes import Code
+from examples.intervals import SURE, wilson
 
 SEED, SOLVER, STEPS = 0, "dpmpp-2m", 12  # body i of this seed belongs to request i
 POSES, BUILDS, MEAN, WEIGHED, BOTH = "pose only", "words only", "plain mean", "calibrated", "collaborative"
 TRUTH = "true people"
-Z = 1.96  # of 95 %
 
 
 @dataclass(frozen=True)
@@ -64,17 +64,10 @@ def verdicts(model: Model, count: int, ways: tuple[str, ...] = WAYS) -> dict[str
     return found | {TRUTH: judge(true_bodies(asked, model.code))}
 
 
-def interval(met: np.ndarray) -> tuple[float, float]:
-    """Wilson's, of 95 %."""
-    n, share = len(met), met.mean()
-    middle, half = share + Z**2 / (2 * n), Z * np.sqrt(share * (1 - share) / n + Z**2 / (4 * n**2))
-    return max(0.0, (middle - half) / (1 + Z**2 / n)), min(1.0, (middle + half) / (1 + Z**2 / n))
-
-
 def gain(one: np.ndarray, other: np.ndarray) -> tuple[float, float]:
     """The interval of how much more often `one` meets than `other`, request by request."""
     difference = one.astype(float) - other
-    half = Z * difference.std(ddof=1) / len(one) ** 0.5
+    half = SURE * difference.std(ddof=1) / len(one) ** 0.5
     return difference.mean() - half, difference.mean() + half
 
 
@@ -85,7 +78,7 @@ def table(found: dict[str, Verdict]) -> str:
     for name, verdict in found.items():
         cells = []
         for met in verdict.met.values():
-            low, high = interval(met)
+            low, high = wilson(met)
             cells.append(f"{met.sum()} of {len(met)} ({low:.2f} to {high:.2f})")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)

@@ -11,6 +11,7 @@ import numpy as np
 
 from cdiff_rt.pipeline import Pipeline
 from cdiff_rt.sampling.loop import StepState
+from examples.intervals import wilson
 from examples.motion.experts import ACTION, WAYPOINTS
 from examples.motion.judge import Verdict, held_out, judge
 from examples.motion.motions import Motions, Requests, as_motions
@@ -18,7 +19,6 @@ from examples.motion.train import BUNDLE, CALIBRATED
 
 TRUE = "true motions"
 SEED = 0  # motion i of this seed belongs to request i
-SURE = 1.96  # deviations, of an interval that holds in 95 of 100
 STYLE_ONLY, POINTS_ONLY, MEAN, WEIGHED, BOTH = (
     "action only",
     "way-points only",
@@ -53,14 +53,6 @@ def sample(
 
 def motions(folder: Path, pipeline: Pipeline, requests: Requests, way: str) -> Motions:
     return as_motions(np.concatenate([sample(folder, pipeline, requests, i, way) for i in range(len(requests))]))
-
-
-def wilson(met: np.ndarray) -> tuple[float, float]:
-    """The 95 % interval of a share, from N yes or no."""
-    n, share = len(met), met.mean()
-    middle, half = share + SURE**2 / (2 * n), SURE * np.sqrt(share * (1 - share) / n + SURE**2 / (4 * n**2))
-    low, high = ((middle + sign * half) / (1 + SURE**2 / n) for sign in (-1, 1))
-    return float(low), float(high)
 
 
 def table(found: dict[str, Verdict]) -> str:

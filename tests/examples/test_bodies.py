@@ -206,11 +206,6 @@ def test_influence_is_a_function_of_the_place(folder):
     assert np.allclose(steps[-1].influence.sum(0), 1, atol=1e-5)
 
 
-@pytest.mark.parametrize(("kept", "wanted"), [(0, (0, 0.138)), (24, (0.862, 1)), (12, (0.314, 0.686))])
-def test_intervals_are_wilsons(kept, wanted):
-    assert evaluate.interval(np.arange(24) < kept) == pytest.approx(wanted, abs=1e-3)
-
-
 def test_a_gain_is_of_pairs():
     one, other = np.arange(100) < 60, np.arange(100) < 40
     low, high = evaluate.gain(one, other)

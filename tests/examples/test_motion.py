@@ -9,7 +9,7 @@ from cdiff_rt import compose
 from cdiff_rt.pipeline import Pipeline
 from cdiff_rt.sampling.solvers import x0_coefficients
 from examples.motion import train
-from examples.motion.evaluate import BOTH, MEAN, POINTS_ONLY, STYLE_ONLY, TRUE, WAYS, motions, sample, table, wilson
+from examples.motion.evaluate import BOTH, MEAN, POINTS_ONLY, STYLE_ONLY, TRUE, WAYS, motions, sample, table
 from examples.motion.experts import (
     ACTION,
     BODY,
@@ -162,13 +162,6 @@ def test_what_has_no_style_is_given_none(kind):
     requests, made = true_motions()
     strange = dataclasses.replace(made, body=NO_STYLE[kind](made.body, np.random.default_rng(0)))
     assert judge(strange, requests).style_met.mean() < 0.05
-
-
-@pytest.mark.parametrize(
-    ("met", "n", "low", "high"), [(0, 10, 0.0, 0.2775), (5, 10, 0.2366, 0.7634), (205, 250, 0.7677, 0.8627)]
-)
-def test_intervals_are_those_of_wilson(met, n, low, high):
-    assert wilson(np.arange(n) < met) == pytest.approx((low, high), abs=1e-3)
 
 
 # --- training ---------------------------------------------------------------------------------------------------------
